@@ -1,0 +1,65 @@
+# make report GPU=h100 · make explore · make test · make help
+# Works with GNU make 3.81, which macOS ships.
+
+GPU ?= cpu
+BASE_PYTHON ?= python3
+GPUS := $(sort $(filter-out base,$(basename $(notdir $(wildcard params/*.yaml)))))
+
+# With PYTHON=… everything runs on that interpreter as it is; otherwise on .venv, made from the lock file.
+ifneq ($(strip $(PYTHON)),)
+PY := $(PYTHON)
+READY :=
+else
+PY := .venv/bin/python
+READY := .venv/.ready
+endif
+
+# Notebooks and their kernels import fluxnb from here, whatever the interpreter has installed.
+export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
+
+# A misspelled GPU is answered here, before an environment is made. (Brackets: the whole word, no patterns.)
+ifneq ($(filter report render,$(MAKECMDGOALS)),)
+ifeq ($(findstring <$(GPU)>,$(patsubst %,<%>,$(GPUS))),)
+$(error GPU=$(GPU) has no file in params/: choose one of $(GPUS))
+endif
+endif
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help report render explore test train-embedded lock clean
+
+help: ## show this list
+	@echo "make <target> [VARIABLE=value]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s%s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  GPU=$(GPU)$(if $(filter cpu,$(GPU)), (default))  one of: $(GPUS)"
+	@echo "  PYTHON=/path/python      run on this interpreter and install nothing"
+	@echo "  BASE_PYTHON=python3.12   the Python (3.11 or newer) that .venv is made with, when it is made"
+	@echo
+	@echo "The environment is made by itself the first time. pip's configured package locations are used; where"
+	@echo "they offer a CPU build of torch it is taken, and UV_TORCH_BACKEND=cpu asks PyTorch's own site for one."
+
+report: $(READY) ## run the notebooks on this GPU and render the reports (ONLY=05: one notebook, FORCE=1: all afresh, on any GPU)
+	$(PY) -m fluxnb report --gpu $(GPU)$(if $(ONLY), --only $(ONLY))$(if $(filter-out 0,$(FORCE)), --force)
+
+render: $(READY) ## render the reports again from the notebooks last run; needs no GPU
+	$(PY) -m fluxnb render --gpu $(GPU)
+
+explore: $(READY) ## open the notebooks in JupyterLab (ARGS=… is passed on)
+	$(PY) -m jupyterlab $(ARGS) notebooks
+
+test: $(READY) ## run the tests (ARGS=… is passed on to pytest)
+	$(PY) -m pytest $(ARGS)
+
+train-embedded: $(READY) ## train the embedded model again from nothing; needs a GPU, resumes where it stopped
+	$(PY) -m fluxnb.train
+
+lock: $(READY) ## re-make requirements.lock and the versions in environment.yml (UPGRADE=1: the newest versions)
+	$(PY) -I fluxnb/_setup.py lock $(if $(filter-out 0,$(UPGRADE)),--upgrade)
+
+clean: ## remove build/ (executed notebooks and logs); results and reports stay
+	rm -rf build
+
+.venv/.ready: requirements.lock pyproject.toml fluxnb/_setup.py
+	@$(BASE_PYTHON) -I fluxnb/_setup.py

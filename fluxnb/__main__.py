@@ -1,0 +1,88 @@
+"""The command line: `python -m fluxnb report --gpu cpu`. `make help` lists the everyday commands."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from fluxnb import params
+from fluxnb.errors import UserError
+
+
+def report(options) -> int:
+    """Runs what has changed, then renders every page."""
+    from fluxnb import pipelines, telemetry
+    from fluxnb.report.render import render
+    from fluxnb.report.run import run
+    from fluxnb.results import Results
+
+    chosen, root = params.load(options.gpu), params.find_folder().parent
+    name, count = params.detect_gpu()
+    params.check_gpu(chosen, name, force=options.force, detected_count=count)
+    Results(root / chosen.report_dir / "results.csv").rows()  # a damaged table is said before anything starts
+    for model in chosen.study.models:
+        pipelines.check(model)
+    if options.force:
+        os.environ["FLUXNB_FORCE"] = "1"
+    status = run(
+        chosen,
+        provenance=lambda: telemetry.provenance(chosen, root),
+        only=options.only,
+        force=options.force,
+        root=root,
+    )
+    _say_where(render(chosen, root))
+    return status
+
+
+def render_again(options) -> int:
+    """Renders the notebooks that were run last; needs no GPU."""
+    from fluxnb.report.render import render
+
+    _say_where(render(params.load(options.gpu), params.find_folder().parent))
+    return 0
+
+
+def list_params(options) -> int:
+    """Every parameter: what it means and what is allowed."""
+    for key in params.describe():
+        print(f"{key.path}: {key.help}\n    {key.type}; allowed: {key.allowed}; default: {key.default}")
+    return 0
+
+
+def _say_where(pages: list[Path]) -> None:
+    if pages:
+        print(f"read it: {pages[-1]}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: done; 1: a notebook failed; 2: something the user can put right, said in one sentence."""
+    parser = argparse.ArgumentParser(prog="fluxnb", description="A reproducible study of fast FLUX inference.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for name, run, words in (
+        ("report", report, "run the notebooks that changed and render the reports"),
+        ("render", render_again, "render the reports again, without running anything"),
+        ("params", list_params, "list every parameter"),
+    ):
+        command = commands.add_parser(name, help=words, description=words)
+        command.set_defaults(run=run)
+        if name != "params":
+            command.add_argument("--gpu", default="cpu", help="a configuration: the name of a file in params/")
+        if name == "report":
+            command.add_argument("--only", action="append", help="a notebook, by name or number; may be repeated")
+            command.add_argument("--force", action="store_true", help="run all of it again, on any GPU")
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except UserError as error:
+        print(f"fluxnb: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("fluxnb: interrupted; what was finished is kept, and the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,277 @@
+"""Runs a gate and a predictor inside a FLUX transformer, without touching its modules.
+
+While `transformer.forward` runs, and only then, the transformer sees lists of callables in place of its two
+lists of blocks: the first one runs block 0 and asks the gate, the others run their block or pass through, the
+last one stores what the blocks added or puts the prediction in its place. So
+
+- blocks may be compiled, quantized or wrapped: the decision stands outside them, nothing is traced twice;
+- the outer forward stays diffusers' own. ControlNet residuals, which it adds between blocks, are part of what
+  is stored, and the one it adds behind the last block is added on hits too: exactly once;
+- state dict, device moves and saving never see the cache.
+
+A new generation is recognised by the pipeline setting the scheduler's timesteps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import torch
+
+from fluxnb.cache.gates import INPUT, RESIDUAL, FirstBlock, Gate, Schedule
+from fluxnb.cache.predictors import Hold, Taylor
+from fluxnb.cache.trace import Step, Trace
+from fluxnb.errors import UserError
+
+_MARK = "_fluxnb_cache"
+
+
+class Cache:
+    """A gate and a predictor; a technique (see fluxnb.technique).
+
+    Args:
+        gate: when to reuse.
+        predictor: how; Hold by default.
+        name: the technique in tables and charts.
+        label: what a reader sees; made from gate and predictor by default.
+    """
+
+    def __init__(self, gate: Gate, predictor: Hold | Taylor | None = None, name: str = "cache", label: str = ""):
+        self.gate, self.predictor = gate, predictor or Hold()
+        self.name = name
+        self._label = label
+        self._reset(None)
+
+    @property
+    def settings(self) -> dict:
+        return {**self.gate.settings, **self.predictor.settings}
+
+    @property
+    def label(self) -> str:
+        how = "" if isinstance(self.predictor, Hold) else f" + {self.predictor.name}"
+        return self._label or self.gate.label + how
+
+    @property
+    def trace(self) -> Trace:
+        """What was decided in the latest generation (its conditional pass)."""
+        if not self._streams:
+            return Trace()
+        return next(iter(self._streams.values()))["trace"]
+
+    def apply(self, pipe):
+        """Puts the cache into the pipeline's transformer; returns the function that takes it out.
+
+        Raises:
+            UserError: the pipeline isn't FLUX, or has a cache already.
+        """
+        from diffusers import FluxTransformer2DModel
+
+        transformer = getattr(pipe, "transformer", None)
+        inner = getattr(transformer, "_orig_mod", transformer)
+        if not isinstance(inner, FluxTransformer2DModel):
+            raise UserError(f"A cache needs a FLUX pipeline, and {type(pipe).__name__} has no FluxTransformer2DModel.")
+        if inner is not transformer:
+            raise UserError(
+                "The transformer is compiled as a whole, so its blocks can't be skipped: compile its blocks "
+                "instead (transformer.compile_repeated_blocks())."
+            )
+        if getattr(transformer, _MARK, None) or getattr(transformer, "is_cache_enabled", False):
+            raise UserError("The transformer has a cache already: remove that one first, two can't share it.")
+        self._reset(None)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_attribute(transformer, _MARK, self))
+            stack.enter_context(_attribute(transformer, "forward", self._forward(transformer)))
+            stack.enter_context(_attribute(transformer, "cache_context", self._context(transformer)))
+            scheduler = pipe.scheduler
+            stack.enter_context(_attribute(scheduler, "set_timesteps", self._begin(scheduler)))
+            stack.enter_context(_attribute(scheduler, "set_begin_index", self._skip(scheduler)))
+            undo = stack.pop_all().close
+
+        def remove():
+            undo()
+            self._release()
+
+        return remove
+
+    # --- the life of a generation -------------------------------------------------------------------------
+
+    def _reset(self, total: int | None) -> None:
+        self._streams: dict[tuple, dict] = {}  # one per forward pass of a step: conditional, unconditional
+        self._total, self._name = total, "cond"
+
+    def _release(self) -> None:
+        """Frees the cached tensors; the trace stays readable."""
+        for stream in self._streams.values():
+            stream.update(prompt=None, gate=None, predictors=None)
+
+    def _begin(self, scheduler):
+        original = scheduler.set_timesteps
+
+        @functools.wraps(original)
+        def set_timesteps(*args, **kwargs):
+            result = original(*args, **kwargs)
+            self._reset(len(scheduler.timesteps))
+            return result
+
+        return set_timesteps
+
+    def _skip(self, scheduler):
+        original = scheduler.set_begin_index
+
+        @functools.wraps(original)
+        def set_begin_index(begin_index=0):
+            original(begin_index)
+            # image-to-image starts part of the way; the steps before are never run
+            self._reset(len(scheduler.timesteps) - begin_index)
+
+        return set_begin_index
+
+    def _context(self, transformer):
+        original = transformer.cache_context
+
+        @contextlib.contextmanager
+        def cache_context(name):
+            self._name = name
+            with original(name):
+                yield
+
+        return cache_context
+
+    # --- one step -----------------------------------------------------------------------------------------
+
+    def _forward(self, transformer):
+        original = transformer.forward
+
+        @functools.wraps(original)
+        def forward(*args, **kwargs):
+            doubles, singles = (
+                list(transformer.transformer_blocks),
+                list(transformer.single_transformer_blocks),
+            )
+            if not doubles or not singles:
+                raise UserError("The transformer needs double and single blocks for its blocks to be cached.")
+            step = _StepRun(self, self._stream(kwargs.get("pooled_projections")))
+            blocks = [
+                step.first(doubles[0]),
+                *map(step.middle, doubles[1:] + singles[:-1]),
+                step.last(singles[-1]),
+            ]
+            # An instance attribute stands before the module list of the same name, and leaves it alone.
+            vars(transformer)["transformer_blocks"] = blocks[: len(doubles)]
+            vars(transformer)["single_transformer_blocks"] = blocks[len(doubles) :]
+            try:
+                return original(*args, **kwargs)
+            finally:
+                del vars(transformer)["transformer_blocks"], vars(transformer)["single_transformer_blocks"]
+
+        return forward
+
+    def _stream(self, prompt) -> dict:
+        """The memory of one trajectory: with true guidance a step has a pass for each of two prompts.
+
+        Most FLUX pipelines don't name their passes with `cache_context`; the pooled prompt embedding is the same
+        object at every step of a generation, so it tells them apart.
+        """
+        key = (self._name, id(prompt))
+        if key not in self._streams:
+            self.gate.start(self._total)
+            self._streams[key] = {
+                "prompt": prompt,  # kept, so that its id isn't used again
+                "gate": self.gate.new_state(),
+                "predictors": {point: self.predictor.new_state() for point in self.gate.points},
+                "trace": Trace(),
+                "run": 0,
+            }
+        return self._streams[key]
+
+
+class _StepRun:
+    """The blocks of one step: diffusers calls them with hidden_states, encoder_hidden_states and more.
+
+    `hidden_states` are the image tokens, (n, image tokens, width), `encoder_hidden_states` the text tokens.
+    """
+
+    def __init__(self, cache: Cache, stream: dict):
+        self.cache, self.stream = cache, stream
+        self.index = len(stream["trace"].steps)
+        self.forced = cache.gate.forced(self.index, cache._total, stream["run"])
+        self.hit: str | None = None  # the point where the step was reused
+        self.image: dict[str, torch.Tensor] = {}  # the image tokens at each point
+        self.residual = None  # what the first block added to them
+
+    def _ask(self, point: str, seen) -> bool:
+        """Asks the gate, which also has to see steps that are computed anyway; True if the step is reused."""
+        said = self.cache.gate.ask(self.stream["gate"], self.index, point, seen)
+        self.hit = point if said and not self.forced else None
+        return self.hit is not None
+
+    def first(self, block):
+        def run(hidden_states, encoder_hidden_states, temb, **rest):
+            self.image[INPUT] = hidden_states
+            modulated = block.norm1(hidden_states, emb=temb)[0] if self.cache.gate.looks_at_input else None
+            if self._ask(INPUT, modulated):
+                return encoder_hidden_states, hidden_states
+            text, image = block(
+                hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, temb=temb, **rest
+            )
+            self.image[RESIDUAL], self.residual = image, image - hidden_states
+            self._ask(RESIDUAL, self.residual)
+            return text, image
+
+        return run
+
+    def middle(self, block):
+        def run(hidden_states, encoder_hidden_states, **rest):
+            if self.hit:
+                return encoder_hidden_states, hidden_states
+            return block(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
+
+        return run
+
+    def last(self, block):
+        def run(hidden_states, encoder_hidden_states, **rest):
+            cache, stream = self.cache, self.stream
+            if self.hit:
+                added = cache.predictor.predict(stream["predictors"][self.hit], self.index)
+                self._done()
+                return encoder_hidden_states, added + self.image[self.hit]
+            text, image = block(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
+            cache.gate.computed(stream["gate"], self.index, self.residual)
+            for point, state in stream["predictors"].items():
+                cache.predictor.computed(state, self.index, image - self.image[point])
+            self._done()
+            return text, image
+
+        return run
+
+    def _done(self) -> None:
+        stream = self.stream
+        stream["trace"].steps.append(Step(self.index, self.hit, **self.cache.gate.seen(stream["gate"])))
+        stream["run"] = stream["run"] + 1 if self.hit else 0
+
+
+@contextlib.contextmanager
+def _attribute(owner, name: str, value):
+    """`owner.name` is `value` inside; afterwards the instance has the attribute only if it had it before."""
+    had, before = name in vars(owner), vars(owner).get(name)
+    # past nn.Module.__setattr__, which would register a module
+    vars(owner)[name] = value
+    try:
+        yield
+    finally:
+        if had:
+            vars(owner)[name] = before
+        else:
+            vars(owner).pop(name, None)
+
+
+def first_block(threshold: float, **options) -> Cache:
+    """First Block Cache at a threshold; options as in `Gate`."""
+    return Cache(FirstBlock(threshold, **options), Hold(), "First Block Cache")
+
+
+def prescribed(mask: str, origin: str, first_block: bool = True) -> Cache:
+    """A prescribed schedule of computed steps; `origin` says where the mask is from."""
+    label = f"{origin}: {mask.count('1')} of {len(mask)}"
+    return Cache(Schedule(mask, first_block), Hold(), "prescribed cache schedule", label)

@@ -1,0 +1,96 @@
+"""TeaCache's polynomial: the published one for FLUX.1-dev, and how to fit one for any model.
+
+The change of a step's modulated input is cheap to see; what matters is the change of the transformer's output.
+The polynomial estimates the one from the other. Source: TeaCache (Liu et al., 2024), TeaCache4FLUX.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from fluxnb.errors import UserError
+
+FLUX_DEV = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)  # TeaCache4FLUX, highest power first
+FILE = "teacache.json"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted polynomial and what it was fitted to."""
+
+    coefficients: tuple[float, ...]  # highest power first
+    r2: float  # share of the variance of the output changes that it explains
+    steps: int
+    images: int
+    changes: tuple[tuple[float, float], ...]  # (of the modulated input, of the output), relative, step by step
+
+
+def coefficients(model: str) -> tuple[float, ...]:
+    """The coefficients for a model by name: shipped, published, or none.
+
+    Raises:
+        UserError: there are none for this model.
+    """
+    from fluxnb import embedded
+
+    folder = embedded.FOLDER if model == "embedded" else Path(model).expanduser()
+    if (folder / FILE).is_file():
+        return tuple(json.loads((folder / FILE).read_text())["coefficients"])
+    if "FLUX.1-dev" in model or model == "flux-dev-random":
+        return FLUX_DEV
+    raise UserError(
+        f"TeaCache has no coefficients for {model}: fit them with `python -m fluxnb fit-teacache --model {model}`, or "
+        "give your own."
+    )
+
+
+def fit(subject, steps: int, degree: int = 4) -> Fit:
+    """Fits the polynomial to the uncached trajectories of every prompt and seed of a study.Subject."""
+    import numpy as np
+
+    changes: list[tuple[float, float]] = []
+    for prompt, seed in subject.inputs:
+        inputs, outputs = _trajectory(subject, prompt, seed, steps)
+        changes += zip(_changes(inputs), _changes(outputs), strict=True)
+    x, y = np.array(changes).T
+    found = np.polyfit(x, y, degree)
+    left = y - np.polyval(found, x)
+    return Fit(
+        coefficients=tuple(float(c) for c in found),
+        r2=float(1 - (left**2).sum() / ((y - y.mean()) ** 2).sum()),
+        steps=steps,
+        images=len(subject.inputs),
+        changes=tuple((float(f"{a:.5g}"), float(f"{b:.5g}")) for a, b in changes),
+    )
+
+
+def save(result: Fit, folder: Path) -> Path:
+    """Writes a fit where `coefficients` finds it."""
+    path = folder / FILE
+    path.write_text(json.dumps(asdict(result)) + "\n")
+    return path
+
+
+@torch.no_grad()
+def _trajectory(subject, prompt: str, seed: int, steps: int) -> tuple[list, list]:
+    """The modulated inputs and the outputs of every step of one uncached image."""
+    transformer = subject.pipe.transformer
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+    with ExitStack() as stack:
+        norm = transformer.transformer_blocks[0].norm1
+        stack.callback(norm.register_forward_hook(lambda m, i, o: inputs.append(o[0].float())).remove)
+        stack.callback(transformer.register_forward_hook(lambda m, i, o: outputs.append(o[0].float())).remove)
+        subject.generate(prompt, seed, steps)
+    return inputs, outputs
+
+
+def _changes(tensors: list[torch.Tensor]) -> list[float]:
+    """Relative change from each tensor to the next: mean |b - a| / mean |a|."""
+    pairs = zip(tensors, tensors[1:], strict=False)
+    return [((b - a).abs().mean() / a.abs().mean()).item() for a, b in pairs]

@@ -1,0 +1,193 @@
+"""The figures. One colour per technique everywhere, units in axis titles, bars from zero."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import seaborn as sns
+
+_PALETTE = sns.color_palette("colorblind").as_hex()
+COLOURS = {
+    "baseline": "#444444",
+    "fewer steps": "#8c8c8c",
+    "First Block Cache": _PALETTE[0],
+    "TeaCache": _PALETTE[1],
+    "combined cache": _PALETTE[2],
+    "prescribed cache schedule": _PALETTE[4],
+    "published": _PALETTE[3],
+}
+MARKERS = {"fewer steps": "s", "First Block Cache": "o", "TeaCache": "^", "published": "D"}
+
+
+def style() -> None:
+    """The look of every chart."""
+    sns.set_theme(
+        context="notebook",
+        style="whitegrid",
+        rc={
+            "figure.figsize": (7.2, 4.2),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 10,
+        },
+    )
+
+
+def _colour(name: str) -> str:
+    return COLOURS.get(name, _PALETTE[7])
+
+
+def frontier(rows: list[dict], quality: str = "psnr_db", title: str = ""):
+    """Speedup against quality, one line for each technique, thresholds or steps written at the points.
+
+    Args:
+        rows: results rows with `label`; those identical to the baseline are drawn at the top edge.
+        quality: psnr_db, ssim or adherence.
+    """
+    style()
+    figure, axes = plt.subplots(figsize=(8.4, 5.0))
+    names = {
+        "psnr_db": "PSNR against the uncached image (dB)",
+        "ssim": "SSIM",
+        "adherence": "Prompt adherence",
+    }
+    finite = [r[quality] for r in rows if r[quality] is not None]
+    top = max(finite) + (0.06 * (max(finite) - min(finite)) or 1) if finite else 1
+    for name in dict.fromkeys(r["technique"] for r in rows):
+        line = sorted((r for r in rows if r["technique"] == name), key=lambda r: r["speedup"])
+        xs, ys = [r["speedup"] for r in line], [top if r[quality] is None else r[quality] for r in line]
+        colour, marker = _colour(name), MARKERS.get(name, "o")
+        if name == "baseline":
+            axes.errorbar(xs, ys, xerr=_interval(line), fmt="*", color=colour, ms=13, label="baseline, twice")
+            continue
+        dashes = "--" if name == "fewer steps" else "-"
+        axes.errorbar(
+            xs,
+            ys,
+            xerr=_interval(line),
+            fmt=marker + dashes,
+            color=colour,
+            ms=6,
+            lw=1.5,
+            capsize=2,
+            label=name,
+        )
+        for x, y, row in zip(xs, ys, line, strict=True):
+            below = name == "fewer steps"
+            axes.annotate(
+                row["label"].split()[-1] if not below else str(row["steps"]),
+                (x, y),
+                textcoords="offset points",
+                xytext=(0, -13 if below else 8),
+                ha="center",
+                fontsize=8,
+                color=colour,
+            )
+    axes.axvline(1, color="#bbbbbb", lw=1, zorder=0)
+    axes.set(xlabel="Speedup over the baseline (wall clock, times)", ylabel=names[quality], title=title)
+    axes.set_xlim(left=min(0.9, axes.get_xlim()[0]))
+    axes.legend(frameon=False)
+    return figure
+
+
+def _interval(rows: list[dict]) -> list[list[float]]:
+    low = [max(0, r["speedup"] - r["speedup_ci_low"]) for r in rows]
+    return [low, [max(0, r["speedup_ci_high"] - r["speedup"]) for r in rows]]
+
+
+def shares(ours: dict[float, float], theirs: dict[float, float], ours_label: str, theirs_label: str):
+    """Threshold against the share of work left, 0 to 1, ours beside a published curve."""
+    style()
+    figure, axes = plt.subplots()
+    for curve, label, name in ((ours, ours_label, "First Block Cache"), (theirs, theirs_label, "published")):
+        places = range(len(curve))
+        axes.plot(places, [100 * y for y in curve.values()], MARKERS[name] + "-", color=_colour(name), label=label)
+        for x, y in zip(places, curve.values(), strict=True):
+            side = 8 if name == "First Block Cache" else -14
+            axes.annotate(
+                f"{100 * y:.0f}",
+                (x, 100 * y),
+                textcoords="offset points",
+                xytext=(0, side),
+                ha="center",
+                fontsize=8,
+            )
+    axes.set_xticks(range(len(theirs)), [f"{t:g}" for t in theirs])
+    axes.set(xlabel="Threshold", ylabel="Share of the uncached run (%)", ylim=(0, 112))
+    axes.legend(frameon=False)
+    return figure
+
+
+def trace(decisions: list[tuple[str, dict]]):
+    """What the gate saw at each step; `decisions` is (label, trace) as in fluxnb.study.Study.traces."""
+    style()
+    figure, all_axes = plt.subplots(
+        len(decisions), 1, figsize=(8.4, 1.9 * len(decisions) + 0.6), sharex=True, squeeze=False
+    )
+    colour = _colour("First Block Cache")
+    for axes, (label, trace) in zip(all_axes[:, 0], decisions, strict=True):
+        for i, (seen, computed) in enumerate(zip(trace["indicator"], trace["mask"], strict=True)):
+            if seen is None:
+                axes.plot(i, 0, "o", color=colour)
+                continue
+            axes.vlines(i, 0, seen, color=colour, lw=1, alpha=0.6)
+            axes.plot(i, seen, "o", color=colour, mfc=colour if computed == "1" else "white", ms=5)
+        if trace["threshold"]:
+            axes.axhline(trace["threshold"], color=_PALETTE[3], lw=1, ls="--")
+        axes.set(
+            ylabel="Change",
+            title=f"{label}: {trace['mask'].count('1')} of {len(trace['mask'])} steps computed",
+        )
+        axes.set_ylim(bottom=0)
+    all_axes[-1, 0].set_xlabel("Denoising step (filled: computed, hollow: reused; dashed line: threshold)")
+    figure.tight_layout()
+    return figure
+
+
+def bars(labels: list[str], values: list[float], unit: str, names: list[str] | None = None, errors=None):
+    """Horizontal bars from zero, the value written at each end; `names` choose the colours."""
+    style()
+    figure, axes = plt.subplots(figsize=(7.6, 0.42 * len(labels) + 1.2))
+    colours = [_colour(name) for name in names] if names else _PALETTE[0]
+    axes.barh(labels, values, color=colours, xerr=errors, error_kw={"lw": 1, "capsize": 2})
+    for i, value in enumerate(values):
+        axes.annotate(f" {value:.3g}", (value, i), va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xlabel=unit, xlim=(0, max(values) * 1.15))
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+def stacked(labels: list[str], parts: dict[str, list[float]], unit: str):
+    """Horizontal stacked bars: each part of a whole, in order."""
+    style()
+    figure, axes = plt.subplots(figsize=(7.6, 0.42 * len(labels) + 1.6))
+    left = [0.0] * len(labels)
+    for i, (name, values) in enumerate(parts.items()):
+        axes.barh(labels, values, left=left, color=_PALETTE[(0, 2, 1, 4)[i % 4]], label=name)
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    for i, total in enumerate(left):
+        axes.annotate(f" {total:.3g}", (total, i), va="center", fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xlabel=unit, xlim=(0, max(left) * 1.15))
+    axes.grid(axis="y", visible=False)
+    axes.legend(frameon=False, ncols=len(parts), loc="lower right", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def curves(frame, panels: list[str], x: str = "step", y: str = "loss", by: str = "stage"):
+    """One small panel for each stage of a training run, logarithmic loss."""
+    style()
+    figure, all_axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 2.9))
+    for axes, panel in zip(all_axes, panels, strict=True):
+        part = frame[frame[by] == panel]
+        axes.plot(part[x], part[y], color=_PALETTE[0], lw=1.2)
+        axes.set(title=panel, xlabel=x, ylabel=y if axes is all_axes[0] else "")
+        if (part[y] > 0).all() and len(part) and math.log10(part[y].max() / part[y].min()) > 0.5:
+            axes.set_yscale("log")
+    figure.tight_layout()
+    return figure

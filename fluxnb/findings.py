@@ -1,0 +1,192 @@
+"""What the rows say, in words and tables: computed, so that another GPU gives another sentence."""
+
+from __future__ import annotations
+
+import math
+
+from fluxnb import probe, quality
+
+LOSS_ALLOWED = 0.05  # the plans' criterion: quality within 5 % of the uncached model
+
+
+def baseline_of(rows: list[dict]) -> dict:
+    """The row of the baseline."""
+    return next(r for r in rows if r["technique"] == "baseline")
+
+
+def of(rows: list[dict], technique: str) -> list[dict]:
+    """The rows of one technique."""
+    return [r for r in rows if r["technique"] == technique]
+
+
+def keeps_adherence(row: dict, baseline: dict) -> bool:
+    """Whether prompt adherence is within 5 % of the baseline's (relative); True where it can't be measured."""
+    if row["adherence"] is None or baseline["adherence"] is None:
+        return True
+    return row["adherence"] >= (1 - LOSS_ALLOWED) * baseline["adherence"]
+
+
+def psnr_or_infinite(row: dict) -> float:
+    """Mean PSNR in dB; infinite where every image is identical."""
+    return math.inf if row["psnr_db"] is None else row["psnr_db"]
+
+
+def share(value: float | None) -> str:
+    """A share as percent, or a dash."""
+    return "–" if value is None else f"{value:.0%}"
+
+
+def interpolated_psnr(rows: list[dict], computed: float) -> float | None:
+    """PSNR of the fewer-steps control at a number of computed steps, between its neighbours; None outside."""
+    points = sorted((r["computed_steps"], r["psnr_db"]) for r in of(rows, "fewer steps") if r["psnr_db"] is not None)
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x0 <= computed <= x1:
+            return y0 + (y1 - y0) * (computed - x0) / (x1 - x0)
+    return None
+
+
+def cache_sentence(rows: list[dict], technique: str) -> str:
+    """The result in one breath: the fastest setting that keeps quality, and how it stands to fewer steps."""
+    baseline, cached = baseline_of(rows), of(rows, technique)
+    kept = [r for r in cached if keeps_adherence(r, baseline) and psnr_or_infinite(r) >= 30]
+    best = max(kept or cached, key=lambda r: r["speedup"])
+    quality_words = quality.format_psnr(best["psnr_db"], best["psnr_identical"] or 0)
+    sentence = (
+        f"{best['label']} makes an image **{best['speedup']:.2f} times** faster "
+        f"([{best['speedup_ci_low']:.2f}, {best['speedup_ci_high']:.2f}], n = {best['n']}), computing "
+        f"{best['computed_steps']:.1f} of {best['total_steps']} steps, at {quality_words}"
+    )
+    if best["adherence"] is not None:
+        sentence += f" and {best['adherence']:.1%} adherence (uncached {baseline['adherence']:.1%})"
+    sentence += " — the fastest setting above 30 dB that keeps adherence within 5 %." if kept else "."
+    gaps = [
+        r["psnr_db"] - control
+        for r in cached
+        if r["psnr_db"] is not None and (control := interpolated_psnr(rows, r["computed_steps"])) is not None
+    ]
+    if gaps:
+        mean = sum(gaps) / len(gaps)
+        sentence += (
+            f" At equal computed steps it is {abs(mean):.1f} dB {'above' if mean >= 0 else 'below'} "
+            f"simply using fewer steps, on average over its thresholds ({min(gaps):+.1f} to {max(gaps):+.1f} dB)."
+        )
+    return sentence
+
+
+def frontier_alt(rows: list[dict], technique: str) -> str:
+    """What the frontier chart shows, in words."""
+
+    def points(chosen):
+        return "; ".join(
+            f"{r['label']}: {r['speedup']:.2f} times, {quality.format_psnr(r['psnr_db'], r['psnr_identical'] or 0)}"
+            for r in chosen
+        )
+
+    return (
+        f"Speedup against PSNR. {technique}: {points(of(rows, technique))}. "
+        f"Fewer steps: {points(of(rows, 'fewer steps'))}."
+    )
+
+
+def under_image(reference, image, prompt: str | None) -> str:
+    """The caption of an image in a grid: PSNR against the reference, and adherence to the prompt if one is given."""
+    words = quality.format_psnr(quality.psnr(reference, image))
+    found = probe.adherence([prompt], [image])[0] if prompt else None
+    return words if found is None else f"{words}, {share(found)}"
+
+
+def computed_shares(rows: list[dict]) -> dict[float, float]:
+    """Threshold -> share of steps computed."""
+    return {r["settings"]["threshold"]: r["computed_steps"] / r["total_steps"] for r in rows}
+
+
+def agreement_sentence(ours: dict[float, float], theirs: dict[float, float]) -> str:
+    """How far two curves of shares are apart, in percentage points."""
+    gaps = {t: 100 * (ours[t] - theirs[t]) for t in theirs}
+    worst = max(gaps, key=lambda t: abs(gaps[t]))
+    mean = sum(map(abs, gaps.values())) / len(gaps)
+    here, there = (", ".join(f"{100 * curve[t]:.0f}" for t in theirs) for curve in (ours, theirs))
+    return (
+        f"share of steps computed {here} % at thresholds {', '.join(f'{t:g}' for t in theirs)}, beside a published "
+        f"{there} % of the time: {mean:.0f} points apart on average, at most {abs(gaps[worst]):.0f} (at {worst:g})."
+    )
+
+
+def cache_table(rows: list[dict]):
+    """Every setting with its latency, steps and quality, as a data frame."""
+    import pandas as pd
+
+    lines = []
+    for r in rows:
+        line = {
+            "setting": r["label"],
+            "first": r["first_s"],
+            "second": (r["samples"] or [None])[0],
+            "p50": r["latency_p50"],
+            "p90": r["latency_p90"],
+            "n": r["n"],
+            "speedup": r["speedup"],
+            "low": r["speedup_ci_low"],
+            "high": r["speedup_ci_high"],
+            "computed steps": r["computed_steps"],
+            "steps": r["total_steps"],
+        }
+        if r["weights"] == "trained":
+            line |= {
+                "PSNR": r["psnr_db"],
+                "worst": r["psnr_min_db"],
+                "identical": r["psnr_identical"],
+                "SSIM": r["ssim"],
+                "adherence": r["adherence"],
+                "worst adherence": r["adherence_min"],
+            }
+        lines.append(line)
+    return pd.DataFrame(lines).set_index("setting")
+
+
+PRESETS = {  # name -> (least mean PSNR in dB, the plan's threshold, the plan's expected speedup)
+    "conservative": (40.0, 0.05, 1.5),
+    "balanced": (30.0, 0.12, 2.0),
+    "aggressive": (0.0, 0.2, 2.5),
+}
+
+
+def presets(rows: list[dict], technique: str):
+    """The plan's three presets, derived: the fastest setting that keeps the preset's quality."""
+    import pandas as pd
+
+    baseline, lines = baseline_of(rows), []
+    for name, (floor, planned, expected) in PRESETS.items():
+        fitting = [r for r in of(rows, technique) if psnr_or_infinite(r) >= floor and keeps_adherence(r, baseline)]
+        best = max(fitting, key=lambda r: r["speedup"], default=None)
+        at_plan = next((r for r in of(rows, technique) if r["settings"]["threshold"] == planned), None)
+        lines.append(
+            {
+                "preset": name,
+                "threshold": best and best["settings"]["threshold"],
+                "speedup": best and best["speedup"],
+                "computed steps": best and best["computed_steps"],
+                "PSNR": best and best["psnr_db"],
+                "adherence": best and best["adherence"],
+                "plan's threshold": planned,
+                "plan's expectation": expected,
+                "measured there": at_plan and at_plan["speedup"],
+            }
+        )
+    return pd.DataFrame(lines).set_index("preset")
+
+
+def hit_cost_sentence(rows: list[dict]) -> str:
+    """What a reused step costs as a share of a computed one: least squares over the schedules measured."""
+    import numpy as np
+
+    computed = np.array([r["computed_steps"] for r in rows], dtype=float)
+    reused = np.array([r["total_steps"] for r in rows], dtype=float) - computed
+    if len(rows) < 3 or not reused.any():
+        return ""
+    design = np.stack((computed, reused, np.ones(len(rows))), axis=1)
+    (step, hit, rest), *_ = np.linalg.lstsq(design, np.array([r["latency_p50"] for r in rows]), rcond=None)
+    return (
+        f"A computed step takes {1e3 * step:.3g} ms and a reused one {hit / step:.1%} of that "
+        f"(a least-squares fit over {len(rows)} schedules; the rest of an image {rest:.2g} s)."
+    )

@@ -1,0 +1,323 @@
+"""Builds the pipeline for a model name. No technique in here.
+
+A name is `embedded` (shipped with the package, trained), `flux-dev-random` or `flux-schnell-random` (FLUX's
+full size, seeded random weights: for latency and memory, never for quality), a hub id such as
+`black-forest-labs/FLUX.1-dev`, or a local folder in diffusers' format.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fluxnb import embedded
+from fluxnb.errors import UserError
+
+RANDOM = ("flux-dev-random", "flux-schnell-random")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# black-forest-labs/FLUX.1-dev's configuration files, as far as they determine shapes
+_FLUX_TRANSFORMER = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "axes_dims_rope": (16, 56, 56),
+}
+_FLUX_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+_T5_XXL = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+    "is_encoder_decoder": False,
+    "use_cache": False,
+}
+_CLIP_L = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the study has to know of a model besides its pipeline."""
+
+    name: str
+    weights: str  # trained | random
+    side: int  # pixels per side of the image it makes by default
+    tokens: int  # T5 tokens of a prompt
+
+    @property
+    def judged(self) -> bool:
+        """Whether its images mean anything."""
+        return self.weights == "trained"
+
+    @property
+    def checked(self) -> bool:
+        """Whether adherence can be read off its images: fluxnb.probe knows the embedded world only."""
+        return self.name == "embedded"
+
+
+def describe(name: str) -> Model:
+    """The facts of a model by name, without loading it."""
+    if name == "embedded":
+        return Model(name, "trained", 128, embedded.TOKENS)
+    if name in RANDOM:
+        return Model(name, "random", 1024, 512 if "dev" in name else 256)
+    return Model(name, "trained", 1024, 256 if "schnell" in name.lower() else 512)
+
+
+def check(name: str) -> None:
+    """Raises UserError when it is clear, without loading anything, that `name` can't be loaded."""
+    if name == "embedded":
+        _check_folder(embedded.FOLDER)
+    elif _is_folder(name):
+        _check_folder(Path(name).expanduser())
+    elif name not in RANDOM:
+        if name.count("/") != 1:
+            raise UserError(
+                f"There is no model {name!r}: choose embedded, {', '.join(RANDOM)}, a hub id such as "
+                "black-forest-labs/FLUX.1-dev, or a local folder."
+            )
+        _check_licence(name)
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+
+
+def load(name: str, dtype: str | None = None, device: str | None = None, seed: int = 0):
+    """A FLUX pipeline, ready to run.
+
+    Args:
+        name: see the module's docstring.
+        dtype: float32, float16 or bfloat16; bfloat16 on a GPU and float32 on a CPU by default.
+        device: a torch device; the first GPU if there is one by default.
+        seed: of random weights.
+
+    Raises:
+        UserError: the name is unknown, the folder unreadable, the hub out of reach, the licence not accepted.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    if dtype not in DTYPES:
+        raise UserError(f"{dtype} is not a number format here: choose one of {', '.join(DTYPES)}.")
+    check(name)
+    if name in RANDOM:
+        pipe = _random(name, DTYPES[dtype], device, seed)
+    elif name == "embedded":
+        pipe = _from_folder(embedded.FOLDER, DTYPES[dtype])
+    elif _is_folder(name):
+        pipe = _from_folder(Path(name).expanduser(), DTYPES[dtype])
+    else:
+        pipe = _from_hub(name, DTYPES[dtype])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def generate(
+    pipe,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    model: Model,
+    steps: int = 28,
+    guidance: float = 3.5,
+    width: int | None = None,
+    height: int | None = None,
+    output_type: str = "pil",
+):
+    """One image for each prompt, from its own seed.
+
+    The noise is drawn in float32 on the CPU, so an image depends neither on the device, nor on the number
+    format of the noise, nor on what else is in the batch.
+
+    Returns:
+        A list of PIL images, or latents (n, tokens, 64) with output_type="latent".
+    """
+    if model.name == "embedded":
+        _warn_of_unknown_words(prompts)
+    width, height = width or model.side, height or model.side
+    return pipe(
+        prompts,
+        width=width,
+        height=height,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        max_sequence_length=model.tokens,
+        latents=noise(pipe, seeds, width, height),
+        output_type=output_type,
+    ).images
+
+
+def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
+    """Initial latents (n, width * height / 256, 64) as FLUX packs them: 2 x 2 patches, row by row."""
+    channels = pipe.transformer.config.in_channels // 4
+    rows, columns = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    drawn = [torch.randn((1, channels, rows, columns), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    latents = pack(torch.cat(drawn))
+    return latents.to(pipe.transformer.device, pipe.transformer.dtype)
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """(n, c, h, w) latents to FLUX's (n, h * w / 4, 4 * c) tokens."""
+    n, c, h, w = latents.shape
+    return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
+
+
+def _warn_of_unknown_words(prompts: list[str]) -> None:
+    from fluxnb.scenes import unknown_words
+
+    for prompt in prompts:
+        if unknown := unknown_words(prompt):
+            warnings.warn(
+                f"the embedded model has never seen {', '.join(map(repr, unknown))} in {prompt!r}: "
+                "it draws what it knows of the rest (fluxnb.scenes.vocabulary lists its words)",
+                stacklevel=3,
+            )
+
+
+# --- trained weights --------------------------------------------------------------------------------------
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"{folder} is not a model folder: it has no model_index.json; give a folder saved by diffusers' "
+            "save_pretrained."
+        )
+
+
+def _from_folder(folder: Path, dtype):
+    from diffusers import FluxPipeline
+
+    try:
+        return FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except Exception as error:  # whatever a damaged folder makes diffusers raise, it is the folder's fault
+        raise UserError(
+            f"The model in {folder} cannot be read ({_first_line(error)}): copy or save it again."
+        ) from error
+
+
+def _gated(name: str) -> UserError:
+    return UserError(
+        f"{name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a token of "
+        "the account that accepted it."
+    )
+
+
+def _check_licence(name: str) -> None:
+    """FLUX's makers publish behind a licence: without a token or a copy on this machine there is no way in."""
+    import huggingface_hub
+
+    cached = isinstance(huggingface_hub.try_to_load_from_cache(name, "model_index.json"), str)
+    if name.startswith("black-forest-labs/") and not cached and not huggingface_hub.get_token():
+        raise _gated(name)
+
+
+def _from_hub(name: str, dtype):
+    from diffusers import FluxPipeline
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return FluxPipeline.from_pretrained(name, dtype=dtype)
+    except GatedRepoError as error:
+        raise _gated(name) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"The hub has no model {name}, or HF_TOKEN may not see it: check the id.") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error.__cause__, GatedRepoError):
+            raise _gated(name) from error
+        raise UserError(
+            f"{name} could not be loaded ({_first_line(error)}): check the id and the connection to the hub, "
+            "or give a local folder."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+
+
+# --- random weights ---------------------------------------------------------------------------------------
+
+
+def _random(name: str, dtype, device: str, seed: int):
+    """FLUX at full size with random weights, made where they will be used, in seconds.
+
+    Every matrix is normal with variance 1 / fan-in, which keeps activations near unit scale through all 57
+    blocks. The tokenizers are the embedded model's: only the number of tokens matters here.
+    """
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    dev = name == "flux-dev-random"
+    clip_tokenizer = embedded.clip_tokenizer()
+    clip_tokenizer.model_max_length = 77
+    clip_config = CLIPTextConfig(
+        **_CLIP_L,
+        bos_token_id=clip_tokenizer.bos_token_id,
+        eos_token_id=clip_tokenizer.eos_token_id,
+        pad_token_id=clip_tokenizer.pad_token_id,
+    )
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            parts = {
+                "vae": AutoencoderKL(**_FLUX_VAE),
+                "text_encoder": CLIPTextModel(clip_config),
+                "text_encoder_2": T5EncoderModel(T5Config(**_T5_XXL)),
+                "transformer": FluxTransformer2DModel(**_FLUX_TRANSFORMER, guidance_embeds=dev),
+            }
+    finally:
+        torch.set_default_dtype(default)
+    for part in parts.values():
+        randomize(part.to(dtype).eval(), seed)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            **(embedded.SCHEDULER if dev else {"shift": 1.0, "use_dynamic_shifting": False})
+        ),
+        tokenizer=clip_tokenizer,
+        tokenizer_2=embedded.t5_tokenizer(),
+        **parts,
+    )
+
+
+@torch.no_grad()
+def randomize(module: torch.nn.Module, seed: int) -> None:
+    """Seeded weights of a sane scale: matrices normal with variance 1 / fan-in, biases 0, norms 1."""
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
+    for name, weight in module.named_parameters():
+        if weight.ndim >= 2:
+            weight.normal_(0, (weight.shape[0] / weight.numel()) ** 0.5, generator=generator)
+        else:
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)

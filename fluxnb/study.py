@@ -1,0 +1,431 @@
+"""The study's one way to measure: quality and speed of candidates against a baseline, one row each.
+
+A notebook opens it, names its baseline and candidates, and reads the rows:
+
+    s = study.begin(gpu, "05_first_block_cache")
+    subject = s.subject("embedded")
+    rows = s.compare(subject, plain(28), [using(first_block(0.12), 28), fewer_steps(12)])
+
+Quality first, for every prompt and seed; then speed, interleaved with the baseline. A finished row is never
+measured again on the same machine with the same inputs; images and traces are kept beside the rows.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import json
+import os
+import statistics
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from fluxnb import measure, params, pipelines, probe, quality, telemetry
+from fluxnb.errors import UserError
+from fluxnb.results import Results, now
+from fluxnb.technique import Technique, Unavailable, applied
+
+SLOW_S = 20.0  # an image that takes longer than this warms up by itself
+CONTROL = "fewer steps"
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One thing to measure: techniques on a pipeline, at a number of steps."""
+
+    name: str  # the technique column: what decides the colour
+    label: str  # what a reader sees
+    steps: int
+    techniques: tuple[Technique, ...] = ()
+    settings: dict = field(default_factory=dict)
+    subject: Subject | None = None  # another pipeline than the baseline's, say in another number format
+
+
+def plain(steps: int, name: str = BASELINE, label: str = "") -> Candidate:
+    """The pipeline as it is."""
+    return Candidate(name, label or f"{steps} steps", steps)
+
+
+def fewer_steps(steps: int) -> Candidate:
+    """The control that every technique has to beat: the pipeline as it is, with fewer steps."""
+    return plain(steps, CONTROL)
+
+
+def using(technique: Technique, steps: int) -> Candidate:
+    """The pipeline with one technique."""
+    return Candidate(technique.name, technique.label, steps, (technique,), technique.settings)
+
+
+@dataclass
+class Subject:
+    """A model as this study uses it; its pipeline is loaded when it is first needed."""
+
+    model: pipelines.Model
+    dtype: str
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    guidance: float
+    width: int
+    height: int
+    rounds: int
+    fingerprint: str
+    load_s: float | None = None
+    _pipe: object = None
+
+    @property
+    def pipe(self):
+        """The pipeline, ready to run."""
+        if self._pipe is None:
+            started = time.perf_counter()
+            self._pipe = pipelines.load(self.model.name, self.dtype)
+            measure.synchronize()
+            self.load_s = time.perf_counter() - started
+        return self._pipe
+
+    def release(self) -> None:
+        """Frees the pipeline's memory."""
+        self._pipe = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    @property
+    def inputs(self) -> list[tuple[str, int]]:
+        """Every prompt with every seed, the first seed's first."""
+        return [(prompt, seed) for seed in self.seeds for prompt in self.prompts]
+
+    @property
+    def digest(self) -> str:
+        """Changes when prompts, seeds, guidance or weights do."""
+        text = json.dumps([self.prompts, self.seeds, self.guidance, self.fingerprint])
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def generate(self, prompt: str, seed: int, steps: int) -> Image.Image:
+        """One image."""
+        return pipelines.generate(
+            self.pipe,
+            [prompt],
+            [seed],
+            model=self.model,
+            steps=steps,
+            guidance=self.guidance,
+            width=self.width,
+            height=self.height,
+        )[0]
+
+
+def begin(gpu: str, notebook: str) -> Study:
+    """Opens the study for a notebook. Raises UserError if the parameters or the machine don't fit."""
+    chosen = params.load(gpu)
+    name, count = params.detect_gpu()
+    params.check_gpu(chosen, name, force=os.environ.get("FLUXNB_FORCE") == "1", detected_count=count)
+    return Study(chosen, notebook, params.find_folder().parent)
+
+
+class Study:
+    """The rows, images and traces of one notebook on one GPU configuration."""
+
+    def __init__(self, chosen: params.Params, notebook: str, root: Path):
+        self.params, self.notebook, self.root = chosen, notebook, root
+        self.results = Results(root / chosen.report_dir / "results.csv")
+        self.images_dir = root / "build" / chosen.name / "images"
+        self.run_id = uuid.uuid4().hex[:12]
+        self._done = self._total = 0
+
+    @cached_property
+    def machine(self) -> str:
+        return telemetry.machine_id()
+
+    @cached_property
+    def versions(self) -> str:
+        return telemetry.versions_short()
+
+    # --- what is measured ---------------------------------------------------------------------------------
+
+    def subject(self, name: str, dtype: str | None = None) -> Subject:
+        """A model by name with this configuration's prompts, seeds and size."""
+        model, given = pipelines.describe(name), self.params.study
+        full, small = given.full_size, name == "embedded"
+        return Subject(
+            model=model,
+            dtype=dtype or ("bfloat16" if torch.cuda.is_available() else "float32"),
+            prompts=tuple(given.prompts),
+            seeds=tuple(given.seeds),
+            guidance=given.guidance_scale,
+            width=(given.width or model.side) if small else full.width,
+            height=(given.height or model.side) if small else full.height,
+            rounds=given.rounds if small else full.rounds,
+            fingerprint=_fingerprint(name),
+        )
+
+    def time(self, technique: str, settings: dict, run, repeats: int) -> dict:
+        """Times a function that needs no model, say a matrix product; one row, found again like any other."""
+        key = {
+            "notebook": self.notebook,
+            "technique": technique,
+            "settings": settings,
+            "gpu": self.params.name,
+            "gpus": 1,
+            "machine": self.machine,
+            "versions": self.versions,
+        }
+        self._total += 1
+        if not self.results.find(key):
+            try:
+                measure.warm_up(run, limit=3, enough_s=SLOW_S)
+                samples = [measure.timed(run) for _ in range(repeats)]
+                measured = {"status": "ok", **measure.summary(samples)}
+            except Unavailable as reason:
+                measured = {"status": "unavailable", "reason": str(reason)}
+            self.results.append({**key, **measured, "measured_at": now(), "run_id": self.run_id})
+        self._progress(1, technique)
+        return self.results.find(key)
+
+    def steps(self, subject: Subject) -> int:
+        """The full number of denoising steps for this model."""
+        given = self.params.study
+        return given.steps if subject.model.name == "embedded" else given.full_size.steps
+
+    def key(self, subject: Subject, candidate: Candidate) -> dict:
+        """What determines a row."""
+        own = candidate.subject or subject
+        return {
+            "notebook": self.notebook,
+            "technique": candidate.name,
+            "settings": {**candidate.settings, "dtype": own.dtype, "inputs": own.digest},
+            "model": own.model.name,
+            "weights": own.model.weights,
+            "use_case": "txt2img",
+            "gpu": self.params.name,
+            "gpus": 1,
+            "width": own.width,
+            "height": own.height,
+            "steps": candidate.steps,
+            "batch": 1,
+            "users": 1,
+            "images": 1,
+            "machine": self.machine,
+            "versions": self.versions,
+        }
+
+    def compare(self, subject: Subject, baseline: Candidate, candidates: list[Candidate], judge=True):
+        """Measures what has no finished row yet; the baseline is measured against itself: the noise floor.
+
+        Args:
+            judge: compare images too (for trained weights; random ones are never judged).
+
+        Returns:
+            The finished rows of these candidates as a list of dicts, the baseline's first, each with its
+            `label`; columns as in fluxnb.results.
+        """
+        everything = [baseline, *candidates]
+        self._total += len(everything)
+        todo = [c for c in everything if not self.results.find(self.key(subject, c))]
+        if len(todo) < len(everything):
+            self._progress(len(everything) - len(todo), "found in the results")
+        judge = judge and subject.model.judged
+        size = self.params.study.group
+        for start in range(0, len(todo), size):
+            self._measure_group(subject, baseline, todo[start : start + size], judge)
+        rows = [self.results.find(self.key(subject, c)) for c in everything]
+        return [{**row, "label": c.label} for row, c in zip(rows, everything, strict=True)]
+
+    def _measure_group(self, subject, baseline, group, judge: bool) -> None:
+        rows, runnable = {}, []
+        for candidate in group:
+            try:
+                rows[candidate.label] = self._prepare(subject, baseline, candidate, judge)
+                runnable.append(candidate)
+            except Unavailable as reason:
+                self._append(subject, candidate, {"status": "unavailable", "reason": str(reason)})
+            except torch.cuda.OutOfMemoryError as error:
+                torch.cuda.empty_cache()
+                self._append(subject, candidate, {"status": "oom", "reason": str(error).splitlines()[0]})
+        if not runnable:
+            return
+        runners = [self._runner(subject, c) for c in runnable]
+        runs = {BASELINE: self._runner(subject, baseline).run}
+        runs |= {f"candidate {i}": runner.run for i, runner in enumerate(runners)}
+        samples = measure.interleave(runs, subject.rounds)
+        for i, candidate in enumerate(runnable):
+            taken = samples[f"candidate {i}"]
+            ratio, low, high = measure.speedup(samples[BASELINE], taken)
+            measured = {
+                "status": "ok",
+                **rows[candidate.label],
+                **measure.summary(taken),
+                **runners[i].stage_medians(),
+                "images_per_s": len(taken) / sum(taken),
+                "speedup": ratio,
+                "speedup_ci_low": low,
+                "speedup_ci_high": high,
+            }
+            self._append(subject, candidate, measured)
+
+    def _prepare(self, subject, baseline, candidate, judge: bool) -> dict:
+        """Warm-up, memory and quality of one candidate: the untimed part of its row."""
+        own = candidate.subject or subject
+        pipe = own.pipe
+        row = {"load_s": own.load_s, "total_steps": candidate.steps, "computed_steps": candidate.steps}
+        prompt, seed = own.inputs[0]
+        with (
+            applied(pipe, *candidate.techniques),
+            telemetry.Sampler() as sampler,
+            measure.memory(pipe.transformer.device) as memory,
+        ):
+            warm = measure.warm_up(
+                lambda: own.generate(prompt, seed, candidate.steps),
+                limit=self.params.study.warmup,
+                least=2,
+                enough_s=SLOW_S,
+            )
+            if trace := _trace(candidate):
+                row["computed_steps"] = trace["mask"].count("1")
+        beside = 0 if own is subject or memory.device == "cpu" else _gib(subject.pipe)
+        row |= {
+            "first_s": warm.first_s,
+            "warmup_s": warm.total_s,
+            "memory_peak_gib": memory.peak_gib - beside,
+            "memory_avg_gib": memory.average_gib - beside,
+        }
+        if sampler.result:
+            row |= {name: sampler.result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct")}
+        return row | self._judge(subject, baseline, candidate) if judge else row
+
+    def _judge(self, subject, baseline, candidate) -> dict:
+        """The columns of a row that come from its images."""
+        own = candidate.subject or subject
+        references, _ = self._images(subject, baseline)
+        images, traces = self._images(subject, candidate, keep=candidate is not baseline)
+        row = quality.compare(references, images)
+        if own.model.checked:
+            found = probe.adherence([prompt for prompt, _ in own.inputs], images)
+            found = [share for share in found if share is not None]
+            if found:
+                row |= {"adherence": sum(found) / len(found), "adherence_min": min(found)}
+        if traces and all(traces):
+            row["computed_steps"] = sum(t["mask"].count("1") for t in traces) / len(traces)
+        return row
+
+    def _runner(self, subject, candidate) -> _Runner:
+        own = candidate.subject or subject
+        return _Runner(own, candidate, itertools.cycle(own.inputs))
+
+    def _append(self, subject, candidate, measured: dict) -> None:
+        own = candidate.subject or subject
+        key = self.key(subject, candidate)
+        row = {**key, **measured, "measured_at": now(), "run_id": self.run_id}
+        self.results.append(row)
+        self._progress(1, f"{own.model.name}: {candidate.label}")
+
+    # --- images and traces --------------------------------------------------------------------------------
+
+    def images(self, subject: Subject, candidate: Candidate) -> list[Image.Image]:
+        """The candidate's image for each of `subject.inputs`; made again if they aren't on the disk."""
+        return self._images(subject, candidate)[0]
+
+    def traces(self, subject: Subject, candidate: Candidate) -> list[dict | None]:
+        """What a cache decided for each of `subject.inputs`: mask, indicator, threshold; None without one."""
+        return self._images(subject, candidate)[1]
+
+    def _images(self, subject: Subject, candidate: Candidate, keep: bool = True):
+        own = candidate.subject or subject
+        key = {k: v for k, v in self.key(subject, candidate).items() if k not in ("notebook", "gpu")}
+        folder = self.images_dir / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        done = folder / "traces.json"
+        count = len(own.inputs)
+        if keep and done.is_file():
+            return [_read_image(folder / f"{i}.png") for i in range(count)], json.loads(done.read_text())
+        images, traces = [], []
+        with applied(own.pipe, *candidate.techniques):
+            for prompt, seed in own.inputs:
+                images.append(own.generate(prompt, seed, candidate.steps))
+                traces.append(_trace(candidate))
+        if keep:
+            folder.mkdir(parents=True, exist_ok=True)
+            for i, image in enumerate(images):
+                image.save(folder / f"{i}.png")
+            done.write_text(json.dumps(traces))
+        return images, traces
+
+    # --- for the reader -----------------------------------------------------------------------------------
+
+    def _progress(self, finished: int, label: str) -> None:
+        self._done += finished
+        if path := os.environ.get("FLUXNB_PROGRESS"):
+            line = {"notebook": self.notebook, "done": self._done, "total": self._total, "label": label}
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+@dataclass
+class _Runner:
+    """Makes the next image of the order that the baseline and every candidate go through alike."""
+
+    subject: Subject
+    candidate: Candidate
+    order: Iterator
+    stages: list[measure.Stages] = field(default_factory=list)
+
+    def run(self) -> None:
+        prompt, seed = next(self.order)
+        with applied(self.subject.pipe, *self.candidate.techniques), measure.stages(self.subject.pipe) as stages:
+            self.subject.generate(prompt, seed, self.candidate.steps)
+        self.stages.append(stages)
+
+    def stage_medians(self) -> dict[str, float]:
+        """Median seconds of text encoding, denoising and VAE decoding."""
+        names = ("text_s", "denoise_s", "vae_s")
+        return {name: statistics.median(getattr(s, name) for s in self.stages) for name in names}
+
+
+def _trace(candidate: Candidate) -> dict | None:
+    """The latest decisions of the candidate's cache, rounded to what a chart shows."""
+    for technique in candidate.techniques:
+        trace = getattr(technique, "trace", None)
+        if trace and trace.steps:
+            seen = [None if s.indicator is None else float(f"{s.indicator:.4g}") for s in trace.steps]
+            return {"mask": trace.mask, "indicator": seen, "threshold": trace.steps[0].threshold}
+    return None
+
+
+def _gib(pipe) -> float:
+    """Memory of a pipeline's weights in GiB."""
+    parts = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
+    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters()) / 2**30
+
+
+def _read_image(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _fingerprint(name: str) -> str:
+    """What identifies a model's weights: a digest of the files of a folder, the name of anything else."""
+    from fluxnb import embedded
+
+    folder = embedded.FOLDER if name == "embedded" else Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes() if path.stat().st_size < 2**28 else str(path.stat().st_size).encode())
+    return digest.hexdigest()[:16]
+
+
+def need(rows: list[dict], **equals) -> list[dict]:
+    """The rows with status ok and these values. Raises UserError when there is none: nothing to report."""
+    found = [r for r in rows if r["status"] == "ok" and all(r[k] == v for k, v in equals.items())]
+    if not found:
+        raise UserError(f"No finished measurement with {equals}: the rows say why in their reason.")
+    return found

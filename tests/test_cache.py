@@ -1,0 +1,359 @@
+"""The caching engine against diffusers' own First Block Cache, and against no cache at all."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+
+from fluxnb import pipelines
+from fluxnb.cache import (
+    Both,
+    Cache,
+    Cascade,
+    Either,
+    FirstBlock,
+    Hold,
+    Interval,
+    Schedule,
+    Taylor,
+    TeaCache,
+    first_block,
+    prescribed,
+    teacache,
+)
+from fluxnb.errors import UserError
+from fluxnb.technique import applied
+
+MODEL = pipelines.describe("embedded")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipelines.load("embedded", device="cpu")
+
+
+def latents(pipe, steps=10, prompt="a red apple on a white table", seed=3, **options):
+    return pipelines.generate(pipe, [prompt], [seed], model=MODEL, steps=steps, output_type="latent", **options)
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.12, 0.3, 0.8])
+def test_equals_diffusers_bit_for_bit(pipe, threshold):
+    with applied(pipe, cache := first_block(threshold)):
+        ours = latents(pipe)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=threshold))
+    try:
+        theirs = latents(pipe)
+    finally:
+        pipe.transformer.disable_cache()
+    assert torch.equal(ours, theirs)
+    if threshold >= 0.3:  # or the comparison would be of two uncached runs
+        assert cache.trace.computed < len(cache.trace.steps)
+
+
+def test_threshold_zero_is_off(pipe):
+    plain = latents(pipe)
+    with applied(pipe, cache := first_block(0)):
+        assert torch.equal(latents(pipe), plain)
+    assert cache.trace.computed == 10
+
+
+def test_removal_restores_the_pipeline(pipe):
+    before = {name: dict(vars(part)) for name, part in (("t", pipe.transformer), ("s", pipe.scheduler))}
+    plain = latents(pipe)
+    with applied(pipe, first_block(0.5)):
+        cached = latents(pipe)
+    assert not torch.equal(cached, plain)
+    assert torch.equal(latents(pipe), plain)
+    assert vars(pipe.transformer).keys() == before["t"].keys()
+    assert "set_timesteps" not in vars(pipe.scheduler)
+
+
+def test_images_in_a_row_do_not_leak(pipe):
+    with applied(pipe, cache := first_block(0.3)):
+        first = latents(pipe, seed=1)
+        latents(pipe, seed=2, steps=6)
+        assert len(cache.trace.steps) == 6
+        assert torch.equal(latents(pipe, seed=1), first)
+
+
+def test_threshold_changes_between_images(pipe):
+    with applied(pipe, cache := first_block(0)):
+        assert (latents(pipe), cache.trace.computed)[1] == 10
+        cache.gate.threshold = 0.8
+        assert (latents(pipe), cache.trace.computed)[1] < 10
+    with applied(pipe, first_block(0.8)):
+        expected = latents(pipe)
+    with applied(pipe, cache := first_block(0.1)):
+        cache.gate.threshold = 0.8
+        assert torch.equal(latents(pipe), expected)
+
+
+def test_interrupted_generation_leaves_a_clean_pipeline(pipe):
+    plain = latents(pipe)
+
+    def stop(pipe, step, timestep, kwargs):
+        if step == 4:
+            raise KeyboardInterrupt
+        return kwargs
+
+    with applied(pipe, cache := first_block(0.3)):
+        expected = latents(pipe)
+        with pytest.raises(KeyboardInterrupt):
+            pipe(
+                "a red apple",
+                height=128,
+                width=128,
+                num_inference_steps=10,
+                max_sequence_length=MODEL.tokens,
+                callback_on_step_end=stop,
+            )
+        assert len(pipe.transformer.transformer_blocks) == 4
+        assert isinstance(pipe.transformer.transformer_blocks, torch.nn.ModuleList)
+        assert torch.equal(latents(pipe), expected)
+        assert len(cache.trace.steps) == 10
+    assert torch.equal(latents(pipe), plain)
+
+
+def test_schedule_replays_a_trace(pipe):
+    with applied(pipe, cache := first_block(0.3)):
+        expected = latents(pipe)
+    with applied(pipe, replay := prescribed(cache.trace.mask, "test")):
+        assert torch.equal(latents(pipe), expected)
+    assert replay.trace.mask == cache.trace.mask
+
+
+def test_options_of_every_gate(pipe):
+    options = {"warm_up": 4, "compute_last": True, "longest_run": 1}
+    with applied(pipe, cache := Cache(FirstBlock(50.0, **options))):
+        latents(pipe)
+    assert cache.trace.mask == "1111010101"  # one hit at most, then a computed step; the last is computed
+
+
+def test_batch_has_one_decision(pipe):
+    with applied(pipe, cache := first_block(0.3)):
+        pipelines.generate(pipe, ["a red ball", "a blue cup"], [1, 2], model=MODEL, steps=6, output_type="latent")
+    assert len(cache.trace.steps) == 6
+
+
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", None, True])
+def test_bad_thresholds(value):
+    with pytest.raises(UserError, match="threshold"):
+        FirstBlock(value)
+
+
+@pytest.mark.parametrize("mask", ["", "0111", "1012", "abc"])
+def test_bad_masks(mask):
+    with pytest.raises(UserError, match="mask"):
+        Schedule(mask)
+
+
+def test_schedule_of_the_wrong_length(pipe):
+    with applied(pipe, prescribed("1010", "test")), pytest.raises(UserError, match="4 steps .* has 10"):
+        latents(pipe)
+
+
+def test_two_caches(pipe):
+    with applied(pipe, first_block(0.1)), pytest.raises(UserError, match="already"):
+        first_block(0.2).apply(pipe)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    try:
+        with pytest.raises(UserError, match="already"):
+            first_block(0.2).apply(pipe)
+    finally:
+        pipe.transformer.disable_cache()
+
+
+def test_not_flux():
+    class Other:
+        transformer = torch.nn.Linear(2, 2)
+
+    with pytest.raises(UserError, match="FLUX"):
+        first_block(0.1).apply(Other())
+
+
+# --- the other gates, and how they combine -----------------------------------------------------------------
+
+POLYNOMIAL = (0.5, 1.5, 0.02)
+
+
+def published_rule(changes, threshold, coefficients):
+    """TeaCache4FLUX's decisions, transcribed: True where the step is computed."""
+    rescale = np.poly1d(coefficients)
+    decisions, accumulated = [], 0.0
+    for step in range(len(changes) + 1):
+        if step in (0, len(changes)):
+            decisions.append(True)
+            accumulated = 0.0
+            continue
+        accumulated += rescale(changes[step - 1])
+        if accumulated < threshold:
+            decisions.append(False)
+        else:
+            decisions.append(True)
+            accumulated = 0.0
+    return decisions
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.6])
+def test_teacache_decides_as_published(pipe, threshold):
+    with applied(pipe, cache := Cache(TeaCache(threshold, POLYNOMIAL))):
+        latents(pipe, steps=14)
+    steps = cache.trace.steps
+    expected = published_rule([s.indicator for s in steps[1:]], threshold, POLYNOMIAL)
+    assert [not s.hit for s in steps] == expected
+    assert 1 < cache.trace.computed < 14
+    assert {s.reused_at for s in steps if s.hit} == {"input"}
+
+
+def test_teacache_sees_the_modulated_input(pipe):
+    seen = []
+    norm = pipe.transformer.transformer_blocks[0].norm1
+    with applied(pipe, cache := Cache(TeaCache(0, POLYNOMIAL))):
+        hook = norm.register_forward_hook(lambda m, i, o: seen.append(o[0]))
+        latents(pipe, steps=4)
+        hook.remove()
+    assert cache.trace.computed == 4
+    assert len(seen) == 8  # once for the gate, once in the block itself
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_teacache_needs_coefficients():
+    for bad in ((), (1.0, float("nan"))):
+        with pytest.raises(UserError, match="coefficients"):
+            TeaCache(0.2, bad)
+    with pytest.raises(UserError, match="no coefficients for some/model"):
+        teacache.coefficients("some/model")
+    assert teacache.coefficients("black-forest-labs/FLUX.1-dev") == teacache.FLUX_DEV
+
+
+def test_published_polynomial_acts_like_an_interval():
+    gate = TeaCache(0.4, teacache.FLUX_DEV)
+    least = min(gate.rescaled(x / 1000) for x in range(1000))
+    assert least == pytest.approx(0.18, abs=0.002)  # so a threshold bounds the run of reused steps
+
+
+@pytest.mark.parametrize("first_block", [True, False])
+def test_interval(pipe, first_block):
+    with applied(pipe, cache := Cache(Interval(3, first_block=first_block))):
+        latents(pipe)
+    assert cache.trace.mask == "1001001001"
+    assert {s.reused_at for s in cache.trace.steps if s.hit} == {"residual" if first_block else "input"}
+
+
+def test_a_step_reused_at_the_input_runs_no_block(pipe):
+    calls = []
+    hooks = [
+        block.register_forward_hook(lambda m, i, o: calls.append(m))
+        for block in (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks)
+    ]
+    blocks = len(hooks)
+    for runs_first, cost in ((False, 0), (True, 1)):
+        calls.clear()
+        with applied(pipe, Cache(Interval(5, first_block=runs_first))):
+            latents(pipe)
+        assert len(calls) == 2 * blocks + 8 * cost
+    for hook in hooks:
+        hook.remove()
+
+
+def alone(pipe, gate):
+    with applied(pipe, cache := Cache(gate)):
+        latents(pipe)
+    return cache.trace
+
+
+def schedules(rule, first, second, **points):
+    return rule(Schedule(first, **points), Schedule(second, **points))
+
+
+@pytest.mark.parametrize(("rule", "mask"), [(Cascade, "1000110101"), (Either, "1000110101"), (Both, "1110111111")])
+def test_pairs_of_schedules(pipe, rule, mask):
+    first, second = "1010111111", "1100110101"
+    for points in ({"first_block": True}, {"first_block": False}):
+        assert alone(pipe, schedules(rule, first, second, **points)).mask == mask
+    mixed = rule(Schedule(first, first_block=False), Schedule(second, first_block=True))
+    assert alone(pipe, mixed).mask == mask
+
+
+def test_cascade_says_which_gate_fired(pipe):
+    trace = alone(pipe, Cascade(Schedule("1010111111", first_block=False), Schedule("1100110101")))
+    assert [s.reused_at for s in trace.steps[:4]] == [None, "input", "residual", "input"]
+    assert trace.steps[1].said == (True, None)
+    assert trace.steps[2].said == (False, True)
+
+
+def test_combined_cache_between_its_gates(pipe):
+    tea, first = TeaCache(0.2, POLYNOMIAL), FirstBlock(0.3)
+    together = {rule: alone(pipe, rule(tea, first)).computed for rule in (Cascade, Either, Both)}
+    singles = [alone(pipe, tea).computed, alone(pipe, first).computed]
+    assert together[Both] >= max(singles)
+    assert together[Cascade] <= max(singles)
+    assert together[Either] <= max(singles)
+
+
+def test_pairs_do_not_nest():
+    pair = Cascade(FirstBlock(0.1), Interval(2))
+    with pytest.raises(UserError, match="two at a time"):
+        Either(pair, FirstBlock(0.1))
+
+
+@pytest.mark.parametrize(
+    "gate", [TeaCache(0.2, POLYNOMIAL), FirstBlock(0.3), Either(TeaCache(0.2, POLYNOMIAL), FirstBlock(0.3))]
+)
+def test_one_synchronisation_per_step(pipe, gate, monkeypatch):
+    reads = []
+    original = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda t: reads.append(t) or original(t))
+    monkeypatch.setattr(torch.Tensor, "item", lambda t: pytest.fail("a second way to read"))
+    with applied(pipe, Cache(gate)):
+        image_tokens = torch.zeros(1, 64, 64)
+        ids = torch.zeros(64, 3), torch.zeros(24, 3)
+        for t in (0.9, 0.8, 0.7):
+            pipe.transformer(
+                hidden_states=image_tokens + t,
+                encoder_hidden_states=torch.zeros(1, 24, 128),
+                pooled_projections=torch.zeros(1, 64),
+                timestep=torch.tensor([t]),
+                guidance=torch.tensor([3.5]),
+                img_ids=ids[0],
+                txt_ids=ids[1],
+            )
+    assert len(reads) == 2  # nothing to compare with at the first step
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_taylor_is_exact_for_polynomials_of_degree_one(order):
+    predictor = Taylor(order)
+    state = predictor.new_state()
+    for index in (0, 2, 5):
+        predictor.computed(state, index, torch.tensor([3.0 + 2.0 * index]))
+    assert predictor.predict(state, 7) == pytest.approx(17.0)
+
+
+def test_taylor_follows_its_definition():
+    predictor = Taylor(2)
+    state = predictor.new_state()
+    values = {0: 1.0, 3: 2.0, 5: 6.0}
+    for index, value in values.items():
+        predictor.computed(state, index, torch.tensor([value]))
+    slope_before, slope = (2.0 - 1.0) / 3, (6.0 - 2.0) / 2
+    curvature = (slope - slope_before) / 2
+    assert predictor.predict(state, 8) == pytest.approx(6.0 + 3 * slope + 9 / 2 * curvature)
+
+
+def test_taylor_holds_until_it_knows_more():
+    predictor = Taylor(2)
+    state = predictor.new_state()
+    predictor.computed(state, 0, torch.tensor([4.0]))
+    assert predictor.predict(state, 1) == 4.0
+    with pytest.raises(UserError, match="order"):
+        Taylor(3)
+
+
+def test_extrapolating_comes_nearer_than_holding(pipe):
+    exact = latents(pipe, steps=28)
+    errors = {}
+    for predictor in (Hold(), Taylor(1)):
+        with applied(pipe, Cache(Interval(2), predictor)):
+            errors[predictor.name] = (latents(pipe, steps=28) - exact).abs().mean()
+    assert errors["Taylor 1"] < errors["hold"]

@@ -1,0 +1,234 @@
+"""pyproject.toml, requirements.lock and environment.yml agree, and the set-up script does what it says."""
+
+import ast
+import os
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+from fluxnb import _setup
+
+ROOT = Path(__file__).parent.parent
+LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+CONDA = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))["dependencies"]
+
+
+def requirements(*extras: str) -> list[Requirement]:
+    listed = PYPROJECT["project"]["dependencies"] + [line for extra in extras for line in EXTRAS[extra]]
+    return [Requirement(line) for line in listed]
+
+
+def locked() -> dict[str, str]:
+    """Package -> version, from the lock; fails on a line that is not one exact pin."""
+    pins: dict[str, str] = {}
+    for line in LOCK.splitlines():
+        if line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([a-z0-9-]+)==([^\s;+]+)( ; .+?)?(  # via .+)?", line)
+        assert match, f"not one exact pin: {line}"
+        assert match[1] not in pins, f"pinned twice: {match[1]}"
+        pins[match[1]] = match[2]
+    return pins
+
+
+@pytest.mark.parametrize("wanted", requirements(*EXTRAS), ids=lambda r: r.name)
+def test_lock_holds_every_direct_dependency(wanted):
+    version = locked()[canonicalize_name(wanted.name)]
+    assert wanted.specifier.contains(version, prereleases=True), f"{wanted} is locked at {version}"
+
+
+def test_lock_holds_the_versions_of_the_study():
+    for held in map(Requirement, PYPROJECT["tool"]["uv"]["constraint-dependencies"]):
+        assert held.specifier.contains(locked()[held.name])
+
+
+def test_lock_leaves_the_cuda_libraries_to_torch():
+    for name in locked():
+        assert name == "nvidia-ml-py" or not re.search(r"nvidia|cuda|triton", name), name
+
+
+@pytest.mark.parametrize("file", ["requirements.lock", "environment.yml", "pyproject.toml", "Makefile"])
+def test_no_package_location_is_committed(file):
+    for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
+        assert "://" not in line and not re.search(r"\b\w+\.(org|com|io|net)\b", line), line
+        assert not re.search(r"--(find-links|(extra-)?index-url|trusted-host)", line), line
+        if file != "Makefile":
+            assert not re.search(r"(^|[\s\"'=])/\w", line), line
+
+
+def test_conda_environment_has_the_locked_versions():
+    (pip,) = [entry["pip"] for entry in CONDA if isinstance(entry, dict)]
+    pins = dict(line.split("==") for line in pip if not line.startswith("-"))
+    direct = {canonicalize_name(r.name) for r in requirements("test", "dev")}
+    assert pins == {name: locked()[name] for name in direct}
+
+
+def test_conda_python_is_one_the_project_takes():
+    (python,) = [entry for entry in CONDA if isinstance(entry, str) and entry.startswith("python ")]
+    offered = SpecifierSet(python.removeprefix("python "))
+    taken = SpecifierSet(PYPROJECT["project"]["requires-python"])
+    minors = [f"3.{minor}.0" for minor in range(8, 20)]
+    assert {m for m in minors if m in offered} <= {m for m in minors if m in taken}
+    assert {"3.11.0", "3.12.0", "3.13.0"} <= {m for m in minors if m in offered}
+    assert PYPROJECT["project"]["requires-python"] == ">={}.{}".format(*_setup.OLDEST)
+
+
+# The set-up script
+
+
+def test_setup_can_be_read_by_an_old_python():
+    ast.parse(Path(_setup.__file__).read_text(encoding="utf-8"), feature_version=(3, 6))
+
+
+def test_setup_imports_only_the_standard_library():
+    import sys
+
+    for node in ast.walk(ast.parse(Path(_setup.__file__).read_text(encoding="utf-8"))):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert all(name.split(".")[0] in sys.stdlib_module_names for name in names), names
+
+
+def test_old_python_gets_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(_setup.sys, "version_info", (3, 9, 18, "final", 0))
+    assert _setup.main([]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "3.9.18" in message and "3.11 or newer" in message
+    assert "BASE_PYTHON=" in message
+
+
+def test_python_without_venv_gets_one_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(_setup.sys.modules, "ensurepip", None)
+    assert _setup.main([]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "python3-venv" in message
+
+
+def test_pip_settings_are_ranked_as_pip_ranks_them():
+    listing = "\n".join([
+        ":env:.find-links='/a /b'",
+        "global.find-links='/c'",
+        "global.cert='/ca.pem'",
+        ":env:.cert=''",
+        "global.index-url='https://global.invalid/simple'",
+        "install.index-url='https://install.invalid/simple'",
+        "global.extra-index-url='\\nhttps://one.invalid/simple\\nhttps://two.invalid/simple'",
+        "freeze.timeout='10'",
+    ])  # fmt: skip
+    assert _setup.pip_settings(listing) == {
+        "find-links": "/a /b",
+        "cert": "/ca.pem",
+        "index-url": "https://install.invalid/simple",
+        "extra-index-url": "\nhttps://one.invalid/simple\nhttps://two.invalid/simple",
+    }
+
+
+def test_uv_gets_the_locations_that_pip_has(tmp_path):
+    wheels, certificate = tmp_path / "wheels", tmp_path / "ca.pem"
+    wheels.mkdir()
+    certificate.touch()
+    settings = {
+        "index-url": "https://user:secret@mirror.invalid/simple",
+        "extra-index-url": f"\nhttps://one.invalid/simple\n{wheels.as_uri()}",
+        "find-links": f"{wheels} https://two.invalid/wheels.html",
+        "cert": str(certificate),
+        "trusted-host": "one.invalid\ntwo.invalid",
+        "timeout": "60",
+    }
+    assert _setup.uv_settings(settings, {}) == {
+        "UV_DEFAULT_INDEX": "https://user:secret@mirror.invalid/simple",
+        "UV_INDEX": f"https://one.invalid/simple {wheels.as_uri()}",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_FIND_LINKS": f"{wheels},https://two.invalid/wheels.html",
+        "SSL_CERT_FILE": str(certificate),
+        "UV_INSECURE_HOST": "one.invalid two.invalid",
+        "UV_HTTP_TIMEOUT": "60",
+    }
+
+
+def test_uv_is_spared_locations_that_do_not_exist(tmp_path):
+    gone = tmp_path / "gone"
+    settings = {"find-links": f"{gone} {gone.as_uri()}", "extra-index-url": gone.as_uri(), "cert": str(gone)}
+    assert _setup.uv_settings(settings, {}) == {}
+
+
+def test_what_the_user_has_set_for_uv_stays():
+    settings = {"index-url": "https://pip.invalid/simple", "extra-index-url": "https://more.invalid/simple"}
+    env = {"UV_INDEX_URL": "https://uv.invalid/simple", "UV_INDEX_STRATEGY": "first-index"}
+    assert _setup.uv_settings(settings, env) == {"UV_INDEX": "https://more.invalid/simple"}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder whose commands are recorded instead of run; a command named in `failing` fails."""
+    (tmp_path / "fluxnb").mkdir()
+    for name in ("requirements.lock", "pyproject.toml", "fluxnb/_setup.py"):
+        (tmp_path / name).write_text("uv==1.0\n")
+        os.utime(tmp_path / name, (1000, 1000))
+    ran, failing = [], []
+
+    def run(command, env, capture=False):
+        ran.append(command)
+        if any(word in command for word in failing):
+            raise _setup.SetupError("it failed")
+        if "venv" in command:
+            (tmp_path / ".venv/bin").mkdir(parents=True, exist_ok=True)
+            (tmp_path / ".venv/bin/python").touch()
+            (tmp_path / ".venv" / _setup.STAMP).unlink(missing_ok=True)
+        return ":env:.index-url='https://user:secret@mirror.invalid/simple'\n"
+
+    monkeypatch.setattr(_setup, "ROOT", str(tmp_path))
+    monkeypatch.setattr(_setup, "run", run)
+    return tmp_path, ran, failing
+
+
+def test_environment_is_made_once(project):
+    folder, ran, _ = project
+    assert _setup.main([]) == 0
+    assert (folder / ".venv" / _setup.STAMP).exists()
+    assert ran[0][-4:] == ["-m", "venv", "--clear", str(folder / ".venv")]
+    ran.clear()
+    assert _setup.main([]) == 0 and not ran
+
+
+def test_changed_lock_updates_the_environment(project):
+    folder, ran, _ = project
+    _setup.main([])
+    ran.clear()
+    (folder / "requirements.lock").write_text("uv==2.0\n")
+    os.utime(folder / ".venv" / _setup.STAMP, (500, 500))
+    assert _setup.main([]) == 0
+    assert "uv==2.0" in ran[0] and not any("venv" in command for command in ran)
+
+
+def test_interrupted_environment_does_not_count(project):
+    folder, ran, failing = project
+    _setup.main([])
+    os.utime(folder / ".venv" / _setup.STAMP, (500, 500))
+    failing.append("--compile-bytecode")
+    assert _setup.main([]) == 2
+    assert not (folder / ".venv" / _setup.STAMP).exists()
+    failing.clear()
+    ran.clear()
+    assert _setup.main([]) == 0
+    assert "--clear" in ran[0]
+
+
+def test_credentials_stay_off_the_command_line(project, capfd):
+    _, ran, failing = project
+    failing.append("--compile-bytecode")
+    _setup.main([])
+    assert "secret" not in str(ran) and "secret" not in "".join(capfd.readouterr())
+
+
+def test_failed_command_is_named_in_one_sentence(capfd):
+    with pytest.raises(_setup.SetupError, match=r"`false` failed with status 1: .* run make again"):
+        _setup.run(["false"], dict(os.environ))

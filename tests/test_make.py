@@ -1,0 +1,118 @@
+"""The Makefile's promises. Nothing here makes an environment or runs a notebook."""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TARGETS = ["help", "report", "render", "explore", "test", "train-embedded", "lock", "clean"]
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
+
+
+def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    """Run make as from a fresh terminal: without what the make that runs these tests has handed down."""
+    ours = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKEFILES",
+            "PYTHON", "BASE_PYTHON", "GPU", "ONLY", "FORCE", "ARGS", "UPGRADE"}  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if k not in ours} | variables
+    command = ["make", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A checkout without an environment, and with two GPU choices."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("requirements.lock", "pyproject.toml", "fluxnb/_setup.py",
+                 "params/base.yaml", "params/cpu.yaml", "params/h100.yaml"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_help_is_the_default_and_lists_everything():
+    shown = make()
+    assert shown.returncode == 0 and shown.stdout == make("help").stdout
+    assert re.findall(r"^  ([a-z-]+)  +\w", shown.stdout, re.MULTILINE) == TARGETS
+    (choices,) = re.findall(r"GPU=.*one of: (.*)", shown.stdout)
+    assert choices.split() == sorted(p.stem for p in (ROOT / "params").glob("*.yaml") if p.stem != "base")
+
+
+def test_every_target_is_documented():
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (phony,) = re.findall(r"^\.PHONY: (.*)", text, re.MULTILINE)
+    assert phony.split() == TARGETS == re.findall(r"^([a-z-]+):.* ## \S", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("gpu", ["nonsense", "base", "", "%", "h%", "cpu h100", "../params/cpu"])
+@pytest.mark.parametrize("target", ["report", "render"])
+def test_unknown_gpu_lists_the_choices(fresh, target, gpu):
+    answer = make(target, f"GPU={gpu}", folder=fresh)
+    assert answer.returncode != 0 and answer.stdout == ""
+    assert answer.stderr.strip().count("\n") == 0
+    assert f"GPU={gpu} has no file in params/: choose one of cpu h100." in answer.stderr
+    assert not (fresh / ".venv").exists()
+
+
+def test_plan_is_quick(fresh):
+    start = time.perf_counter()
+    plan = make("-n", "report", "GPU=h100", folder=fresh)
+    assert time.perf_counter() - start < 2
+    assert plan.stdout.splitlines() == [
+        "python3 -I fluxnb/_setup.py",
+        ".venv/bin/python -m fluxnb report --gpu h100",
+    ]
+
+
+@pytest.mark.parametrize("target", ["report", "render", "explore", "test", "train-embedded", "lock"])
+def test_targets_make_the_environment_when_it_is_missing(fresh, target):
+    commands = make("-n", target, "BASE_PYTHON=/some/python3", folder=fresh).stdout.splitlines()
+    assert commands[0] == "/some/python3 -I fluxnb/_setup.py" and len(commands) == 2
+
+
+def test_environment_follows_the_lock(fresh):
+    (fresh / ".venv").mkdir()
+    (fresh / ".venv/.ready").touch()
+    assert "_setup" not in make("-n", "test", folder=fresh).stdout
+    os.utime(fresh / ".venv/.ready", (500, 500))
+    assert "_setup" in make("-n", "test", folder=fresh).stdout
+
+
+def test_python_installs_nothing(fresh):
+    for given in ({"PYTHON": "/some/python"}, {}):
+        arguments = [] if given else ["PYTHON=/some/python"]
+        assert make("-n", "report", *arguments, folder=fresh, **given).stdout.splitlines() == [
+            "/some/python -m fluxnb report --gpu cpu"
+        ]
+
+
+def test_python_runs_with_the_project_on_its_path(fresh):
+    (fresh / "spy").write_text('#!/bin/sh\necho "$PYTHONPATH $*"\n')
+    (fresh / "spy").chmod(0o755)
+    answer = make("-s", "report", "PYTHON=./spy", "GPU=h100", folder=fresh, PYTHONPATH="/mine")
+    assert answer.stdout == f"{fresh}:/mine -m fluxnb report --gpu h100\n"
+    assert not (fresh / ".venv").exists()
+
+
+def test_variables_become_options(fresh):
+    plan = make("-n", "report", "ONLY=05", "FORCE=1", "PYTHON=p", folder=fresh).stdout
+    assert plan == "p -m fluxnb report --gpu cpu --only 05 --force\n"
+    assert "--force" not in make("-n", "report", "FORCE=0", "PYTHON=p", folder=fresh).stdout
+    assert make("-n", "test", "ARGS=-k make", "PYTHON=p", folder=fresh).stdout == "p -m pytest -k make\n"
+
+
+def test_failure_is_passed_on(fresh):
+    assert make("report", "PYTHON=false", folder=fresh).returncode != 0
+
+
+def test_clean_keeps_results(fresh):
+    (fresh / "build/cpu").mkdir(parents=True)
+    (fresh / "reports/single_gpu/cpu").mkdir(parents=True)
+    (fresh / "reports/single_gpu/cpu/results.csv").touch()
+    assert make("clean", folder=fresh).returncode == 0
+    assert not (fresh / "build").exists() and (fresh / "reports/single_gpu/cpu/results.csv").exists()

@@ -1,0 +1,317 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from fluxnb import measure
+
+
+class Clock:
+    """A clock that moves only when told to; calls of `synchronize` are counted."""
+
+    def __init__(self):
+        self.now = 100.0
+        self.synchronized = 0
+
+    def __call__(self):
+        return self.now
+
+    def synchronize(self):
+        self.synchronized += 1
+
+    def work(self, seconds):
+        def run(*args, **kwargs):
+            self.now += seconds
+            return seconds
+
+        return run
+
+    def works(self, seconds):
+        """A run that takes the next of `seconds` at each call."""
+        left = iter(seconds)
+
+        def run():
+            self.now += next(left)
+
+        return run
+
+
+def test_percentiles_of_known_samples():
+    assert measure.percentiles([4, 1, 3, 2, 5]) == {
+        "min": 1,
+        "p25": 2,
+        "p50": 3,
+        "p90": pytest.approx(4.6),
+        "p99": None,
+        "avg": 3,
+    }
+
+
+def test_p99_is_empty_below_100_samples():
+    assert measure.percentiles(range(1, 100))["p99"] is None
+    assert measure.percentiles(range(1, 101))["p99"] == pytest.approx(99.01)
+
+
+@pytest.mark.parametrize("samples", [[], [1.0, float("nan")], [float("inf")], [[1.0], [2.0]]])
+def test_samples_that_are_no_latencies_are_refused(samples):
+    with pytest.raises(ValueError):
+        measure.percentiles(samples)
+
+
+def test_summary_has_the_columns_of_a_result():
+    from fluxnb.results import COLUMNS
+
+    row = measure.summary([0.2, 0.1])
+    assert set(row) <= set(COLUMNS)
+    assert row["n"] == 2 and row["samples"] == [0.2, 0.1]
+    assert row["latency_p50"] == row["latency_avg"] == pytest.approx(0.15)
+    assert row["latency_p99"] is None
+
+
+def test_speedup_of_constants_is_exact():
+    assert measure.speedup([3.0] * 5, [1.5] * 5) == (2.0, 2.0, 2.0)
+
+
+def test_speedup_is_paired():
+    # The candidate takes half the time in every round; only a resample of both alike keeps the ratio at 2.
+    baseline = list(np.random.default_rng(1).uniform(1, 10, 12))
+    assert measure.speedup(baseline, [b / 2 for b in baseline]) == pytest.approx((2, 2, 2))
+
+
+def test_speedup_is_a_ratio_of_medians():
+    ratio, low, high = measure.speedup([2.0, 2.0, 2.0, 2.0, 50.0], [1.0, 1.0, 1.0, 1.0, 1.0])
+    assert ratio == 2.0
+    assert low == 2.0 and high > 2.0  # the outlier widens the interval and leaves the ratio alone
+
+
+def test_speedup_is_the_same_each_time_and_depends_on_the_seed():
+    baseline, candidate = np.random.default_rng(0).lognormal(0, 0.3, (2, 20))
+    first = measure.speedup(baseline, candidate)
+    assert first == measure.speedup(baseline, candidate)
+    assert first[1:] != measure.speedup(baseline, candidate, seed=1)[1:]
+
+
+def test_the_interval_covers_the_truth_about_95_times_of_100():
+    rng = np.random.default_rng(0)
+    covered = above_one = 0
+    for _ in range(200):
+        drift = rng.lognormal(0, 0.1, 25)
+        baseline = 2.0 * drift * rng.lognormal(0, 0.05, 25)
+        candidate = 1.0 * drift * rng.lognormal(0, 0.05, 25)
+        _, low, high = measure.speedup(baseline, candidate, resamples=1000)
+        covered += low <= 2.0 <= high
+        above_one += high - low < 0.5
+    assert 0.90 * 200 <= covered <= 199  # and not by being as wide as the world:
+    assert above_one > 190
+
+
+def test_many_samples_are_resampled_in_blocks_of_bounded_size():
+    tracemalloc.start()
+    try:
+        result = measure.speedup(
+            [2.0] * 5000, [1.0] * 5000, resamples=2000
+        )  # 240 MB and more when done at once
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result == (2, 2, 2) and peak < 120e6
+
+
+@pytest.mark.parametrize("baseline, candidate", [([1, 2], [1]), ([1], [1]), ([], []), ([1, 0], [1, 1])])
+def test_speedup_refuses_samples_without_pairs(baseline, candidate):
+    with pytest.raises(ValueError):
+        measure.speedup(baseline, candidate)
+
+
+def test_interleave_reverses_every_other_round():
+    order = []
+    clock = Clock()
+    runs = {name: (lambda name=name: order.append(name)) for name in "abc"}
+    measure.interleave(runs, 3, clock.synchronize, clock)
+    assert "".join(order) == "abc" + "cba" + "abc"
+
+
+def test_interleave_gives_each_run_its_own_times_in_the_order_of_the_rounds():
+    clock = Clock()
+    runs = {"slow": clock.works([3, 4]), "fast": clock.works([1, 2])}
+    seen = []
+
+    def progress(name, i):
+        clock.now += 1000  # what happens between two runs must not count
+        seen.append((name, i))
+
+    assert measure.interleave(runs, 2, clock.synchronize, clock, progress) == {"slow": [3, 4], "fast": [1, 2]}
+    assert seen == [("slow", 0), ("fast", 0), ("fast", 1), ("slow", 1)]
+    assert clock.synchronized == 8  # before and after each run
+
+
+def test_a_time_ends_when_the_device_is_done():
+    clock = Clock()
+    pending = []
+
+    def synchronize():
+        clock.now += sum(pending)
+        pending.clear()
+
+    pending.append(50)  # left over from before: not part of this run
+    assert measure.timed(lambda: pending.append(7), synchronize, clock) == 7
+
+
+def test_interleave_passes_on_what_a_run_raises():
+    def run():
+        raise MemoryError("out of memory")
+
+    with pytest.raises(MemoryError):
+        measure.interleave({"a": run}, 1)
+    with pytest.raises(ValueError, match="rounds"):
+        measure.interleave({}, 0)
+
+
+@pytest.mark.parametrize(
+    "seconds, kwargs, count, stable",
+    [
+        ([5, 1, 1.01], {}, 3, True),
+        ([1, 1, 1], {}, 3, True),  # two alike are not enough, three is the least
+        ([5, 2, 1, 1.1, 1.11], {}, 5, True),
+        ([5, 1, 1.021, 1.0, 1.019], {}, 5, True),
+        ([8, 7, 6, 5, 4, 3, 2, 1], {}, 8, False),
+        ([5, 3, 2], {"limit": 3}, 3, False),
+        ([5, 3, 2.9], {"tolerance": 0.05}, 3, True),
+        ([1], {"limit": 1}, 1, False),
+        ([1, 1], {"least": 1}, 2, True),
+    ],
+)
+def test_warm_up_ends_when_two_calls_in_a_row_agree(seconds, kwargs, count, stable):
+    clock = Clock()
+    done = measure.warm_up(clock.works(seconds), clock.synchronize, clock=clock, **kwargs)
+    assert (done.count, done.stable) == (count, stable)
+    assert done.first_s == pytest.approx(seconds[0])
+    assert done.total_s == pytest.approx(sum(seconds[:count]))
+
+
+def test_warm_up_needs_one_call():
+    with pytest.raises(ValueError, match="limit"):
+        measure.warm_up(lambda: None, limit=0)
+
+
+class Pipe:
+    """A pipeline whose stages take known times on a fake clock."""
+
+    class Vae:
+        def __init__(self, clock):
+            self.clock = clock
+
+        def decode(self, latents, return_dict=True):
+            self.clock.now += 5
+            return "image" if not return_dict else {"sample": "image"}
+
+    def __init__(self, clock):
+        self.clock, self.vae = clock, Pipe.Vae(clock)
+
+    def encode_prompt(self, prompt):
+        self.clock.now += 2
+        return f"embedding of {prompt}"
+
+    def __call__(self, decode=True, encodings=1, fail=None):
+        self.clock.now += 0.25  # checks of the inputs
+        for _ in range(encodings):
+            assert self.encode_prompt("cat") == "embedding of cat"
+        if fail == "denoise":
+            raise RuntimeError("a broken step")
+        self.clock.now += 10
+        image = self.vae.decode("latents", return_dict=False) if decode else "latents"
+        self.clock.now += 0.5  # to PIL
+        return image
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def pipe(clock):
+    return Pipe(clock)
+
+
+def test_stages_splits_one_call(clock, pipe):
+    with measure.stages(pipe, clock.synchronize, clock) as times:
+        assert pipe() == "image"
+    assert times == measure.Stages(text_s=2, denoise_s=10, vae_s=5, total_s=17.75)
+    assert clock.synchronized == 6  # the borders: two of each stage, and of the block
+
+
+def test_stages_adds_up_two_encodings_of_guidance(clock, pipe):
+    with measure.stages(pipe, clock.synchronize, clock) as times:
+        pipe(encodings=2)
+    assert (times.text_s, times.denoise_s, times.vae_s) == (4, 10, 5)
+
+
+def test_stages_without_decoding_or_encoding(clock, pipe):
+    with measure.stages(pipe, clock.synchronize, clock) as times:
+        pipe(decode=False)
+    assert times.vae_s is None and times.denoise_s == 10.5
+    with measure.stages(pipe, clock.synchronize, clock) as times:
+        pipe(encodings=0)
+    assert times.text_s is None and times.denoise_s == 10.25
+
+
+def test_stages_restores_the_pipe(clock, pipe):
+    with measure.stages(pipe, clock.synchronize, clock):
+        assert "encode_prompt" in vars(pipe) and "decode" in vars(pipe.vae)
+        pipe()
+    assert "encode_prompt" not in vars(pipe) and "decode" not in vars(pipe.vae)
+
+
+def test_stages_restores_the_pipe_after_an_error(clock, pipe):
+    mine = pipe.encode_prompt = lambda prompt: f"embedding of {prompt}"  # a technique's own hook stays
+    with pytest.raises(RuntimeError, match="a broken step"):
+        with measure.stages(pipe, clock.synchronize, clock) as times:
+            pipe(fail="denoise")
+    assert pipe.encode_prompt is mine and "decode" not in vars(pipe.vae)
+    assert times == measure.Stages()  # half a measurement is none
+
+
+def test_stages_refuses_a_second_call(clock, pipe):
+    with pytest.raises(RuntimeError, match="one pipeline call"):
+        with measure.stages(pipe, clock.synchronize, clock):
+            pipe()
+            pipe()
+    assert "encode_prompt" not in vars(pipe)
+
+
+def test_stages_restores_a_torch_module():
+    torch = pytest.importorskip("torch")
+
+    class Vae(torch.nn.Module):
+        def decode(self, latents):
+            return latents
+
+    class TorchPipe:
+        vae = Vae()
+
+        def encode_prompt(self):
+            pass
+
+    pipe = TorchPipe()
+    with measure.stages(pipe) as times:
+        pipe.encode_prompt()
+        pipe.vae.decode(1)
+    assert "decode" not in vars(pipe.vae) and pipe.vae.decode(2) == 2
+    assert times.total_s >= times.vae_s >= 0 and times.denoise_s >= 0
+
+
+def test_memory_on_a_cpu_sees_what_is_held():
+    with measure.memory("cpu") as use:
+        held = bytearray(b"x") * (128 * 2**20)
+    assert use.device == "cpu" and use.reserved_gib is None
+    assert 0.11 <= use.peak_gib <= 0.5
+    assert 0 <= use.average_gib <= use.peak_gib
+    del held
+
+
+def test_memory_is_filled_in_after_an_error():
+    with pytest.raises(MemoryError):
+        with measure.memory("cpu") as use:
+            raise MemoryError
+    assert use.peak_gib is not None and use.average_gib is not None

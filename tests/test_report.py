@@ -1,0 +1,565 @@
+"""Running and rendering notebooks, on small ones made here; kernels are real, so there are few of them."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from fluxnb.errors import UserError
+from fluxnb.report import html, read_state
+from fluxnb.report.render import MAX_PAGE_MB, check_page, prepare, render
+from fluxnb.report.run import KERNEL, Progress, check_parameters, fingerprint, run
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PROVENANCE = {
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "started_at": "2026-11-20T10:00:00+00:00",
+    "versions": {"python": "3.11.9", "torch": "2.13.0"},
+    "machine": {"cpu": "A fast CPU", "cores": 2, "ram_gib": 16, "gpus": []},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeParams:
+    """What the report machinery uses of fluxnb.params.Params."""
+
+    name: str = "cpu"
+    steps: int = 28
+    extra: tuple = ()
+
+    @property
+    def report_dir(self):
+        return Path("reports/single_gpu") / self.name
+
+    def resolved(self):
+        return {"gpu": {"match": "cpu"}, "study": {"steps": self.steps}}
+
+    def for_notebook(self, stem):
+        return {"gpu": self.name, **dict(self.extra)}
+
+
+def cell(source, *tags):
+    return new_code_cell(textwrap.dedent(source).strip(), metadata={"tags": list(tags)})
+
+
+def write_notebook(root, stem, *cells):
+    """A notebook of the form all of ours have: a parameters cell after the introduction."""
+    first = [
+        new_markdown_cell(f"# Report {stem}\n\nWhat it is about."),
+        cell('gpu: str = "cpu"  # name', "parameters"),
+    ]
+    path = root / "notebooks" / f"{stem}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=[*first, *cells]), path)
+    return path
+
+
+GOOD = """
+    import json, os, sys
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import pandas as pd
+    from fluxnb.report import html
+
+    html.callout("Threshold `0.2` is **2.1×** as fast <on average>.", "result")
+    figure, axes = plt.subplots(figsize=(6, 3))
+    axes.plot([0, 0.1, 0.2], [1, 1.5, 2.1], marker="o")
+    html.figure(figure, alt="Speedup rises from 1 to 2.1 as the threshold grows to 0.2", caption="Speedup")
+    html.table(pd.DataFrame({"threshold": [0.1, 0.2], "speedup": [1.5, 2.1]}), "Speed per threshold")
+    image = np.zeros((32, 32, 3), np.uint8)
+    html.image_grid(["apple"], ["0", "0.2"], [[(image, "baseline"), (image, "2.1×")]], caption="Images")
+    with open(os.environ["FLUXNB_PROGRESS"], "a") as file:
+        file.write(json.dumps({"notebook": "01_good", "done": 1, "total": 2, "label": "FBCache 0.1"}) + "\\n")
+    with open("reports/single_gpu/cpu/results.csv", "a") as file:
+        file.write("notebook,technique\\n01_good,baseline\\n01_good,fbcache\\n")
+"""
+NOISY = """
+    import os
+    print("seen by readers, run for", gpu)
+    print("\\r 10%|#         | 1/10 [00:01<00:09, 1.0it/s]", file=sys.stderr)
+    print("a warning worth keeping from", os.path.join(os.getcwd(), "somewhere.py"), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project whose second of three notebooks fails, run and rendered once with this checkout."""
+    root = tmp_path_factory.mktemp("project")
+    write_notebook(
+        root, "01_good", new_markdown_cell("## Chart\n\n### Detail\n\n## Chart"), cell(GOOD), cell(NOISY)
+    )
+    write_notebook(
+        root,
+        "02_fails",
+        cell("print('before')"),
+        cell("raise ValueError('no such threshold')"),
+        cell("print('never')"),
+    )
+    write_notebook(root, "03_after", cell("print('still here')"), cell("print('secret')", "hide"))
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY))
+        status = run(FakeParams(), provenance=PROVENANCE, root=root, stream=output)
+        written = render(FakeParams(), root)
+        yield {"root": root, "status": status, "output": output.getvalue(), "written": written}
+
+
+def page(project, name):
+    return (project["root"] / "reports/single_gpu/cpu" / name).read_text(encoding="utf-8")
+
+
+# --- running ---------------------------------------------------------------------------------------------
+
+
+def test_failing_notebook_fails_the_run_and_is_kept_while_the_others_run(project):
+    build = project["root"] / "build/cpu"
+    assert project["status"] == 1
+    assert sorted(p.name for p in build.glob("*.ipynb")) == [
+        "01_good.ipynb",
+        "02_fails.failed.ipynb",
+        "03_after.ipynb",
+    ]
+    assert "[2/3] 02_fails FAILED at cell 4: ValueError: no such threshold" in project["output"]
+    assert "[3/3] 03_after done in" in project["output"]
+
+
+def test_run_json_has_the_provenance_and_how_each_notebook_went(project):
+    record = json.loads((project["root"] / "reports/single_gpu/cpu/run.json").read_text())
+    assert record["commit"] == PROVENANCE["commit"]
+    assert record["notebooks"]["01_good"]["rows"] == 2
+    assert record["notebooks"]["01_good"]["executed_cells"] == record["notebooks"]["01_good"]["cells"] == 4
+    failed = record["notebooks"]["02_fails"]
+    assert (failed["status"], failed["failed_cell"], failed["executed_cells"]) == ("failed", 4, 3)
+
+
+def test_kernel_is_not_installed_for_other_programs(project):
+    from jupyter_client.kernelspec import KernelSpecManager
+
+    assert KERNEL not in KernelSpecManager().find_kernel_specs()
+    assert "JUPYTER_PATH" not in os.environ or "fluxnb-" not in os.environ["JUPYTER_PATH"]
+
+
+def test_second_run_skips_what_succeeded_and_imports_no_torch(project):
+    code = """
+        import sys, time
+        sys.path.insert(0, {tests!r})
+        from test_report import FakeParams, PROVENANCE
+        from fluxnb.report.run import run
+        for name in ("torch", "diffusers", "papermill", "matplotlib"):
+            sys.modules[name] = None  # importing it from here on is an error
+        status = run(FakeParams(), provenance=lambda: 1 / 0, only=["01", "03_after"], root={root!r})
+        sys.exit(status)
+    """
+    before = (project["root"] / "reports/single_gpu/cpu/run.json").read_bytes()
+    start = time.monotonic()
+    again = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            textwrap.dedent(code.format(tests=str(REPOSITORY / "tests"), root=str(project["root"]))),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    assert "2 of 2 notebooks unchanged" in again.stdout
+    assert time.monotonic() - start < 10
+    assert (project["root"] / "reports/single_gpu/cpu/run.json").read_bytes() == before
+
+
+def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
+    write_notebook(
+        tmp_path,
+        "01_slow",
+        cell("import pathlib, time; pathlib.Path('started').touch(); time.sleep(120)"),
+    )
+    (tmp_path / "reports/single_gpu/cpu").mkdir(parents=True)
+    (tmp_path / "reports/single_gpu/cpu/results.csv").write_text("notebook\n")
+    (tmp_path / "reports/single_gpu/cpu/01_slow.html").write_text("from an earlier run")
+    params = FakeParams()
+    # even an earlier success with the same fingerprint doesn't count once a new execution has begun
+    build = tmp_path / "build/cpu"
+    build.mkdir(parents=True)
+    source = tmp_path / "notebooks/01_slow.ipynb"
+    (build / "01_slow.ipynb").write_bytes(source.read_bytes())
+    state = {"status": "ok", "fingerprint": fingerprint(source, params)}
+    (build / "01_slow.json").write_text(json.dumps(state))
+    code = (
+        f"import sys; sys.path[:0] = [{str(REPOSITORY / 'tests')!r}, {str(REPOSITORY)!r}]\n"
+        "from test_report import FakeParams\nfrom fluxnb.report.run import run\n"
+        f"run(FakeParams(), provenance={{}}, root={str(tmp_path)!r}, force=True)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with pytest.raises(UserError, match="Another run of cpu"):
+        run(params, provenance={}, root=tmp_path, stream=io.StringIO())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (tmp_path / "started").exists()
+    assert read_state(build, "01_slow")["status"] == "running"
+    assert not (build / "01_slow.failed.ipynb").exists()
+    (index,) = [p for p in render(params, tmp_path) if p.name == "index.html"]
+    assert "the last run was interrupted" in index.read_text()
+    # repaired and run again, it is executed although its page and an executed notebook are there
+    write_notebook(tmp_path, "01_slow", cell("print('quick now')"))
+    assert run(params, provenance={}, root=tmp_path, stream=io.StringIO()) == 0
+    assert "quick now" in (build / "01_slow.ipynb").read_text()
+    assert not (build / "01_slow.tmp.ipynb").exists()
+
+
+def test_dead_kernel_is_a_failure_with_a_sentence(tmp_path):
+    write_notebook(tmp_path, "01_dies", cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    output = io.StringIO()
+    assert run(FakeParams(), provenance={}, root=tmp_path, stream=output) == 1
+    assert "FAILED at cell 3: DeadKernelError: the notebook's process died" in output.getvalue()
+    render(FakeParams(), tmp_path)
+    assert "process died" in (tmp_path / "reports/single_gpu/cpu/01_dies.html").read_text()
+
+
+def test_parameters_the_notebook_does_not_define_are_refused(tmp_path):
+    path = write_notebook(tmp_path, "01_good")
+    check_parameters(path, {"gpu": "cpu"})
+    with pytest.raises(UserError, match="thresold.*it defines gpu"):
+        run(FakeParams(extra=(("thresold", 0.2),)), provenance={}, root=tmp_path)
+    assert not (tmp_path / "build").exists()
+
+
+def test_notebook_without_parameters_cell_and_unknown_notebook_are_refused(tmp_path):
+    path = write_notebook(tmp_path, "01_good")
+    with pytest.raises(UserError, match="choose from 01_good"):
+        run(FakeParams(), provenance={}, only=["07"], root=tmp_path)
+    nbformat.write(new_notebook(cells=[new_code_cell("x = 1")]), path)
+    with pytest.raises(UserError, match="no cell tagged 'parameters'"):
+        run(FakeParams(), provenance={}, root=tmp_path)
+
+
+def test_fingerprint_follows_source_tags_and_params_but_not_outputs(tmp_path):
+    path = write_notebook(tmp_path, "01_good", cell("1 + 1"))
+    before = fingerprint(path, FakeParams())
+    notebook = nbformat.read(path, 4)
+    notebook.cells[-1].outputs = [new_output("stream", text="2")]
+    nbformat.write(notebook, path)
+    assert fingerprint(path, FakeParams()) == before
+    changed = {fingerprint(path, FakeParams(steps=8)), fingerprint(path, FakeParams(extra=(("n", 1),)))}
+    notebook.cells[-1].source = "1 + 2"
+    nbformat.write(notebook, path)
+    changed.add(fingerprint(path, FakeParams()))
+    assert before not in changed and len(changed) == 3
+
+
+# --- progress --------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def follow(stream, tmp_path, *events):
+    progress = Progress([Path("01_a.ipynb"), Path("02_b.ipynb")], stream)
+    file = tmp_path / "progress.jsonl"
+    file.touch()
+    progress.start("01_a", file)
+    for event in events:
+        with open(file, "a") as out:
+            out.write(json.dumps(event) + "\n")
+        time.sleep(0.6)
+    text = progress.text()
+    progress.finished("01_a", {"status": "ok", "seconds": 75, "rows": 12})
+    progress.close()
+    return text
+
+
+def test_progress_on_a_terminal_is_one_line_that_updates(tmp_path):
+    stream = Terminal()
+    events = [{"done": n, "total": 12, "label": f"FBCache {n}"} for n in (2, 3)]
+    text = follow(stream, tmp_path, *events)
+    assert text.startswith("[1/2] 01_a · row 4 of 12 · FBCache 3 · ") and "left in this notebook" in text
+    written = stream.getvalue()
+    assert written.count("\n") == 1 and written.count("\r") >= 4
+    assert written.endswith("[1/2] 01_a done in 1:15 min, 12 rows\n")
+
+
+def test_progress_elsewhere_is_plain_lines(tmp_path):
+    stream = io.StringIO()
+    follow(stream, tmp_path, {"done": 1, "total": 12}, {"done": 2, "total": 12})
+    assert stream.getvalue() == "[1/2] 01_a started\n[1/2] 01_a done in 1:15 min, 12 rows\n"
+
+
+# --- rendering -------------------------------------------------------------------------------------------
+
+
+def test_every_notebook_is_rendered_also_the_failed_one(project):
+    assert [p.name for p in project["written"]] == [
+        "01_good.html",
+        "02_fails.html",
+        "03_after.html",
+        "index.html",
+    ]
+
+
+def test_pages_load_nothing(project):
+    for path in project["written"]:
+        check_page(path.read_text(encoding="utf-8"), path.stem)
+        assert "<script" not in path.read_text(encoding="utf-8")
+
+
+def test_page_has_title_navigation_contents_and_folded_code(project):
+    text = page(project, "01_good.html")
+    assert '<html lang="en">' in text and "<title>Report 01_good · cpu · fluxnb</title>" in text
+    assert text.count("<h1>") == 1
+    assert 'href="#chart"' in text and 'href="#chart-2"' in text and 'id="chart-2"' in text
+    assert 'rel="next" href="02_fails.html"' in text and 'rel="prev"' not in text
+    assert text.count('<details class="code">') == 4 and "<details open" not in text
+    assert "Parameters of this run" in text
+    assert "0123456789" in text and "A fast CPU, 2 cores, 16 GiB" in text and "<dd>2</dd>" in text
+
+
+def test_page_shows_outputs_with_descriptions_and_folds_messages(project):
+    text = page(project, "01_good.html")
+    assert 'alt="Speedup rises from 1 to 2.1 as the threshold grows to 0.2"' in text
+    assert text.count("data:image/svg+xml") == 1 and text.count("data:image/webp") == 2
+    assert 'alt="apple, 0.2: 2.1×"' in text
+    assert "<code>0.2</code> is <strong>2.1×</strong> as fast &lt;on average&gt;" in text
+    assert '<pre class="printed">seen by readers, run for cpu</pre>' in text
+    assert "a warning worth keeping from somewhere.py" in text and text.count("10%|") == 1  # in the code only
+    assert "still here" in page(project, "03_after.html") and "secret" not in page(project, "03_after.html")
+
+
+def test_failed_page_has_a_banner_and_a_plain_traceback(project):
+    text = page(project, "02_fails.html")
+    assert (
+        '<div class="failed" role="alert"><strong>FAILED at cell 4: ValueError: no such threshold</strong>'
+        in text
+    )
+    assert 'href="#cell-4"' in text and 'id="cell-4"' in text
+    assert "Traceback" in text and "\x1b" not in text and "papermill-error" not in text
+
+
+def test_index_lists_status_time_rows_and_what_failed(project):
+    text = page(project, "index.html")
+    assert '<a href="01_good.html">Report 01_good</a>' in text and '<a href="02_fails.html">' in text
+    assert "Not complete: 1 of 3 reports" in text
+    assert "Report 02_fails: FAILED at cell 4: ValueError: no such threshold" in text
+    assert "Threshold 0.2 is 2.1× as fast &lt;on average&gt;." in text
+    assert '<a href="results.csv">' in text and '<a href="run.json">' in text
+
+
+def test_rendering_again_changes_no_file(project):
+    stamps = [p.stat().st_mtime_ns for p in project["written"]]
+    assert [p.stat().st_mtime_ns for p in render(FakeParams(), project["root"])] == stamps
+
+
+def executed(root, *cells):
+    """An executed notebook as papermill would leave it, without running it."""
+    path = write_notebook(root, "01_good")
+    build = root / "build/cpu"
+    build.mkdir(parents=True, exist_ok=True)
+    notebook = nbformat.read(path, 4)
+    notebook.cells.extend(cells)
+    nbformat.write(notebook, build / "01_good.ipynb")
+    (build / "01_good.json").write_text('{"status": "ok"}')
+    return root / "reports/single_gpu/cpu/01_good.html"
+
+
+def shown(data, **metadata):
+    return new_code_cell("show()", outputs=[new_output("display_data", data=data, metadata=metadata)])
+
+
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+def test_image_without_alt_is_refused_naming_the_cell_and_its_old_page_goes(tmp_path):
+    target = executed(tmp_path, shown({"image/png": PIXEL}))
+    target.parent.mkdir(parents=True)
+    target.write_text("old")
+    with pytest.raises(UserError, match="01_good has an image without alt text in cell 2"):
+        render(FakeParams(), tmp_path)
+    assert not target.exists()
+    assert "not rendered" in (target.parent / "index.html").read_text()
+    executed(tmp_path, shown({"image/png": PIXEL}, **{"image/png": {"alt": 'A "red" pixel'}}))
+    render(FakeParams(), tmp_path)
+    assert 'alt="A &quot;red&quot; pixel"' in target.read_text()
+
+
+@pytest.mark.parametrize(
+    "markup",
+    [
+        "<img alt='a' src='https://example.org/a.png'>",
+        "<img alt='a' src='images/a.png'>",
+        "<script src='//example.org/a.js'></script>",
+        "<link rel='stylesheet' href='http://example.org/a.css'>",
+        "<style>@import 'https://example.org/a.css';</style>",
+        "<p style=\"background: url('https://example.org/a.png')\">a</p>",
+        "<iframe src='https://example.org'></iframe>",
+    ],
+)
+def test_anything_loaded_from_elsewhere_is_refused(tmp_path, markup):
+    executed(tmp_path, shown({"text/html": markup}))
+    with pytest.raises(UserError, match="would load .* in cell 2"):
+        render(FakeParams(), tmp_path)
+
+
+def test_links_are_allowed(tmp_path):
+    target = executed(tmp_path, new_markdown_cell("See [the paper](https://example.org/paper)."))
+    render(FakeParams(), tmp_path)
+    assert 'href="https://example.org/paper"' in target.read_text()
+
+
+def test_widgets_scripts_and_tokens_do_not_reach_the_page(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "not-a-real-token-42")
+    widget = "application/vnd.jupyter.widget-view+json"
+    target = executed(
+        tmp_path,
+        shown({widget: {"model_id": "abc"}, "text/plain": "HBox(children=())"}),
+        shown({widget: {"model_id": "abc"}, "text/html": "<p>static form</p>"}),
+        shown({"application/javascript": "alert(1)"}),
+        shown({"text/plain": "token not-a-real-token-42 and hf_abcdefghijklmnopqrstu"}),
+    )
+    render(FakeParams(), tmp_path)
+    text = target.read_text()
+    assert "HBox" not in text and "alert(1)" not in text and "model_id" not in text
+    assert "static form" in text
+    assert "token [HF_TOKEN] and [token removed]" in text
+
+
+def test_stream_output_reads_as_a_terminal_leaves_it(tmp_path):
+    text = (
+        "one\rtwo\n\x1b[31mred\x1b[0m\n 50%|█████     | 14/28 [00:01<00:01]\n" + f"{tmp_path}/fluxnb/a.py\n"
+    )
+    notebook = new_notebook(
+        cells=[new_code_cell("x", outputs=[new_output("stream", name="stderr", text=text)])]
+    )
+    prepare(notebook, tmp_path)
+    assert notebook.cells[0].outputs[0].text == "two\nred\nfluxnb/a.py"
+
+
+def test_page_over_the_limit_is_refused_naming_its_size(tmp_path):
+    executed(tmp_path, shown({"text/html": "x" * 300_000}))
+    with pytest.raises(UserError, match=r"01_good is 0\.3 MB, more than the 0\.2 MB allowed"):
+        render(FakeParams(), tmp_path, max_page_mb=0.2)
+    assert MAX_PAGE_MB == 15
+
+
+def test_render_without_executed_notebooks_says_what_to_do(tmp_path):
+    write_notebook(tmp_path, "01_good")
+    with pytest.raises(UserError, match="run 'make report GPU=cpu' first"):
+        render(FakeParams(), tmp_path)
+
+
+# --- pieces ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (0.0123456, "0.0123"),
+        (1.2, "1.20"),
+        (9.999, "10.0"),
+        (45.67, "45.7"),
+        (-123.4, "−123"),
+        (1234.5, "1230"),
+        (4.56e-7, "4.56×10⁻⁷"),
+        (float("inf"), "∞"),
+    ],
+)
+def test_three_figures(value, text):
+    assert html.three_figures(value) == text
+
+
+def test_table_has_scopes_units_and_right_aligned_numbers():
+    frame = pd.DataFrame(
+        {"technique": ["a<b", "c"], "p50": [0.12345, np.nan], "n": [12, 8], "share": [0.5, 0.25]}
+    )
+    text = html.table_html(frame, "Latency", formats={"share": ".0%"}, units={"p50": "s"})
+    assert '<th scope="col">technique</th>' in text
+    assert '<th scope="col" class="fx-number">p50 <span class="fx-unit">(s)</span></th>' in text
+    assert '<th scope="row">a&lt;b</th><td class="fx-number">0.123</td><td class="fx-number">12</td>' in text
+    assert '<td class="fx-number">–</td>' in text and "50%" in text and "<caption>Latency</caption>" in text
+    assert '<th scope="row">first</th>' in html.table_html(frame.head(1).set_axis(["first"]), "With an index")
+    with pytest.raises(ValueError, match="no column 'speed'"):
+        html.table_html(frame, "Latency", units={"speed": "s"})
+
+
+def test_figure_needs_a_description_is_closed_and_is_the_same_bytes_again():
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    def draw():
+        figure, axes = plt.subplots()
+        axes.plot([1, 2])
+        return figure
+
+    with pytest.raises(ValueError, match="alt must say something"):
+        html.figure_html(draw(), alt=" ")
+    plt.close("all")
+    first, second = (
+        hashlib.sha256(html.figure_html(draw(), alt="A line").encode()).digest() for _ in range(2)
+    )
+    assert first == second and not plt.get_fignums()
+
+
+def test_image_grid_keeps_small_images_exact_and_names_what_is_absent():
+    import base64
+
+    from PIL import Image
+
+    image = np.random.default_rng(0).integers(0, 256, (40, 48, 3), np.uint8)
+    uri, size = html.webp_uri(image)
+    decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB"))
+    assert size == (48, 40) and np.array_equal(decoded, image)
+    assert html.webp_uri(np.zeros((64, 1024, 3), np.uint8))[1] == (512, 32)
+    text = html.image_grid_html(["p"], ["0", "1", "2"], [[(image, "c", "own words"), "out of memory", None]])
+    assert 'alt="own words"' in text and "out of memory" in text and "<td></td>" in text
+    with pytest.raises(ValueError, match="1 rows of 2 cells"):
+        html.image_grid_html(["p"], ["0", "1"], [[None]])
+
+
+def test_callout_refuses_an_unknown_kind():
+    with pytest.raises(ValueError, match="choose from result, note"):
+        html.callout_html("text", "results")
+
+
+def test_provenance_leaves_out_what_is_not_known():
+    assert html.provenance_html({}) == ""
+    text = html.provenance_html(
+        {"machine": {"gpus": [{"name": "NVIDIA H200"}] * 2}, "commit": "a" * 40, "dirty": True}, n=5
+    )
+    assert (
+        "2 × NVIDIA H200" in text
+        and "aaaaaaaaaa + uncommitted changes" in text
+        and "<dt>CPU</dt>" not in text
+    )
+
+
+def test_written_files_are_whole_or_absent(tmp_path, monkeypatch):
+    from fluxnb import report
+
+    path = tmp_path / "page.html"
+    report.write_atomic(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        report.write_atomic(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["page.html"]
