@@ -36,13 +36,22 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def interpolated_psnr(rows: list[dict], computed: float) -> float | None:
-    """PSNR of the fewer-steps control at a number of computed steps, between its neighbours; None outside."""
-    points = sorted((r["computed_steps"], r["psnr_db"]) for r in of(rows, "fewer steps") if r["psnr_db"] is not None)
+def control_psnr(rows: list[dict], at: str, value: float, control: str = "fewer steps") -> float | None:
+    """PSNR of the fewer-steps control where its column `at` (computed_steps, speedup) has this value.
+
+    Between its two nearest rows, linearly; None outside of them.
+    """
+    points = sorted((r[at], r["psnr_db"]) for r in of(rows, control) if r["psnr_db"] is not None)
     for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
-        if x0 <= computed <= x1:
-            return y0 + (y1 - y0) * (computed - x0) / (x1 - x0)
+        if x0 <= value <= x1 and x0 < x1:
+            return y0 + (y1 - y0) * (value - x0) / (x1 - x0)
     return None
+
+
+def against_control(rows: list[dict], technique: str, at: str) -> list[float]:
+    """How many dB each setting of a technique is above fewer steps, at equal computed steps or equal speedup."""
+    pairs = [(r["psnr_db"], control_psnr(rows, at, r[at])) for r in of(rows, technique)]
+    return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
 
 
 def cache_sentence(rows: list[dict], technique: str) -> str:
@@ -59,17 +68,13 @@ def cache_sentence(rows: list[dict], technique: str) -> str:
     if best["adherence"] is not None:
         sentence += f" and {best['adherence']:.1%} adherence (uncached {baseline['adherence']:.1%})"
     sentence += " — the fastest setting above 30 dB that keeps adherence within 5 %." if kept else "."
-    gaps = [
-        r["psnr_db"] - control
-        for r in cached
-        if r["psnr_db"] is not None and (control := interpolated_psnr(rows, r["computed_steps"])) is not None
-    ]
-    if gaps:
-        mean = sum(gaps) / len(gaps)
-        sentence += (
-            f" At equal computed steps it is {abs(mean):.1f} dB {'above' if mean >= 0 else 'below'} "
-            f"simply using fewer steps, on average over its thresholds ({min(gaps):+.1f} to {max(gaps):+.1f} dB)."
-        )
+    for at, words in (("computed_steps", "computed steps"), ("speedup", "time")):
+        if gaps := against_control(rows, technique, at):
+            mean = sum(gaps) / len(gaps)
+            sentence += (
+                f" At equal {words} it is {abs(mean):.1f} dB {'above' if mean >= 0 else 'below'} simply using fewer "
+                f"steps, on average over its settings ({min(gaps):+.1f} to {max(gaps):+.1f} dB)."
+            )
     return sentence
 
 

@@ -18,11 +18,14 @@ from fluxnb.cache import (
     Taylor,
     TeaCache,
     first_block,
+    para_attn,
     prescribed,
     teacache,
 )
+from fluxnb.cache.para_attn import ParaAttention
+from fluxnb.compilation import Regional
 from fluxnb.errors import UserError
-from fluxnb.technique import applied
+from fluxnb.technique import Unavailable, applied
 
 MODEL = pipelines.describe("embedded")
 
@@ -48,6 +51,23 @@ def test_equals_diffusers_bit_for_bit(pipe, threshold):
     assert torch.equal(ours, theirs)
     if threshold >= 0.3:  # or the comparison would be of two uncached runs
         assert cache.trace.computed < len(cache.trace.steps)
+
+
+@pytest.mark.parametrize("threshold", [0, 0.05, 0.12, 0.3, 0.8])
+def test_equals_para_attn_bit_for_bit(pipe, threshold):
+    pytest.importorskip("para_attn")
+    before = set(vars(pipe.transformer))
+    with applied(pipe, ParaAttention(threshold)):
+        theirs = latents(pipe)
+    with applied(pipe, first_block(threshold)):
+        assert torch.equal(latents(pipe), theirs)
+    assert set(vars(pipe.transformer)) == before
+
+
+def test_para_attn_of_another_version(monkeypatch, pipe):
+    monkeypatch.setattr(para_attn.metadata, "version", lambda name: "0.4.0")
+    with pytest.raises(Unavailable, match="0.3.38"):
+        ParaAttention(0.1).apply(pipe)
 
 
 def test_threshold_zero_is_off(pipe):
@@ -194,7 +214,7 @@ def published_rule(changes, threshold, coefficients):
     return decisions
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("threshold", [0.4, 0.8, 1.2])
 def test_teacache_decides_as_published(pipe, threshold):
     with applied(pipe, cache := Cache(TeaCache(threshold, POLYNOMIAL))):
         latents(pipe, steps=14)
@@ -306,13 +326,13 @@ def test_one_synchronisation_per_step(pipe, gate, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", lambda t: reads.append(t) or original(t))
     monkeypatch.setattr(torch.Tensor, "item", lambda t: pytest.fail("a second way to read"))
     with applied(pipe, Cache(gate)):
-        image_tokens = torch.zeros(1, 64, 64)
+        image_tokens, pooled = torch.zeros(1, 64, 64), torch.zeros(1, 64)
         ids = torch.zeros(64, 3), torch.zeros(24, 3)
         for t in (0.9, 0.8, 0.7):
             pipe.transformer(
                 hidden_states=image_tokens + t,
                 encoder_hidden_states=torch.zeros(1, 24, 128),
-                pooled_projections=torch.zeros(1, 64),
+                pooled_projections=pooled,
                 timestep=torch.tensor([t]),
                 guidance=torch.tensor([3.5]),
                 img_ids=ids[0],
@@ -354,6 +374,176 @@ def test_extrapolating_comes_nearer_than_holding(pipe):
     exact = latents(pipe, steps=28)
     errors = {}
     for predictor in (Hold(), Taylor(1)):
-        with applied(pipe, Cache(Interval(2), predictor)):
+        with applied(pipe, Cache(Interval(2, warm_up=8), predictor)):
             errors[predictor.name] = (latents(pipe, steps=28) - exact).abs().mean()
     assert errors["Taylor 1"] < errors["hold"]
+
+
+# --- composition -------------------------------------------------------------------------------------------
+
+
+def test_compiles_without_breaks_or_recompiles(pipe):
+    import torch._dynamo as dynamo
+
+    dynamo.reset()
+    dynamo.utils.counters.clear()
+    cache = Cache(Cascade(TeaCache(0.2, POLYNOMIAL), FirstBlock(0.3)), Taylor(1))
+    with applied(pipe, cache):
+        expected = latents(pipe)
+    mask = cache.trace.mask
+    with applied(pipe, Regional()):
+        latents(pipe)
+        uncached = dynamo.utils.counters["stats"]["unique_graphs"]
+        with applied(pipe, cache):
+            compiled = latents(pipe)
+            assert cache.trace.mask == mask
+            assert "0" in mask
+            cache.gate.gates[1].threshold = 0.1
+            latents(pipe, seed=5)
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == uncached  # the cache adds no graph
+    assert not dynamo.utils.counters["graph_break"]
+    assert (compiled - expected).abs().max() < 1e-2
+    assert all(block._compiled_call_impl is None for block in pipe.transformer.transformer_blocks)
+
+
+def controlnet_pipe(pipe):
+    """The embedded pipeline with a small random ControlNet whose residuals are not zero."""
+    from diffusers import FluxControlNetModel, FluxControlNetPipeline
+
+    torch.manual_seed(0)
+    config = {k: v for k, v in pipe.transformer.config.items() if not k.startswith("_") and k != "out_channels"}
+    controlnet = FluxControlNetModel(**{**config, "num_layers": 2, "num_single_layers": 2}).eval()
+    with torch.no_grad():
+        for part in (*controlnet.controlnet_blocks, *controlnet.controlnet_single_blocks):
+            torch.nn.init.normal_(part.weight, std=0.05)
+        torch.nn.init.normal_(controlnet.controlnet_x_embedder.weight, std=0.05)
+    made = FluxControlNetPipeline(**pipe.components, controlnet=controlnet)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def controlled(pipe, steps=8):
+    from PIL import Image
+
+    return pipe(
+        "a red apple on a white table",
+        control_image=Image.linear_gradient("L").resize((128, 128)).convert("RGB"),
+        width=128,
+        height=128,
+        num_inference_steps=steps,
+        max_sequence_length=MODEL.tokens,
+        generator=torch.Generator().manual_seed(0),
+        output_type="latent",
+    ).images
+
+
+def test_controlnet_residuals_are_applied_once(pipe):
+    made = controlnet_pipe(pipe)
+    plain = controlled(made)
+    with applied(made, first_block(0)):
+        assert torch.equal(controlled(made), plain)
+    # A step reused with unchanged inputs gives what computing it gives: nothing is added twice or left out.
+    transformer, seen = made.transformer, []
+    original = transformer.forward
+    with applied(made, cache := Cache(Schedule("1" + "0" * 7))):
+        calls = []
+        inner = transformer.forward
+
+        def twice(*args, **kwargs):
+            if not calls:
+                calls.append((args, kwargs))
+                seen.extend((inner(*args, **kwargs)[0], inner(*args, **kwargs)[0]))
+                return (seen[0],)
+            raise StopIteration
+
+        vars(transformer)["forward"] = twice
+        with pytest.raises(StopIteration):
+            controlled(made)
+        vars(transformer)["forward"] = inner
+        assert [s.hit for s in cache.trace.steps] == [False, True]
+    assert torch.allclose(seen[0], seen[1], atol=1e-5)
+    assert transformer.forward == original
+
+
+def test_img2img_and_inpainting(pipe):
+    from diffusers import FluxImg2ImgPipeline, FluxInpaintPipeline
+    from PIL import Image
+
+    image = Image.linear_gradient("L").resize((128, 128)).convert("RGB")
+    mask = Image.new("L", (128, 128), 0)
+    mask.paste(255, (32, 32, 96, 96))
+    for kind, extra in ((FluxImg2ImgPipeline, {}), (FluxInpaintPipeline, {"mask_image": mask})):
+        made = kind(**pipe.components)
+        made.set_progress_bar_config(disable=True)
+
+        def run(made=made, extra=extra):
+            return made(
+                "a red apple",
+                image=image,
+                strength=0.6,
+                num_inference_steps=10,
+                width=128,
+                height=128,
+                max_sequence_length=MODEL.tokens,
+                generator=torch.Generator().manual_seed(0),
+                output_type="latent",
+                **extra,
+            ).images
+
+        plain = run()
+        with applied(made, cache := first_block(0)):
+            assert torch.equal(run(), plain)
+            assert len(cache.trace.steps) == 6
+            cache.gate.threshold = 0.5
+            assert not torch.equal(run(), plain)
+            assert cache.trace.computed < 6
+        with applied(made, cache := Cache(FirstBlock(50.0, compute_last=True))):
+            run()
+        assert cache.trace.mask == "100001"  # the last step that is run, not the last of the schedule
+
+
+def test_passes_of_true_guidance_are_kept_apart(pipe):
+    def run():
+        return pipe(
+            "a red apple",
+            negative_prompt="a blue cup",
+            true_cfg_scale=2.0,
+            num_inference_steps=6,
+            width=128,
+            height=128,
+            max_sequence_length=MODEL.tokens,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).images
+
+    plain = run()
+    with applied(pipe, cache := first_block(0)):
+        assert torch.equal(run(), plain)
+        assert [len(s["trace"].steps) for s in cache._streams.values()] == [6, 6]
+
+
+RANKS = """
+import sys, torch
+from fluxnb.cache import gates
+torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[1]), world_size=2)
+gate = gates.FirstBlock(0.15)
+state = gate.new_state()
+gate.computed(state, 0, torch.ones(1, 4, 8))
+own = torch.full((1, 4, 8), 1.1 if sys.argv[1] == "0" else 1.3)  # alone, one rank would reuse and one compute
+alone = (own - 1).abs().mean().item() < 0.15
+print(alone, gate.ask(state, 1, gates.RESIDUAL, own), round(state["indicator"], 4))
+"""
+
+
+def test_ranks_cannot_disagree(tmp_path):
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-c", RANKS]
+    both = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "meet")], stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=120)[0].split() for process in both]
+    assert [alone for alone, _, _ in said] == ["True", "False"]
+    assert said[0][1:] == said[1][1:] == ["False", "0.2"]

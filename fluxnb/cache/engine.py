@@ -65,27 +65,15 @@ class Cache:
         Raises:
             UserError: the pipeline isn't FLUX, or has a cache already.
         """
-        from diffusers import FluxTransformer2DModel
-
-        transformer = getattr(pipe, "transformer", None)
-        inner = getattr(transformer, "_orig_mod", transformer)
-        if not isinstance(inner, FluxTransformer2DModel):
-            raise UserError(f"A cache needs a FLUX pipeline, and {type(pipe).__name__} has no FluxTransformer2DModel.")
-        if inner is not transformer:
-            raise UserError(
-                "The transformer is compiled as a whole, so its blocks can't be skipped: compile its blocks "
-                "instead (transformer.compile_repeated_blocks())."
-            )
-        if getattr(transformer, _MARK, None) or getattr(transformer, "is_cache_enabled", False):
-            raise UserError("The transformer has a cache already: remove that one first, two can't share it.")
+        transformer = flux_transformer(pipe)
         self._reset(None)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_attribute(transformer, _MARK, self))
-            stack.enter_context(_attribute(transformer, "forward", self._forward(transformer)))
-            stack.enter_context(_attribute(transformer, "cache_context", self._context(transformer)))
+            stack.enter_context(attribute(transformer, _MARK, self))
+            stack.enter_context(attribute(transformer, "forward", self._forward(transformer)))
+            stack.enter_context(attribute(transformer, "cache_context", self._context(transformer)))
             scheduler = pipe.scheduler
-            stack.enter_context(_attribute(scheduler, "set_timesteps", self._begin(scheduler)))
-            stack.enter_context(_attribute(scheduler, "set_begin_index", self._skip(scheduler)))
+            stack.enter_context(attribute(scheduler, "set_timesteps", self._begin(scheduler)))
+            stack.enter_context(attribute(scheduler, "set_begin_index", self._skip(scheduler)))
             undo = stack.pop_all().close
 
         def remove():
@@ -251,8 +239,26 @@ class _StepRun:
         stream["run"] = stream["run"] + 1 if self.hit else 0
 
 
+def flux_transformer(pipe):
+    """The pipeline's transformer, if a cache can go in. Raises UserError if not, saying why."""
+    from diffusers import FluxTransformer2DModel
+
+    transformer = getattr(pipe, "transformer", None)
+    inner = getattr(transformer, "_orig_mod", transformer)
+    if not isinstance(inner, FluxTransformer2DModel):
+        raise UserError(f"A cache needs a FLUX pipeline, and {type(pipe).__name__} has no FluxTransformer2DModel.")
+    if inner is not transformer:
+        raise UserError(
+            "The transformer is compiled as a whole, so its blocks can't be skipped: compile its blocks instead "
+            "(transformer.compile_repeated_blocks())."
+        )
+    if getattr(transformer, _MARK, None) or getattr(transformer, "is_cache_enabled", False):
+        raise UserError("The transformer has a cache already: remove that one first, two can't share it.")
+    return transformer
+
+
 @contextlib.contextmanager
-def _attribute(owner, name: str, value):
+def attribute(owner, name: str, value):
     """`owner.name` is `value` inside; afterwards the instance has the attribute only if it had it before."""
     had, before = name in vars(owner), vars(owner).get(name)
     # past nn.Module.__setattr__, which would register a module

@@ -1,0 +1,102 @@
+"""ParaAttention's own First Block Cache on current diffusers, as a second backend and as the reference.
+
+para-attn 0.3.38 calls FLUX's single blocks as diffusers did before 0.35, and has no way to be removed. This
+adapter runs its decision and its buffers (`para_attn.first_block_cache.utils`) unchanged, and replaces the one
+method that calls the blocks. The blocks are put in place only while the transformer runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from fluxnb.cache.engine import attribute, flux_transformer
+from fluxnb.cache.gates import checked_threshold
+from fluxnb.technique import Unavailable
+
+VERSION = "0.3.38"
+
+
+@dataclass
+class ParaAttention:
+    """First Block Cache by para-attn; a technique (see fluxnb.technique)."""
+
+    threshold: float
+    name: str = "First Block Cache (para-attn)"
+
+    def __post_init__(self):
+        self.threshold = checked_threshold(self.threshold)
+
+    @property
+    def settings(self) -> dict:
+        return {"threshold": self.threshold, "backend": "para-attn"}
+
+    @property
+    def label(self) -> str:
+        return f"para-attn FBCache {self.threshold:g}"
+
+    def apply(self, pipe):
+        """Puts para-attn's cache into the pipeline's transformer; returns the function that takes it out.
+
+        Raises:
+            Unavailable: para-attn isn't installed, or isn't the version that this adapter was written for.
+            UserError: the pipeline isn't FLUX, or has a cache already.
+        """
+        utils = _utils()
+        transformer = flux_transformer(pipe)
+
+        class Blocks(utils.CachedTransformerBlocks):
+            """para-attn's decision, around single blocks that take and return text and image apart."""
+
+            def call_remaining_transformer_blocks(self, image, text, *args, **kwargs):
+                image_before, text_before = image, text
+                for block in (*self.transformer_blocks[1:], *self.single_transformer_blocks):
+                    text, image = block(image, text, *args, **kwargs)
+                image, text = image.contiguous(), text.contiguous()
+                return image, text, image - image_before, text - text_before
+
+        blocks = Blocks(
+            transformer.transformer_blocks,
+            transformer.single_transformer_blocks,
+            transformer=None,
+            return_hidden_states_first=False,
+        )
+        context = None
+        forward, set_timesteps = transformer.forward, pipe.scheduler.set_timesteps
+
+        @functools.wraps(set_timesteps)
+        def begin(*args, **kwargs):
+            nonlocal context
+            context = utils.create_cache_context(residual_diff_threshold=self.threshold)
+            return set_timesteps(*args, **kwargs)
+
+        @functools.wraps(forward)
+        def run(*args, **kwargs):
+            with (
+                utils.cache_context(context or utils.create_cache_context(residual_diff_threshold=self.threshold)),
+                attribute(transformer, "transformer_blocks", torch.nn.ModuleList([blocks])),
+                attribute(transformer, "single_transformer_blocks", torch.nn.ModuleList()),
+            ):
+                return forward(*args, **kwargs)
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(attribute(transformer, "_fluxnb_cache", self))
+            stack.enter_context(attribute(transformer, "forward", run))
+            stack.enter_context(attribute(pipe.scheduler, "set_timesteps", begin))
+            return stack.pop_all().close
+
+
+def _utils():
+    try:
+        found = metadata.version("para-attn")
+    except metadata.PackageNotFoundError:
+        raise Unavailable(f"needs the package para-attn {VERSION}: `uv pip install para-attn=={VERSION}`") from None
+    if found != VERSION:
+        raise Unavailable(f"needs para-attn {VERSION}, and {found} is installed: the adapter fits that version only")
+    from para_attn.first_block_cache import utils
+
+    return utils

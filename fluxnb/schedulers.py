@@ -1,0 +1,41 @@
+"""Other solvers of the same flow: the second-order control that a cache has to stand beside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class DPMSolver:
+    """DPM-Solver++ of second order over flow sigmas, with the pipeline's own shift; a technique.
+
+    Source: Lu et al., 2022; diffusers' DPMSolverMultistepScheduler.
+    """
+
+    name: str = "fewer steps, DPM-Solver++"
+    label: str = "DPM-Solver++"
+    settings: dict = field(default_factory=lambda: {"scheduler": "dpm-solver++ 2M"})
+
+    def apply(self, pipe):
+        """Puts the solver in place of the pipeline's scheduler; returns the function that puts it back."""
+        from diffusers import DPMSolverMultistepScheduler
+
+        before = pipe.scheduler
+        shifted = before.config.get("use_dynamic_shifting", False)
+        pipe.scheduler = DPMSolverMultistepScheduler(
+            num_train_timesteps=before.config.num_train_timesteps,
+            solver_order=2,
+            prediction_type="flow_prediction",
+            algorithm_type="dpmsolver++",
+            use_flow_sigmas=True,
+            flow_shift=1.0 if shifted else before.config.shift,
+            use_dynamic_shifting=shifted,
+        )
+        # FLUX's pipelines work out the shift from these
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        pipe.scheduler.register_to_config(**{n: before.config[n] for n in names if n in before.config})
+
+        def undo():
+            pipe.scheduler = before
+
+        return undo

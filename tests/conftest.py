@@ -1,0 +1,54 @@
+"""What several test files share: the embedded pipeline, and a copy of the project to run things in."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+# Two OpenMP threads that land on one core spin against each other, fifty times slower; waiting asleep is safe.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def embedded_pipe():
+    """The embedded model in float32 on the CPU. Tests leave it as they found it."""
+    from fluxnb import pipelines
+
+    return pipelines.load("embedded", "float32", "cpu")
+
+
+@pytest.fixture(scope="session")
+def copy_project():
+    """A function folder -> folder: what a fresh clone holds, as far as `make report` needs it."""
+
+    def copy(folder: Path) -> Path:
+        skip = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        for name in ("fluxnb", "notebooks", "params", "reports/embedded"):
+            shutil.copytree(ROOT / name, folder / name, ignore=skip)
+        return folder
+
+    return copy
+
+
+@pytest.fixture
+def user_root(tmp_path, monkeypatch):
+    """A project folder with parameters only, as the working directory; nothing of the user's environment."""
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for name in ("FLUXNB_FORCE", "FLUXNB_PROGRESS", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def no_hub(tmp_path, monkeypatch):
+    """A machine without a hub token and with an empty hub cache."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -1,0 +1,293 @@
+"""The notebooks as they are committed, and a whole report made from them with the small parameter set."""
+
+import ast
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import test_browser
+
+from fluxnb import params
+from fluxnb.results import KEY, Results
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+by_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+
+
+def cells(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def text(cell):
+    return "".join(cell["source"])
+
+
+def code_of(path):
+    return [text(cell) for cell in cells(path) if cell["cell_type"] == "code"]
+
+
+# --- as committed -------------------------------------------------------------------------------------------
+
+
+def test_the_notebooks_of_the_plan_are_there():
+    assert {"00_environment", "01_baseline", "05_first_block_cache"} <= {path.stem for path in NOTEBOOKS}
+    assert {path.stem for path in NOTEBOOKS} == set(params.NOTEBOOKS)
+
+
+@by_notebook
+def test_nothing_that_a_run_leaves_is_committed(path):
+    for cell in cells(path):
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+        assert set(cell["metadata"]) <= {"tags"}
+    assert "widgets" not in json.loads(path.read_text(encoding="utf-8"))["metadata"]
+
+
+@by_notebook
+def test_it_begins_with_its_title_and_question(path):
+    first = cells(path)[0]
+    assert first["cell_type"] == "markdown"
+    assert re.match(r"# \S.*\n\n\S", text(first))
+    assert sum(len(re.findall(r"^# ", text(c), re.M)) for c in cells(path) if c["cell_type"] == "markdown") == 1
+
+
+@by_notebook
+def test_its_parameters_are_typed_commented_and_those_of_the_files(path):
+    (cell,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
+    assert text(cell) == code_of(path)[0]
+    statements = ast.parse(text(cell)).body
+    assert all(isinstance(statement, ast.AnnAssign) for statement in statements)
+    for line in text(cell).splitlines():
+        assert re.search(r"  # \S", line), f"no comment: {line}"
+    keys = params.NOTEBOOKS[path.stem]
+    assert [statement.target.id for statement in statements] == ["gpu", *keys]
+    for statement in statements[1:]:
+        key = keys[statement.target.id]
+        assert statement.annotation.id == ("list" if key.many else key.item.__name__)
+    # opened by hand, a notebook does what `make report` does
+    values = {statement.target.id: ast.literal_eval(statement.value) for statement in statements}
+    assert values == params.load("cpu", ROOT / "params").for_notebook(path.stem)
+
+
+@by_notebook
+def test_its_code_is_short_and_defines_no_technique(path):
+    for source in code_of(path):
+        assert not re.search(r"^\s*class ", source, re.M)
+        assert not re.search(r"^\s*%|^\s*!", source, re.M)  # plain Python, no shell
+        assert len(source.splitlines()) <= 60
+
+
+@by_notebook
+def test_it_opens_the_study_under_its_own_name(path):
+    assert f'study.begin(gpu, "{path.stem}")' in "\n".join(code_of(path))
+
+
+# --- a whole report -----------------------------------------------------------------------------------------
+
+
+def environment(root):
+    """As `make report` sets it in a fresh terminal."""
+    ours = ("FLUXNB_FORCE", "FLUXNB_PROGRESS", "HF_TOKEN")
+    return {k: v for k, v in os.environ.items() if k not in ours} | {"PYTHONPATH": str(root)}
+
+
+def report(root, *arguments):
+    command = [sys.executable, "-m", "fluxnb", "report", "--gpu", "smoke", *arguments]
+    return subprocess.run(command, cwd=root, env=environment(root), capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, copy_project):
+    """A copy of the project after its first report."""
+    root = copy_project(tmp_path_factory.mktemp("whole"))
+    done = report(root)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return root, done
+
+
+@pytest.fixture(scope="module")
+def folder(whole):
+    return whole[0] / "reports/single_gpu/smoke"
+
+
+@pytest.fixture(scope="module")
+def rows(folder):
+    return Results(folder / "results.csv").rows()
+
+
+def test_the_report_has_every_page_the_rows_and_the_provenance(folder):
+    made = {path.name for path in folder.iterdir()}
+    assert made == {"index.html", "results.csv", "run.json", *(f"{path.stem}.html" for path in NOTEBOOKS)}
+    about = json.loads((folder / "run.json").read_text())
+    assert {"versions", "machine", "params", "commit", "started_at"} <= set(about)
+    assert {name: state["status"] for name, state in about["notebooks"].items()} == {
+        path.stem: "ok" for path in NOTEBOOKS
+    }
+
+
+def test_the_report_says_where_it_is_and_how_far_it_got(whole):
+    root, done = whole
+    lines = done.stdout.splitlines()
+    assert lines[-1] == f"read it: {root / 'reports/single_gpu/smoke/index.html'}"
+    for number, path in enumerate(NOTEBOOKS, 1):
+        assert any(line.startswith(f"[{number}/{len(NOTEBOOKS)}] {path.stem} done in") for line in lines)
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_every_row_says_what_its_weights_are_and_every_failure_why(rows):
+    assert {row["notebook"] for row in rows} >= {"00_environment", "01_baseline", "05_first_block_cache"}
+    for row in rows:
+        assert row["status"] in ("ok", "unavailable")
+        assert bool(row["reason"]) == (row["status"] != "ok")
+        assert row["weights"] in (("trained", "random") if row["model"] else (None,))
+        if row["status"] == "ok":
+            assert row["n"] == len(row["samples"]) and row["latency_p50"] > 0
+
+
+def test_the_cache_was_compared_with_fewer_steps(rows):
+    own = [row for row in rows if row["notebook"] == "05_first_block_cache"]
+    wanted = params.load("smoke", ROOT / "params").notebooks["05_first_block_cache"]
+    thresholds = [row["settings"]["threshold"] for row in own if row["technique"] == "First Block Cache"]
+    assert thresholds == wanted["thresholds"]
+    assert [row["steps"] for row in own if row["technique"] == "fewer steps"] == wanted["fewer_steps"]
+    (floor,) = [row for row in own if row["technique"] == "baseline"]
+    assert floor["psnr_identical"] == 2  # a prompt is a prompt: the noise floor
+    for row in own:
+        assert row["adherence"] is not None and row["ssim"] is not None
+        assert row["psnr_db"] is not None or row["psnr_identical"] == 2
+        assert 0 < row["computed_steps"] <= row["total_steps"]
+
+
+def test_the_page_of_the_cache_shows_chart_images_and_table(folder):
+    page = (folder / "05_first_block_cache.html").read_text(encoding="utf-8")
+    pictures = re.findall(r"<img[^>]*>", page)
+    assert len(pictures) >= 2 * 4 + 2  # two prompts by four columns, and the charts
+    assert all(re.search(r'alt="[^"]+"', picture) for picture in pictures)
+    assert sum("data:image/webp" in picture for picture in pictures) >= 2 * 4
+    assert "makes an image" in page and "fewer steps" in page
+
+
+def test_pages_load_nothing_and_name_no_secret_or_home(folder):
+    for page in folder.glob("*.html"):
+        words = page.read_text(encoding="utf-8")
+        assert not re.search(r"""(?:src|srcset|data|poster)\s*=\s*["']?\s*(?:https?:)?//""", words), page.name
+        assert not re.search(r"""<link[^>]*href\s*=\s*["']?\s*(?:https?:)?//""", words), page.name
+        assert not re.search(r"""@import|url\(\s*["']?\s*(?:https?:)?//""", words), page.name
+        assert not re.search(r"\bhf_[A-Za-z0-9]{20,}", words), page.name
+        assert str(Path.home()) + "/" not in words, page.name
+
+
+def test_again_unchanged_it_executes_nothing_within_ten_seconds(whole, folder):
+    root, _ = whole
+    build = root / "build/smoke"
+    kept = [p for p in (*folder.iterdir(), *build.glob("*.ipynb"), *build.glob("*.json"))]
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept}
+    started = time.monotonic()
+    done = report(root)
+    took = time.monotonic() - started
+    assert done.returncode == 0
+    assert f"{len(NOTEBOOKS)} of {len(NOTEBOOKS)} notebooks unchanged" in done.stdout
+    assert "started" not in done.stdout
+    for path, (_, content) in before.items():
+        assert path.read_bytes() == content, path.name
+    for path in kept:
+        if path.suffix in (".ipynb", ".csv") or path.parent == build:
+            assert path.stat().st_mtime_ns == before[path][0], f"{path.name} was written again"
+    assert took <= 10
+
+
+@pytest.mark.skipif(test_browser.BROWSER is None, reason="no chromium, chromium-browser or google-chrome found")
+def test_pages_open_offline_without_a_request_or_a_complaint(folder):
+    async def steps(tab):
+        for page in sorted(folder.glob("*.html")):
+            await tab.open(page.as_uri())
+            assert tab.requests() == [page.as_uri()]
+            assert tab.complaints() == []
+            broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth || !i.alt).length"
+            assert await tab.value(broken) == 0, page.name
+
+    test_browser.drive(steps)
+
+
+# --- killed half-way ----------------------------------------------------------------------------------------
+
+
+def keys(path):
+    return [json.dumps([row[name] for name in KEY], sort_keys=True) for row in Results(path).rows()]
+
+
+def test_a_killed_report_does_not_measure_twice(tmp_path, copy_project):
+    """kill -9 of the command, as a user does it: its kernel has to go away by itself, and finished rows stay."""
+    root = copy_project(tmp_path)
+    table = root / "reports/single_gpu/smoke/results.csv"
+    command = [sys.executable, "-m", "fluxnb", "report", "--gpu", "smoke", "--only", "05"]
+    process = subprocess.Popen(
+        command, cwd=root, env=environment(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    kernels = []
+    try:
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline and process.poll() is None:
+            # complete lines: the header and two rows
+            if table.exists() and table.read_bytes().count(b"\n") >= 3:
+                break
+            time.sleep(0.05)
+        assert process.poll() is None, "it ended before it could be killed"
+        kernels = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+        process.wait()
+        _, alive = psutil.wait_procs(kernels, timeout=20)
+        assert not alive, "the notebook's process outlived the command"
+    finally:
+        for orphan in (process, *kernels):
+            if orphan.poll() is None if isinstance(orphan, subprocess.Popen) else orphan.is_running():
+                orphan.kill()
+    before = table.read_bytes()
+    whole_lines = before[: before.rfind(b"\n") + 1]
+    finished = len(Results(table).rows())
+    assert 2 <= finished < 6
+
+    done = report(root, "--only", "05")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    after = table.read_bytes()
+    assert after.startswith(whole_lines)
+    found = keys(table)
+    assert len(found) == len(set(found)) == 6  # baseline, three thresholds, two of the control
+    with table.open(newline="") as file:
+        runs = [row["run_id"] for row in csv.DictReader(file)]
+    assert len(set(runs)) == 2 and runs[:finished] == [runs[0]] * finished
+
+
+# --- a notebook that fails ----------------------------------------------------------------------------------
+
+
+def test_a_model_that_turns_out_unreadable_fails_its_notebook_with_the_sentence(tmp_path, copy_project):
+    root = copy_project(tmp_path)
+    model = root / "model"
+    (root / "fluxnb/embedded").rename(model)  # moved and linked, not copied: it is large
+    (root / "fluxnb/embedded").symlink_to(model, target_is_directory=True)
+    broken = root / "broken"
+    broken.mkdir()
+    for part in model.iterdir():
+        (broken / part.name).symlink_to(part, target_is_directory=part.is_dir())
+    (broken / "transformer").unlink()
+    (broken / "transformer").mkdir()
+    (broken / "transformer/config.json").write_bytes((model / "transformer/config.json").read_bytes())
+    (broken / "transformer/diffusion_pytorch_model.safetensors").write_bytes(b"half a file")
+    smoke = (root / "params/smoke.yaml").read_text(encoding="utf-8")
+    smoke = smoke.replace("study:\n", f"study:\n  models: ['{broken}']\n", 1)
+    (root / "params/smoke.yaml").write_text(smoke, encoding="utf-8")
+    done = report(root, "--only", "01")
+    assert done.returncode == 1
+    assert re.search(r"01_baseline FAILED at cell \d+: UserError: The model in .* cannot be read", done.stdout)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert (root / "build/smoke/01_baseline.failed.ipynb").exists()
+    assert "cannot be read" in (root / "reports/single_gpu/smoke/01_baseline.html").read_text(encoding="utf-8")
