@@ -45,6 +45,24 @@ def render_again(options) -> int:
     return 0
 
 
+def fit_teacache(options) -> int:
+    """Fits TeaCache's polynomial to a model's own trajectories."""
+    from fluxnb import embedded, study
+    from fluxnb.cache import teacache
+
+    s = study.begin(options.gpu, "fit-teacache")
+    subject = s.subject(options.model)
+    if not subject.model.judged:
+        raise UserError(f"{options.model} has random weights, whose trajectories say nothing: name a trained model.")
+    result = teacache.fit(subject, options.steps)
+    print(f"coefficients, highest power first: {', '.join(f'{c:.6g}' for c in result.coefficients)}")
+    print(f"R² {result.r2:.3f} over {len(result.changes)} steps of {result.images} images")
+    folder = embedded.FOLDER if options.model == "embedded" else Path(options.model).expanduser()
+    if folder.is_dir():
+        print(f"written to {teacache.save(result, folder)}")
+    return 0
+
+
 def list_params(options) -> int:
     """Every parameter: what it means and what is allowed."""
     for key in params.describe():
@@ -64,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, run, words in (
         ("report", report, "run the notebooks that changed and render the reports"),
         ("render", render_again, "render the reports again, without running anything"),
+        ("fit-teacache", fit_teacache, "fit TeaCache's polynomial to a model"),
         ("params", list_params, "list every parameter"),
     ):
         command = commands.add_parser(name, help=words, description=words)
@@ -73,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "report":
             command.add_argument("--only", action="append", help="a notebook, by name or number; may be repeated")
             command.add_argument("--force", action="store_true", help="run all of it again, on any GPU")
+        if name == "fit-teacache":
+            command.add_argument("--model", default="embedded", help="a model by name")
+            command.add_argument("--steps", type=int, default=28, help="denoising steps")
     options = parser.parse_args(arguments)
     try:
         return options.run(options)

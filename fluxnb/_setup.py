@@ -223,6 +223,7 @@ def make_lock(upgrade):
 
 
 def main(arguments):
+    """Makes or updates .venv, or the lock with `lock`; 0 when done, else a sentence and 2."""
     try:
         check_python()
         if arguments[:1] == ["lock"]:

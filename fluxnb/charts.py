@@ -18,9 +18,21 @@ COLOURS = {
     "TeaCache": _PALETTE[1],
     "combined cache": _PALETTE[2],
     "prescribed cache schedule": _PALETTE[4],
+    "TeaCache, published polynomial": _PALETTE[8],
+    "fixed interval": _PALETTE[5],
+    "fewer steps, DPM-Solver++": _PALETTE[6],
+    "engine": _PALETTE[9],
     "published": _PALETTE[3],
 }
-MARKERS = {"fewer steps": "s", "First Block Cache": "o", "TeaCache": "^", "published": "D"}
+MARKERS = {
+    "fewer steps": "s",
+    "fewer steps, DPM-Solver++": "x",
+    "fixed interval": "v",
+    "combined cache": "P",
+    "First Block Cache": "o",
+    "TeaCache": "^",
+    "published": "D",
+}
 
 
 def style() -> None:
@@ -41,55 +53,44 @@ def _colour(name: str) -> str:
     return COLOURS.get(name, _PALETTE[7])
 
 
-def frontier(rows: list[dict], quality: str = "psnr_db", title: str = ""):
-    """Speedup against quality, one line for each technique, thresholds or steps written at the points.
+def frontier(rows: list[dict], quality: str = "psnr_db", x: str = "speedup", annotate: tuple | None = None):
+    """Speed against quality, one line for each technique, thresholds or steps written at the points.
 
     Args:
         rows: results rows with `label`; those identical to the baseline are drawn at the top edge.
         quality: psnr_db, ssim or adherence.
+        x: speedup or computed_steps.
+        annotate: techniques whose points are labelled; None for all.
     """
     style()
     figure, axes = plt.subplots(figsize=(8.4, 5.0))
-    names = {
-        "psnr_db": "PSNR against the uncached image (dB)",
-        "ssim": "SSIM",
-        "adherence": "Prompt adherence",
-    }
+    names = {"psnr_db": "PSNR against the uncached image (dB)", "ssim": "SSIM", "adherence": "Prompt adherence"}
+    along = {"speedup": "Speedup over the baseline (wall clock, times)", "computed_steps": "Computed steps"}
     finite = [r[quality] for r in rows if r[quality] is not None]
     top = max(finite) + (0.06 * (max(finite) - min(finite)) or 1) if finite else 1
     for name in dict.fromkeys(r["technique"] for r in rows):
-        line = sorted((r for r in rows if r["technique"] == name), key=lambda r: r["speedup"])
-        xs, ys = [r["speedup"] for r in line], [top if r[quality] is None else r[quality] for r in line]
+        line = sorted((r for r in rows if r["technique"] == name), key=lambda r: r[x])
+        xs, ys = [r[x] for r in line], [top if r[quality] is None else r[quality] for r in line]
         colour, marker = _colour(name), MARKERS.get(name, "o")
+        errors = {"xerr": _interval(line)} if x == "speedup" else {}
         if name == "baseline":
-            axes.errorbar(xs, ys, xerr=_interval(line), fmt="*", color=colour, ms=13, label="baseline, twice")
+            axes.errorbar(xs, ys, fmt="*", color=colour, ms=13, label="baseline, twice", **errors)
             continue
-        dashes = "--" if name == "fewer steps" else "-"
-        axes.errorbar(
-            xs,
-            ys,
-            xerr=_interval(line),
-            fmt=marker + dashes,
-            color=colour,
-            ms=6,
-            lw=1.5,
-            capsize=2,
-            label=name,
-        )
-        for x, y, row in zip(xs, ys, line, strict=True):
-            below = name == "fewer steps"
+        control = name.startswith("fewer steps")
+        fmt = marker + ("--" if control else "-")
+        axes.errorbar(xs, ys, fmt=fmt, color=colour, ms=6, lw=1.5, capsize=2, label=name, **errors)
+        for a, b, row in zip(xs, ys, line, strict=True):
+            if annotate is not None and name not in annotate:
+                continue
+            words = str(row["steps"]) if control else row["label"].split()[-1]
+            place = (0, -13 if control else 8)
             axes.annotate(
-                row["label"].split()[-1] if not below else str(row["steps"]),
-                (x, y),
-                textcoords="offset points",
-                xytext=(0, -13 if below else 8),
-                ha="center",
-                fontsize=8,
-                color=colour,
+                words, (a, b), textcoords="offset points", xytext=place, ha="center", fontsize=8, color=colour
             )
-    axes.axvline(1, color="#bbbbbb", lw=1, zorder=0)
-    axes.set(xlabel="Speedup over the baseline (wall clock, times)", ylabel=names[quality], title=title)
-    axes.set_xlim(left=min(0.9, axes.get_xlim()[0]))
+    if x == "speedup":
+        axes.axvline(1, color="#bbbbbb", lw=1, zorder=0)
+        axes.set_xlim(left=min(0.9, axes.get_xlim()[0]))
+    axes.set(xlabel=along[x], ylabel=names[quality])
     axes.legend(frameon=False)
     return figure
 
@@ -190,4 +191,40 @@ def curves(frame, panels: list[str], x: str = "step", y: str = "loss", by: str =
         if (part[y] > 0).all() and len(part) and math.log10(part[y].max() / part[y].min()) > 0.5:
             axes.set_yscale("log")
     figure.tight_layout()
+    return figure
+
+
+def polynomial(x, y, lines: dict):
+    """Points (change of input, change of output) and polynomials through them, name -> (xs, ys)."""
+    style()
+    figure, axes = plt.subplots()
+    axes.plot(x, y, ".", color=_PALETTE[7], ms=4, label="steps")
+    for i, (name, (xs, ys)) in enumerate(lines.items()):
+        axes.plot(xs, ys, color=_PALETTE[(0, 3)[i % 2]], label=name)
+    axes.set(xlabel="Change of the modulated input (relative)", ylabel="Change of the output (relative)")
+    axes.set_ylim(0, 1.25 * max(y))
+    axes.legend(frameon=False)
+    return figure
+
+
+def fired(decisions: list[tuple[str, dict]]):
+    """For each rule and step: computed, reused at the input, or reused after the first block."""
+    style()
+    figure, axes = plt.subplots(figsize=(8.4, 0.6 * len(decisions) + 1.3))
+    looks = {
+        None: (_PALETTE[7], "computed"),
+        "input": (_PALETTE[1], "reused, no block"),
+        "residual": (_PALETTE[0], "reused, one block"),
+    }
+    for row, (_, trace) in enumerate(decisions):
+        for step, point in enumerate(trace["reused_at"]):
+            axes.barh(row, 0.9, left=step - 0.45, color=looks[point][0], height=0.7)
+    axes.set_yticks(range(len(decisions)), [rule for rule, _ in decisions])
+    axes.invert_yaxis()
+    axes.set(xlabel="Denoising step")
+    axes.grid(visible=False)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour, _ in looks.values()]
+    axes.legend(
+        handles, [name for _, name in looks.values()], frameon=False, ncols=3, loc="lower right", bbox_to_anchor=(1, 1)
+    )
     return figure

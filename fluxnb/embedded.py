@@ -87,23 +87,13 @@ def clip_tokenizer():
 
     Other words fall apart into letters, so nothing is ever out of vocabulary.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
     from fluxnb.scenes import vocabulary
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=10_000,
-        min_frequency=1,
-        end_of_word_suffix="</w>",
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    bpe.train_from_iterator([*vocabulary(), ","], trainer)
-    merges = [tuple(pair) for pair in _bpe_state(bpe)["merges"]]
+    merges = _merges([*vocabulary(), ","])
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
@@ -111,10 +101,21 @@ def clip_tokenizer():
     )
 
 
-def _bpe_state(tokenizer) -> dict:
-    import json
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """Byte-pair merges, in order of rank, that make one token of each word; the same for the same words.
 
-    return json.loads(tokenizer.to_str())["model"]
+    A word gets merges for what the earlier ones leave of it. Later merges have a lower rank, so they are used
+    only where no earlier one applies, and can't break up a word that is whole already.
+    """
+    rank: dict[tuple[str, str], int] = {}
+    for word in words:
+        pieces = [*word[:-1], word[-1] + "</w>"]
+        while len(pieces) > 1:
+            known = [(rank[pair], i) for i, pair in enumerate(zip(pieces, pieces[1:], strict=False)) if pair in rank]
+            at = min(known)[1] if known else 0
+            rank.setdefault((pieces[at], pieces[at + 1]), len(rank))
+            pieces[at : at + 2] = [pieces[at] + pieces[at + 1]]
+    return list(rank)
 
 
 def build():

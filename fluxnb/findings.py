@@ -182,16 +182,127 @@ def presets(rows: list[dict], technique: str):
 
 
 def hit_cost_sentence(rows: list[dict]) -> str:
-    """What a reused step costs as a share of a computed one: least squares over the schedules measured."""
+    """What a reused step costs as a share of a computed one: least squares of the denoising time.
+
+    The time is taken as computed steps times one cost plus reused steps times another; nothing for fewer than
+    three schedules.
+    """
     import numpy as np
 
     computed = np.array([r["computed_steps"] for r in rows], dtype=float)
     reused = np.array([r["total_steps"] for r in rows], dtype=float) - computed
     if len(rows) < 3 or not reused.any():
         return ""
-    design = np.stack((computed, reused, np.ones(len(rows))), axis=1)
-    (step, hit, rest), *_ = np.linalg.lstsq(design, np.array([r["latency_p50"] for r in rows]), rcond=None)
+    times = np.array([r["denoise_s"] for r in rows])
+    (step, hit), *_ = np.linalg.lstsq(np.stack((computed, reused), axis=1), times, rcond=None)
     return (
         f"A computed step takes {1e3 * step:.3g} ms and a reused one {hit / step:.1%} of that "
-        f"(a least-squares fit over {len(rows)} schedules; the rest of an image {rest:.2g} s)."
+        f"(least squares over {len(rows)} schedules)."
+    )
+
+
+CRITERIA = {"First Block Cache": 2.0, "TeaCache": 1.3, "combined cache": 3.0}  # the plan's least speedups
+
+
+def fastest_keeping(rows: list[dict], technique: str) -> dict | None:
+    """The fastest setting of a technique with adherence within 5 % of the baseline's; None if there is none."""
+    baseline = baseline_of(rows)
+    return max(
+        (r for r in of(rows, technique) if keeps_adherence(r, baseline)), key=lambda r: r["speedup"], default=None
+    )
+
+
+def criteria_sentence(rows: list[dict]) -> str:
+    """The plan's criteria for speed at adherence within 5 %, each met or not, in one run."""
+    parts = []
+    for technique, least in CRITERIA.items():
+        best = fastest_keeping(rows, technique)
+        if best is None:
+            parts.append(f"{technique}: no setting keeps adherence within 5 %")
+            continue
+        verdict = "met" if best["speedup"] >= least else "not met"
+        parts.append(
+            f"{technique} {best['speedup']:.2f}× (asked: {least:g}×, {verdict}; {best['label']}, "
+            f"{quality.format_psnr(best['psnr_db'], best['psnr_identical'] or 0)})"
+        )
+    return "Fastest settings with adherence within 5 % of the uncached model: " + "; ".join(parts) + "."
+
+
+def combined_sentence(rows: list[dict], floor: float = 35.0) -> str:
+    """Whether combining the two gates pays: the fastest setting above a floor of quality, of each kind."""
+    kinds = ("combined cache", "First Block Cache", "TeaCache", "fixed interval", "fewer steps")
+    best = {}
+    for kind in kinds:
+        fitting = [r for r in of(rows, kind) if psnr_or_infinite(r) >= floor]
+        if fitting:
+            best[kind] = max(fitting, key=lambda r: r["speedup"])
+    if "combined cache" not in best:
+        return f"No combined setting stays above {floor:g} dB."
+    together = best.pop("combined cache")
+    words = ", ".join(f"{kind} {r['speedup']:.2f}× ({r['label']})" for kind, r in best.items())
+    single = [best[k]["speedup"] for k in ("First Block Cache", "TeaCache") if k in best]
+    pays = "pays" if not single or together["speedup"] > max(single) else "doesn't pay"
+    return (
+        f"combining {pays}: above {floor:g} dB, {together['label']} is the fastest combination with "
+        f"**{together['speedup']:.2f}×** ([{together['speedup_ci_low']:.2f}, {together['speedup_ci_high']:.2f}], "
+        f"{together['computed_steps']:.1f} of {together['total_steps']} steps, {together['psnr_db']:.1f} dB); alone or as "
+        f"controls: {words or 'nothing stays above it'}."
+    )
+
+
+def best_at_equal_steps(rows: list[dict]):
+    """For each number of steps of the control: the best cache setting that computes at most one step more."""
+    import pandas as pd
+
+    caches = [
+        r for r in rows if r["technique"] in ("combined cache", "First Block Cache", "TeaCache", "fixed interval")
+    ]
+    second = {r["steps"]: r["psnr_db"] for r in of(rows, "fewer steps, DPM-Solver++")}
+    lines = []
+    for control in sorted(of(rows, "fewer steps"), key=lambda r: -r["steps"]):
+        near = [r for r in caches if r["psnr_db"] is not None and r["computed_steps"] <= control["steps"]]
+        best = max(near, key=lambda r: r["psnr_db"], default=None)
+        if best is None or control["psnr_db"] is None:
+            continue
+        lines.append(
+            {
+                "steps": control["steps"],
+                "best cache": best["label"],
+                "computed": best["computed_steps"],
+                "cache PSNR": best["psnr_db"],
+                "cache worst": best["psnr_min_db"],
+                "Euler PSNR": control["psnr_db"],
+                "Euler worst": control["psnr_min_db"],
+                "gain": best["psnr_db"] - control["psnr_db"],
+                "gain, worst": best["psnr_min_db"] - control["psnr_min_db"],
+                "DPM-Solver++ PSNR": second.get(control["steps"]),
+            }
+        )
+    return pd.DataFrame(lines).set_index("steps")
+
+
+def spread_sentence(traces: dict[str, list[dict]]) -> str:
+    """How far the decisions of a gate differ between images: a gate that doesn't, acts like a schedule."""
+    parts = []
+    for label, found in traces.items():
+        counts = [t["mask"].count("1") for t in found]
+        masks = len({t["mask"] for t in found})
+        hit_rate = 1 - sum(counts) / sum(len(t["mask"]) for t in found)
+        parts.append(
+            f"{label}: hit rate {hit_rate:.0%}, {min(counts)} to {max(counts)} computed, {masks} different masks"
+        )
+    images = len(next(iter(traces.values())))
+    return f"over {images} images, " + "; ".join(parts) + "."
+
+
+def engine_sentence(rows: list[dict]) -> str:
+    """What the engine costs on a computed step, and what a reused step costs, as shares of a computed step."""
+    plain, looks, first, none = (r["denoise_s"] for r in rows)
+    n = rows[0]["steps"]
+    step = plain / n
+    reused = {"with the first block": first, "without any block": none}
+    words = ", ".join(f"{name} {(seconds - step) / (n - 1) / step:.1%}" for name, seconds in reused.items())
+    return (
+        f"a computed step takes {1e3 * step:.3g} ms; looking at it costs {(looks - plain) / plain:+.1%}; "
+        f"a reused step costs {words} of a computed one."
     )

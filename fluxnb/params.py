@@ -142,6 +142,26 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         ),
         "grid_thresholds": Key(list[float], "thresholds shown in the image grid, each also in thresholds", low=0),
     },
+    "06_teacache": {
+        "thresholds": Key(list[float], "thresholds of the accumulated change", low=0),
+        "intervals": Key(list[int], "fixed intervals of the control: compute every n-th step", low=1, high=50),
+        "fewer_steps": Key(list[int], "step counts of the fewer-steps control", low=1, high=199),
+        "fit_images": Key(int, "images whose trajectories the polynomial is fitted to", low=1, high=100),
+    },
+    "07_combined_cache": {
+        "tea_thresholds": Key(list[float], "TeaCache thresholds of the grid", low=0),
+        "first_block_thresholds": Key(list[float], "First Block Cache thresholds of the grid", low=0),
+        "warm_up": Key(int, "steps computed before anything is reused", low=0, high=50),
+        "survey_prompts": Key(int, "prompts that every setting of the grid is judged on", low=1, high=100),
+        "fewer_steps": Key(list[int], "step counts of the fewer-steps controls", low=1, high=199),
+        "batches": Key(list[int], "batch sizes whose one decision is compared", low=1, high=64),
+        "full_size_steps": Key(int, "steps at which the engine's cost is measured at full size", low=2, high=200),
+    },
+    "08_quantized_cache": {
+        "thresholds": Key(list[float], "thresholds of the published experiment", low=0),
+        "rank": Key(int, "rank of SVDQuant's 16-bit part", low=1, high=128),
+        "full_size_steps": Key(int, "steps of an image with a 4-bit transformer at full size", low=2, high=200),
+    },
     "14_embedded_model": {
         "check_images": Key(int, "committed evaluation images that are recomputed", low=1, high=500),
     },

@@ -7,6 +7,7 @@ full size, seeded random weights: for latency and memory, never for quality), a 
 
 from __future__ import annotations
 
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,6 +189,12 @@ def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
     return latents.to(pipe.transformer.device, pipe.transformer.dtype)
 
 
+def describe_width(pipe) -> int:
+    """Width of the transformer's tokens."""
+    config = pipe.transformer.config
+    return config.num_attention_heads * config.attention_head_dim
+
+
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """(n, c, h, w) latents to FLUX's (n, h * w / 4, 4 * c) tokens."""
     n, c, h, w = latents.shape
@@ -215,6 +222,16 @@ def _check_folder(folder: Path) -> None:
             f"{folder} is not a model folder: it has no model_index.json; give a folder saved by diffusers' "
             "save_pretrained."
         )
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}/model_index.json cannot be read ({_first_line(error)}): copy the folder again."
+        ) from None
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
+    missing = [name for name in parts if not (folder / name).is_dir() or not any((folder / name).iterdir())]
+    if missing:
+        raise UserError(f"The model in {folder} has no {', '.join(missing)}: copy or save it again.")
 
 
 def _from_folder(folder: Path, dtype):

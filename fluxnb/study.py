@@ -21,7 +21,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -91,12 +91,22 @@ class Subject:
             self.load_s = time.perf_counter() - started
         return self._pipe
 
+    def part(self, prompts: int) -> Subject:
+        """The same pipeline with the first few prompts and the first seed: for wide surveys."""
+        _ = self.pipe
+        return replace(self, prompts=self.prompts[:prompts], seeds=self.seeds[:1])
+
     def release(self) -> None:
         """Frees the pipeline's memory."""
         self._pipe = None
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+    @property
+    def checked(self) -> bool:
+        """Whether prompt adherence can be read off the images: the probe knows one world at one size."""
+        return self.model.checked and self.width == self.height == self.model.side
 
     @property
     def inputs(self) -> list[tuple[str, int]]:
@@ -239,29 +249,43 @@ class Study:
         rows = [self.results.find(self.key(subject, c)) for c in everything]
         return [{**row, "label": c.label} for row, c in zip(rows, everything, strict=True)]
 
+    def survey(self, subject: Subject, baseline: Candidate, candidate: Candidate) -> dict:
+        """Quality and computed steps of one setting, untimed: a row without latencies, found again like any other."""
+        key = self.key(subject, candidate)
+        self._total += 1
+        if not self.results.find(key):
+            row = {"total_steps": candidate.steps, "computed_steps": candidate.steps}
+            self._append(subject, candidate, {"status": "ok", **row, **self._judge(subject, baseline, candidate)})
+        else:
+            self._progress(1, candidate.label)
+        return {**self.results.find(key), "label": candidate.label}
+
     def _measure_group(self, subject, baseline, group, judge: bool) -> None:
-        rows, runnable = {}, []
+        runnable: list[tuple[Candidate, dict]] = []
         for candidate in group:
             try:
-                rows[candidate.label] = self._prepare(subject, baseline, candidate, judge)
-                runnable.append(candidate)
+                runnable.append((candidate, self._prepare(subject, baseline, candidate, judge)))
             except Unavailable as reason:
                 self._append(subject, candidate, {"status": "unavailable", "reason": str(reason)})
             except torch.cuda.OutOfMemoryError as error:
-                torch.cuda.empty_cache()
-                self._append(subject, candidate, {"status": "oom", "reason": str(error).splitlines()[0]})
+                self._out_of_memory(subject, candidate, error)
         if not runnable:
             return
-        runners = [self._runner(subject, c) for c in runnable]
+        runners = [self._runner(subject, candidate) for candidate, _ in runnable]
         runs = {BASELINE: self._runner(subject, baseline).run}
         runs |= {f"candidate {i}": runner.run for i, runner in enumerate(runners)}
-        samples = measure.interleave(runs, subject.rounds)
-        for i, candidate in enumerate(runnable):
+        try:
+            samples = measure.interleave(runs, subject.rounds)
+        except torch.cuda.OutOfMemoryError as error:
+            for candidate, _ in runnable:
+                self._out_of_memory(subject, candidate, error)
+            return
+        for i, (candidate, prepared) in enumerate(runnable):
             taken = samples[f"candidate {i}"]
             ratio, low, high = measure.speedup(samples[BASELINE], taken)
             measured = {
                 "status": "ok",
-                **rows[candidate.label],
+                **prepared,
                 **measure.summary(taken),
                 **runners[i].stage_medians(),
                 "images_per_s": len(taken) / sum(taken),
@@ -270,6 +294,10 @@ class Study:
                 "speedup_ci_high": high,
             }
             self._append(subject, candidate, measured)
+
+    def _out_of_memory(self, subject, candidate, error) -> None:
+        torch.cuda.empty_cache()
+        self._append(subject, candidate, {"status": "oom", "reason": str(error).splitlines()[0]})
 
     def _prepare(self, subject, baseline, candidate, judge: bool) -> dict:
         """Warm-up, memory and quality of one candidate: the untimed part of its row."""
@@ -307,7 +335,7 @@ class Study:
         references, _ = self._images(subject, baseline)
         images, traces = self._images(subject, candidate, keep=candidate is not baseline)
         row = quality.compare(references, images)
-        if own.model.checked:
+        if own.checked:
             found = probe.adherence([prompt for prompt, _ in own.inputs], images)
             found = [share for share in found if share is not None]
             if found:
@@ -394,7 +422,8 @@ def _trace(candidate: Candidate) -> dict | None:
         trace = getattr(technique, "trace", None)
         if trace and trace.steps:
             seen = [None if s.indicator is None else float(f"{s.indicator:.4g}") for s in trace.steps]
-            return {"mask": trace.mask, "indicator": seen, "threshold": trace.steps[0].threshold}
+            where = [step.reused_at for step in trace.steps]
+            return {"mask": trace.mask, "indicator": seen, "threshold": trace.steps[0].threshold, "reused_at": where}
     return None
 
 

@@ -525,6 +525,7 @@ def train(run: Run, out: Path) -> None:
 
 @torch.no_grad()
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Gives `target` the weights of `source`, whatever device either is on."""
     target.load_state_dict({name: w.to(target.device) for name, w in source.state_dict().items()})
 
 
@@ -535,6 +536,9 @@ def export(run: Run, pipe, network: nn.Module, out: Path) -> None:
     from fluxnb import telemetry
 
     pipe.to("cpu", torch.float16).save_pretrained(out, safe_serialization=True)
+    for part in ("text_encoder", "text_encoder_2"):  # or transformers loads these in half precision, diffusers not
+        config = out / part / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
     weights = {name: w.half().contiguous().cpu() for name, w in network.state_dict().items()}
     save_file(weights, out / probe.FILE)
     (out / "training.csv").write_text((run.work / "training.csv").read_text())
@@ -584,7 +588,7 @@ def evaluate(pipe, count: int, guidance: float = embedded.GUIDANCE, folder: Path
                     "prompt": prompts[i],
                     "facts": len(right) + len(missed),
                     "right": len(right),
-                    "missed": " ".join(missed),
+                    "missed": "; ".join(missed),
                     "probe_right": len(control[i][0]),
                     "vae_psnr_db": round(psnr(np.asarray(drawn[i]), back[i]), 3),
                 }
@@ -636,6 +640,7 @@ def summary(rows: list[dict]) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Trains, exports and evaluates; 0 also when the time given was used up first."""
     parser = argparse.ArgumentParser(prog="python -m fluxnb.train", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, help="stop cleanly after this long; run again to go on")
     parser.add_argument("--work", type=Path, default=Path("build/train"), help="where the state is kept")

@@ -32,9 +32,7 @@ FLAGS = [
     *"--disable-dev-shm-usage --remote-debugging-port=0 --remote-allow-origins=*".split(),
     "--host-resolver-rules=MAP * ~NOTFOUND",  # what tries to leave this machine fails at once, and is seen to
 ]
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium, chromium-browser or google-chrome found"
-)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome found")
 
 
 class Tab:
@@ -76,9 +74,7 @@ class Tab:
 
     def requests(self):
         """Addresses asked for, other than what is inside the page."""
-        sent = [
-            e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"
-        ]
+        sent = [e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
         return [url for url in sent if not url.startswith("data:")]
 
     def complaints(self):
@@ -167,9 +163,7 @@ def report(tmp_path_factory):
     root = tmp_path_factory.mktemp("browser")
     thresholds = ["0", "0.05", "0.1", "0.12", "0.2", "0.3", "0.5", "0.8"]
     prompts = ["A red apple on a white table", "A cute panda holding a sign that says hello world"]
-    cells = [
-        [(picture(10 * r + c), f"{1 + c / 3:.2f}× · {50 - 4 * c} dB") for c in range(8)] for r in range(2)
-    ]
+    cells = [[(picture(10 * r + c), f"{1 + c / 3:.2f}× · {50 - 4 * c} dB") for c in range(8)] for r in range(2)]
     cells[1][7] = "out of memory"
     frame = pd.DataFrame(
         {
@@ -181,12 +175,8 @@ def report(tmp_path_factory):
         }
     )
     shown = [
-        html.callout_html(
-            "At threshold `0.2` an image takes **2.2×** less time, at 33.2 dB of PSNR.", "result"
-        ),
-        html.figure_html(
-            chart(), "PSNR falls as speedup rises; fewer steps fall less", "Speedup against PSNR."
-        ),
+        html.callout_html("At threshold `0.2` an image takes **2.2×** less time, at 33.2 dB of PSNR.", "result"),
+        html.figure_html(chart(), "PSNR falls as speedup rises; fewer steps fall less", "Speedup against PSNR."),
         html.table_html(frame, "First Block Cache per threshold", units={"latency p50": "s", "PSNR": "dB"}),
         html.image_grid_html(prompts, thresholds, cells, caption="Same seed in a row.", corner="prompt"),
         html.callout_html("LPIPS and CLIP score, because their weights aren't here.", "not-measured"),
@@ -203,9 +193,7 @@ def report(tmp_path_factory):
         code = f"# section {number}\nhtml.show({number}, 'text', True)"
         notebook.cells += [new_markdown_cell(section), new_code_cell(code, outputs=[output])]
     failing = new_notebook(cells=[new_markdown_cell("# Baseline"), new_code_cell("boom()")])
-    failing.cells[1].outputs = [
-        new_output("error", ename="ValueError", evalue="boom", traceback=["line 1", "boom"])
-    ]
+    failing.cells[1].outputs = [new_output("error", ename="ValueError", evalue="boom", traceback=["line 1", "boom"])]
     build = root / "build/cpu"
     build.mkdir(parents=True)
     (root / "notebooks").mkdir()
@@ -252,18 +240,14 @@ def test_the_test_would_notice_a_load_and_a_script_error(tmp_path):
 
 def test_reports_work_with_the_keyboard_and_on_a_phone(report):
     async def steps(tab):
-        await tab.call(
-            "Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True
-        )
+        await tab.call("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
         for path in sorted(report.glob("*.html")):
             await tab.open(path.as_uri())
             # wide tables scroll inside their own containers, never the page
             assert await tab.value("document.documentElement.scrollWidth") <= 390, path.name
         await tab.open((report / "05_first_block_cache.html").as_uri())
         assert await tab.value("document.querySelectorAll('nav.contents a').length") == 6
-        unresolved = (
-            "[...document.querySelectorAll('nav.contents a')].filter(a => !document.querySelector(a.hash))"
-        )
+        unresolved = "[...document.querySelectorAll('nav.contents a')].filter(a => !document.querySelector(a.hash))"
         assert await tab.value(f"{unresolved}.length") == 0
         assert await tab.value("new Set([...document.querySelectorAll('[id]')].map(e => e.id)).size") == (
             await tab.value("document.querySelectorAll('[id]').length")
@@ -284,9 +268,7 @@ def test_text_has_enough_contrast(report, scheme):
     """WCAG AA: 4.5 for all text of a page, in light and in dark."""
 
     async def steps(tab):
-        await tab.call(
-            "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}]
-        )
+        await tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         for path in sorted(report.glob("*.html")):
             await tab.open(path.as_uri())
             await tab.value("document.querySelectorAll('details').forEach(d => d.open = true)")

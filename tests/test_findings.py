@@ -71,10 +71,10 @@ def test_quality_is_kept_within_five_percent_of_the_baseline():
 
 
 def test_the_control_is_interpolated_between_its_neighbours_only(rows):
-    assert findings.interpolated_psnr(rows, 10) == 30
-    assert findings.interpolated_psnr(rows, 15) == 35
-    assert findings.interpolated_psnr(rows, 2) is None
-    assert findings.interpolated_psnr(rows, 28) is None
+    assert findings.control_psnr(rows, "computed_steps", 10) == 30
+    assert findings.control_psnr(rows, "computed_steps", 15) == 35
+    assert findings.control_psnr(rows, "computed_steps", 2) is None
+    assert findings.control_psnr(rows, "computed_steps", 28) is None
 
 
 def test_the_sentence_names_the_fastest_setting_that_keeps_quality(rows):

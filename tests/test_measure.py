@@ -108,9 +108,7 @@ def test_the_interval_covers_the_truth_about_95_times_of_100():
 def test_many_samples_are_resampled_in_blocks_of_bounded_size():
     tracemalloc.start()
     try:
-        result = measure.speedup(
-            [2.0] * 5000, [1.0] * 5000, resamples=2000
-        )  # 240 MB and more when done at once
+        result = measure.speedup([2.0] * 5000, [1.0] * 5000, resamples=2000)  # 240 MB and more when done at once
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

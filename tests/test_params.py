@@ -83,10 +83,7 @@ def test_mappings_are_merged_and_lists_are_replaced(folder):
 
 
 def test_a_section_without_lines_changes_nothing(folder):
-    assert (
-        mine(folder, "gpu: {match: cpu}\nstudy:\n  # seeds: [1]\n").study
-        == mine(folder, "gpu: {match: cpu}").study
-    )
+    assert mine(folder, "gpu: {match: cpu}\nstudy:\n  # seeds: [1]\n").study == mine(folder, "gpu: {match: cpu}").study
 
 
 def test_whole_numbers_are_taken_for_numbers(folder):
@@ -125,10 +122,7 @@ def test_resolved_is_plain_and_complete():
 def test_digest_changes_with_the_values_only(folder):
     one = mine(folder, "gpu: {match: cpu}\nstudy: {guidance_scale: 4, seeds: [1]}\n").digest
     assert re.fullmatch("[0-9a-f]{64}", one)
-    assert (
-        mine(folder, "# a remark\nstudy:\n  seeds: [1]\n  guidance_scale: 4.0\ngpu: {match: cpu}\n").digest
-        == one
-    )
+    assert mine(folder, "# a remark\nstudy:\n  seeds: [1]\n  guidance_scale: 4.0\ngpu: {match: cpu}\n").digest == one
     assert mine(folder, "gpu: {match: cpu}\nstudy: {guidance_scale: 4, seeds: [2]}\n").digest != one
 
 

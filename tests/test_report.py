@@ -99,9 +99,7 @@ NOISY = """
 def project(tmp_path_factory):
     """A project whose second of three notebooks fails, run and rendered once with this checkout."""
     root = tmp_path_factory.mktemp("project")
-    write_notebook(
-        root, "01_good", new_markdown_cell("## Chart\n\n### Detail\n\n## Chart"), cell(GOOD), cell(NOISY)
-    )
+    write_notebook(root, "01_good", new_markdown_cell("## Chart\n\n### Detail\n\n## Chart"), cell(GOOD), cell(NOISY))
     write_notebook(
         root,
         "02_fails",
@@ -204,9 +202,7 @@ def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
         "from test_report import FakeParams\nfrom fluxnb.report.run import run\n"
         f"run(FakeParams(), provenance={{}}, root={str(tmp_path)!r}, force=True)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -347,10 +343,7 @@ def test_page_shows_outputs_with_descriptions_and_folds_messages(project):
 
 def test_failed_page_has_a_banner_and_a_plain_traceback(project):
     text = page(project, "02_fails.html")
-    assert (
-        '<div class="failed" role="alert"><strong>FAILED at cell 4: ValueError: no such threshold</strong>'
-        in text
-    )
+    assert '<div class="failed" role="alert"><strong>FAILED at cell 4: ValueError: no such threshold</strong>' in text
     assert 'href="#cell-4"' in text and 'id="cell-4"' in text
     assert "Traceback" in text and "\x1b" not in text and "papermill-error" not in text
 
@@ -443,12 +436,8 @@ def test_widgets_scripts_and_tokens_do_not_reach_the_page(tmp_path, monkeypatch)
 
 
 def test_stream_output_reads_as_a_terminal_leaves_it(tmp_path):
-    text = (
-        "one\rtwo\n\x1b[31mred\x1b[0m\n 50%|█████     | 14/28 [00:01<00:01]\n" + f"{tmp_path}/fluxnb/a.py\n"
-    )
-    notebook = new_notebook(
-        cells=[new_code_cell("x", outputs=[new_output("stream", name="stderr", text=text)])]
-    )
+    text = "one\rtwo\n\x1b[31mred\x1b[0m\n 50%|█████     | 14/28 [00:01<00:01]\n" + f"{tmp_path}/fluxnb/a.py\n"
+    notebook = new_notebook(cells=[new_code_cell("x", outputs=[new_output("stream", name="stderr", text=text)])])
     prepare(notebook, tmp_path)
     assert notebook.cells[0].outputs[0].text == "two\nred\nfluxnb/a.py"
 
@@ -488,9 +477,7 @@ def test_three_figures(value, text):
 
 
 def test_table_has_scopes_units_and_right_aligned_numbers():
-    frame = pd.DataFrame(
-        {"technique": ["a<b", "c"], "p50": [0.12345, np.nan], "n": [12, 8], "share": [0.5, 0.25]}
-    )
+    frame = pd.DataFrame({"technique": ["a<b", "c"], "p50": [0.12345, np.nan], "n": [12, 8], "share": [0.5, 0.25]})
     text = html.table_html(frame, "Latency", formats={"share": ".0%"}, units={"p50": "s"})
     assert '<th scope="col">technique</th>' in text
     assert '<th scope="col" class="fx-number">p50 <span class="fx-unit">(s)</span></th>' in text
@@ -515,9 +502,7 @@ def test_figure_needs_a_description_is_closed_and_is_the_same_bytes_again():
     with pytest.raises(ValueError, match="alt must say something"):
         html.figure_html(draw(), alt=" ")
     plt.close("all")
-    first, second = (
-        hashlib.sha256(html.figure_html(draw(), alt="A line").encode()).digest() for _ in range(2)
-    )
+    first, second = (hashlib.sha256(html.figure_html(draw(), alt="A line").encode()).digest() for _ in range(2))
     assert first == second and not plt.get_fignums()
 
 
@@ -547,11 +532,7 @@ def test_provenance_leaves_out_what_is_not_known():
     text = html.provenance_html(
         {"machine": {"gpus": [{"name": "NVIDIA H200"}] * 2}, "commit": "a" * 40, "dirty": True}, n=5
     )
-    assert (
-        "2 × NVIDIA H200" in text
-        and "aaaaaaaaaa + uncommitted changes" in text
-        and "<dt>CPU</dt>" not in text
-    )
+    assert "2 × NVIDIA H200" in text and "aaaaaaaaaa + uncommitted changes" in text and "<dt>CPU</dt>" not in text
 
 
 def test_written_files_are_whole_or_absent(tmp_path, monkeypatch):

@@ -152,9 +152,7 @@ def test_the_newest_finished_row_is_found(table, path):
         assert reader.find(KEY_OF_ROW)["run_id"] == "2"
 
 
-@pytest.mark.parametrize(
-    "status, done", [("ok", True), ("oom", True), ("unavailable", True), ("error", False)]
-)
+@pytest.mark.parametrize("status, done", [("ok", True), ("oom", True), ("unavailable", True), ("error", False)])
 def test_an_error_is_measured_again(table, status, done):
     table.append(row(status=status, reason="needs more memory"))
     assert (table.find(KEY_OF_ROW) is not None) == done
@@ -244,9 +242,7 @@ def test_frame_has_proper_types(filled):
     frame = filled.frame()
     assert len(frame) == 3 and list(frame.columns) == list(COLUMNS)
     assert str(frame["steps"].dtype) == "Int64" and str(frame["latency_p50"].dtype) == "float64"
-    assert str(frame["measured_at"].dtype).startswith("datetime64[") and "UTC" in str(
-        frame["measured_at"].dtype
-    )
+    assert str(frame["measured_at"].dtype).startswith("datetime64[") and "UTC" in str(frame["measured_at"].dtype)
     assert frame["reason"].isna().all() and frame["latency_p99"].isna().all()
     assert frame["settings"].tolist() == ['{"threshold":0}', '{"threshold":1}', '{"threshold":2}']
     assert json.loads(frame["samples"][0]) == ROW["samples"]

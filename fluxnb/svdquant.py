@@ -1,0 +1,79 @@
+"""SVDQuant's arithmetic, simulated: what 4-bit weights and activations do to the image, not to the speed.
+
+W = L1 L2 + R: a low-rank part in 16 bits takes up the outliers, the rest R is rounded to 4 bits in groups, and so
+are the activations that it is multiplied with. Nunchaku's kernels do this in INT4; here the rounded values are
+multiplied in the model's own number format. Source: SVDQuant (Li et al., 2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+GROUP = 64
+
+
+def rounded(x: torch.Tensor, group: int = GROUP) -> torch.Tensor:
+    """x, rounded to signed 4-bit values (-7 to 7) times one scale per group along the last dimension."""
+    size = x.shape[-1]
+    group = group if size % group == 0 else size
+    parts = x.reshape(*x.shape[:-1], size // group, group)
+    scale = parts.abs().amax(-1, keepdim=True).clamp(min=1e-8) / 7
+    return ((parts / scale).round() * scale).reshape(x.shape)
+
+
+class SimulatedLinear(nn.Module):
+    """A linear layer in SVDQuant's arithmetic; the same interface as nn.Linear."""
+
+    def __init__(self, linear: nn.Linear, rank: int):
+        super().__init__()
+        weight = linear.weight.detach().float()
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        up, down = u[:, :rank] * s[:rank], v[:rank]
+        kind = linear.weight.dtype
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.register_buffer("up", up.to(kind))
+        self.register_buffer("down", down.to(kind))
+        self.register_buffer("rest", rounded(weight - up @ down).to(kind))
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        low = nn.functional.linear(nn.functional.linear(x, self.down), self.up, self.bias)
+        return low + nn.functional.linear(rounded(x), self.rest)
+
+
+@dataclass
+class SimulatedSVDQuant:
+    """Every linear layer of the transformer's blocks in SVDQuant's arithmetic; a technique."""
+
+    rank: int = 16
+    name: str = "SVDQuant INT4 (simulated)"
+    applied_to: int = field(default=0, init=False)  # layers that were replaced
+
+    @property
+    def settings(self) -> dict:
+        return {"quantization": "svdquant int4, simulated", "rank": self.rank}
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    def apply(self, pipe):
+        """Replaces the layers; returns the function that puts the originals back."""
+        replaced = []
+        blocks = (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks)
+        for block in blocks:
+            for parent in list(block.modules()):
+                for name, child in list(parent.named_children()):
+                    if type(child) is nn.Linear:
+                        setattr(parent, name, SimulatedLinear(child, self.rank))
+                        replaced.append((parent, name, child))
+        self.applied_to = len(replaced)
+
+        def undo():
+            for parent, name, child in replaced:
+                setattr(parent, name, child)
+
+        return undo
