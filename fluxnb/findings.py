@@ -245,8 +245,8 @@ def combined_sentence(rows: list[dict], floor: float = 35.0) -> str:
     return (
         f"combining {pays}: above {floor:g} dB, {together['label']} is the fastest combination with "
         f"**{together['speedup']:.2f}×** ([{together['speedup_ci_low']:.2f}, {together['speedup_ci_high']:.2f}], "
-        f"{together['computed_steps']:.1f} of {together['total_steps']} steps, {together['psnr_db']:.1f} dB); alone or as "
-        f"controls: {words or 'nothing stays above it'}."
+        f"{together['computed_steps']:.1f} of {together['total_steps']} steps, {together['psnr_db']:.1f} dB); alone or "
+        f"as controls: {words or 'nothing stays above it'}."
     )
 
 

@@ -51,6 +51,7 @@ class SimulatedSVDQuant:
     rank: int = 16
     name: str = "SVDQuant INT4 (simulated)"
     applied_to: int = field(default=0, init=False)  # layers that were replaced
+    _made: dict = field(default_factory=dict, init=False, repr=False)  # layer -> its replacement, made once
 
     @property
     def settings(self) -> dict:
@@ -68,7 +69,9 @@ class SimulatedSVDQuant:
             for parent in list(block.modules()):
                 for name, child in list(parent.named_children()):
                     if type(child) is nn.Linear:
-                        setattr(parent, name, SimulatedLinear(child, self.rank))
+                        if child not in self._made:
+                            self._made[child] = SimulatedLinear(child, self.rank)
+                        setattr(parent, name, self._made[child])
                         replaced.append((parent, name, child))
         self.applied_to = len(replaced)
 
