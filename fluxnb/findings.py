@@ -240,10 +240,15 @@ def combined_sentence(rows: list[dict], floor: float = 35.0) -> str:
         return f"No combined setting stays above {floor:g} dB."
     together = best.pop("combined cache")
     words = ", ".join(f"{kind} {r['speedup']:.2f}× ({r['label']})" for kind, r in best.items())
-    single = [best[k]["speedup"] for k in ("First Block Cache", "TeaCache") if k in best]
-    pays = "pays" if not single or together["speedup"] > max(single) else "doesn't pay"
+    faster = [kind for kind, r in best.items() if r["speedup"] >= together["speedup"]]
+    if not faster:
+        verdict = "combining pays"
+    elif set(faster) & {"First Block Cache", "TeaCache"}:
+        verdict = "combining doesn't pay"
+    else:
+        verdict = f"combining beats either cache alone, and {' and '.join(faster)} beat it"
     return (
-        f"combining {pays}: above {floor:g} dB, {together['label']} is the fastest combination with "
+        f"{verdict}: above {floor:g} dB, {together['label']} is the fastest combination with "
         f"**{together['speedup']:.2f}×** ([{together['speedup_ci_low']:.2f}, {together['speedup_ci_high']:.2f}], "
         f"{together['computed_steps']:.1f} of {together['total_steps']} steps, {together['psnr_db']:.1f} dB); alone or "
         f"as controls: {words or 'nothing stays above it'}."

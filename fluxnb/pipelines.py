@@ -133,6 +133,7 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     if dtype not in DTYPES:
         raise UserError(f"{dtype} is not a number format here: choose one of {', '.join(DTYPES)}.")
     check(name)
+    _quiet()
     if name in RANDOM:
         pipe = _random(name, DTYPES[dtype], device, seed)
     elif name == "embedded":
@@ -278,6 +279,15 @@ def _from_hub(name: str, dtype):
             f"{name} could not be loaded ({_first_line(error)}): check the id and the connection to the hub, "
             "or give a local folder."
         ) from error
+
+
+def _quiet() -> None:
+    """No progress bars and no remarks of the libraries while a model is loaded; errors and warnings stay."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

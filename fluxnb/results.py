@@ -342,9 +342,8 @@ def _check_row(row: dict) -> None:
         raise ValueError(f"status is {row['status']!r}, allowed are {', '.join(STATUSES)}")
     if row["status"] != "ok" and not row["reason"]:
         raise ValueError(f"status {row['status']} needs a reason")
-    if row["weights"] not in (WEIGHTS if row["model"] else (None,)):
-        allowed = ", ".join(WEIGHTS) if row["model"] else "nothing, for there is no model"
-        raise ValueError(f"weights is {row['weights']!r}, allowed are {allowed}")
+    if row["weights"] not in WEIGHTS:
+        raise ValueError(f"weights is {row['weights']!r}, allowed are {', '.join(WEIGHTS)}")
 
 
 def _encoded(name: str, value) -> str:

@@ -183,6 +183,7 @@ class Study:
             "notebook": self.notebook,
             "technique": technique,
             "settings": settings,
+            "weights": "random",  # of the matrices
             "gpu": self.params.name,
             "gpus": 1,
             "machine": self.machine,

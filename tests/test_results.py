@@ -177,7 +177,6 @@ def test_what_is_found_may_be_changed(table):
         ({"status": "error", "reason": " \n"}, "error needs a reason"),
         ({"weights": "real"}, "weights is 'real'"),
         ({"weights": None}, "weights is None"),
-        ({"model": None}, "there is no model"),
         ({"steps": 28.5}, "steps is 28.5"),
         ({"steps": "28"}, "steps is '28'"),
         ({"steps": True}, "steps is True"),
