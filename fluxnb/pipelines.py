@@ -8,6 +8,7 @@ full size, seeded random weights: for latency and memory, never for quality), a 
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,7 +228,7 @@ def _check_folder(folder: Path) -> None:
         index = json.loads((folder / "model_index.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{folder}/model_index.json cannot be read ({_first_line(error)}): copy the folder again."
+            f"{folder}/model_index.json cannot be read ({_first_line(error)}): copy or save it again."
         ) from None
     parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
     missing = [name for name in parts if not (folder / name).is_dir() or not any((folder / name).iterdir())]
@@ -282,12 +283,16 @@ def _from_hub(name: str, dtype):
 
 
 def _quiet() -> None:
-    """No progress bars and no remarks of the libraries while a model is loaded; errors and warnings stay."""
-    import diffusers.utils.logging
+    """No progress bars while a model is loaded, and none of the libraries' remarks on what else could be installed."""
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     import transformers.utils.logging
 
-    for library in (diffusers, transformers):
-        library.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    import diffusers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

@@ -65,7 +65,7 @@ def test_every_file_of_the_project_loads(name):
 
 
 def test_the_defaults_are_those_of_the_study():
-    loaded = params.load("cpu")
+    loaded = params.load("a100")
     cache = loaded.notebooks["05_first_block_cache"]
     assert cache["thresholds"] == [0, 0.01, 0.05, 0.1, 0.12, 0.15, 0.2, 0.3, 0.35, 0.4, 0.5, 0.8]
     assert cache["fewer_steps"] == [24, 20, 16, 14, 12, 10, 8, 6, 5, 4, 3]
@@ -74,7 +74,7 @@ def test_the_defaults_are_those_of_the_study():
 
 
 def test_mappings_are_merged_and_lists_are_replaced(folder):
-    base = params.load("cpu", folder)
+    base = mine(folder, "gpu: {match: cpu}")
     own = mine(folder, "gpu: {match: cpu}\nstudy:\n  seeds: [7]\n  full_size: {steps: 4}\n")
     assert own.study.seeds == [7]
     assert own.study.full_size.steps == 4

@@ -126,6 +126,7 @@ def test_settings_are_compared_by_value(table):
 
 def test_columns_left_out_of_the_key_are_empty_in_both(table):
     short = {k: KEY_OF_ROW[k] for k in ("notebook", "technique", "gpu", "machine", "versions")}
+    short["weights"] = "random"
     table.append({**short, "status": "ok"})
     assert table.find(short)["settings"] == {}
     assert table.find({**short, "seed": 0}) is None
