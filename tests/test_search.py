@@ -1,0 +1,44 @@
+"""Pareto local search against an exhaustive front."""
+
+import itertools
+
+from fluxnb import search
+
+
+def problem(point):
+    """Two ordered axes that trade cost for quality, and a category that is better but dearer."""
+    a, b, kind = point
+    return 10 - a - b + 2 * kind, 30 - a * a - 0.5 * b * b + 5 * kind
+
+
+AXES, ORDERED = [list(range(6)), list(range(6)), list(range(2))], [True, True, False]
+ALL = {p: problem(p) for p in itertools.product(range(6), range(6), range(2))}
+
+
+def test_front_holds_what_nothing_dominates():
+    values = {"a": (1, 5), "b": (2, 6), "c": (2, 5), "d": (3, 1), "e": (1, 5)}
+    assert search.front(values) == ["a", "e", "b"]
+
+
+def test_search_finds_most_of_the_front_with_fewer_evaluations():
+    asked = []
+    found = search.pareto_local_search(
+        AXES, ORDERED, lambda p: asked.append(p) or problem(p), [(0, 0, 0), (5, 5, 1)], limit=len(ALL)
+    )
+    assert len(asked) == len(set(asked)) == len(found) < len(ALL)
+    worst = (20.0, -20.0)
+    best = search.hypervolume([ALL[p] for p in search.front(ALL)], worst)
+    assert search.hypervolume([found[p] for p in search.front(found)], worst) >= 0.97 * best
+
+
+def test_search_keeps_to_its_limit():
+    assert len(search.pareto_local_search(AXES, ORDERED, problem, [(0, 0, 0)], limit=5)) == 5
+
+
+def test_neighbours_stay_inside():
+    assert set(search.neighbours((0, 3, 0), AXES, ORDERED)) == {(1, 3, 0), (0, 2, 0), (0, 4, 0), (0, 3, 1)}
+
+
+def test_hypervolume_is_an_area():
+    assert search.hypervolume([(1.0, 1.0), (2.0, 3.0)], worst=(4.0, 0.0)) == 3 * 1 + 2 * 2
+    assert search.hypervolume([(5.0, 9.0)], worst=(4.0, 0.0)) == 0
