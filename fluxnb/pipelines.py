@@ -191,7 +191,7 @@ def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
     return latents.to(pipe.transformer.device, pipe.transformer.dtype)
 
 
-def describe_width(pipe) -> int:
+def token_width(pipe) -> int:
     """Width of the transformer's tokens."""
     config = pipe.transformer.config
     return config.num_attention_heads * config.attention_head_dim
