@@ -180,6 +180,52 @@ def stacked(labels: list[str], parts: dict[str, list[float]], unit: str):
     return figure
 
 
+def grouped(labels: list[str], parts: dict[str, list[float]], unit: str):
+    """Horizontal bars from zero, several for each label, the value written at each end."""
+    style()
+    figure, axes = plt.subplots(figsize=(7.6, 0.3 * len(labels) * len(parts) + 1.4))
+    height = 0.8 / len(parts)
+    for i, (name, values) in enumerate(parts.items()):
+        places = [y + (i - (len(parts) - 1) / 2) * height for y in range(len(labels))]
+        axes.barh(places, values, height=height, color=_PALETTE[(0, 1, 2, 4)[i % 4]], label=name)
+        for y, value in zip(places, values, strict=True):
+            axes.annotate(f" {value:.3g}", (value, y), va="center", fontsize=8)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set(xlabel=unit, xlim=(0, 1.15 * max(v for values in parts.values() for v in values) or 1))
+    axes.grid(axis="y", visible=False)
+    axes.legend(frameon=False, ncols=len(parts), loc="lower right", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def waterfall(phases: list[str], seconds: list[float], gib: list[float], psnr: list[float | None]):
+    """Time, memory and quality after each phase, over the same x axis; a phase without its own quality has no point."""
+    style()
+    figure, (time, memory, quality) = plt.subplots(3, 1, figsize=(8.4, 8.2), sharex=True)
+    places = range(len(phases))
+    for i, value in enumerate(seconds):
+        before = seconds[i - 1] if i else value
+        time.bar(i, value, color=_PALETTE[0], width=0.6)
+        if i:
+            time.plot([i - 1, i], [before, before], color="#888888", lw=0.8, ls=":")
+        gain = f" ({before / value:.2f}×)" if i else ""
+        time.annotate(f"{value:.2f}{gain}", (i, value), ha="center", va="bottom", fontsize=8)
+    time.set(ylabel="Seconds per image", ylim=(0, 1.18 * max(seconds)))
+    memory.bar(places, gib, color=_PALETTE[1], width=0.6)
+    for i, value in enumerate(gib):
+        memory.annotate(f"{value:.1f}", (i, value), ha="center", va="bottom", fontsize=8)
+    memory.set(ylabel="Peak memory (GiB)", ylim=(0, 1.18 * max(gib)))
+    known = [(i, value) for i, value in enumerate(psnr) if value is not None]
+    quality.plot([i for i, _ in known], [v for _, v in known], "o", color=_PALETTE[2])
+    for i, value in known:
+        quality.annotate(f"{value:.1f}", (i, value), ha="center", xytext=(0, 6), textcoords="offset points", fontsize=8)
+    quality.set(ylabel="PSNR, embedded (dB)", xlim=(-0.6, len(phases) - 0.4))
+    quality.set_ylim(bottom=0, top=1.25 * max((v for _, v in known), default=1))
+    quality.set_xticks(places, phases, rotation=20, ha="right")
+    figure.tight_layout()
+    return figure
+
+
 def curves(frame, panels: list[str], x: str = "step", y: str = "loss", by: str = "stage"):
     """One small panel for each stage of a training run, logarithmic loss."""
     style()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fluxnb import probe, quality
+from fluxnb import precision, probe, published, quality
 
 LOSS_ALLOWED = 0.05  # the plans' criterion: quality within 5 % of the uncached model
 
@@ -48,10 +48,23 @@ def control_psnr(rows: list[dict], at: str, value: float, control: str = "fewer 
     return None
 
 
-def against_control(rows: list[dict], technique: str, at: str) -> list[float]:
-    """How many dB each setting of a technique is above fewer steps, at equal computed steps or equal speedup."""
-    pairs = [(r["psnr_db"], control_psnr(rows, at, r[at])) for r in of(rows, technique)]
+def against_control(rows: list[dict], technique: str, at: str, control: str = "fewer steps") -> list[float]:
+    """How many dB each setting of a technique is above a control, at equal computed steps or equal speedup."""
+    pairs = [(r["psnr_db"], control_psnr(rows, at, r[at], control)) for r in of(rows, technique)]
     return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+
+
+def interval_sentence(rows: list[dict], technique: str) -> str:
+    """Whether looking beats not looking: a technique beside a fixed interval at equal hit rate."""
+    gaps = against_control(rows, technique, "computed_steps", "fixed interval")
+    if not gaps:
+        return f"no setting of {technique} computes as many steps as a fixed interval here."
+    mean = sum(gaps) / len(gaps)
+    where = "level with" if abs(mean) < 0.05 else f"{abs(mean):.1f} dB {'above' if mean > 0 else 'below'}"
+    return (
+        f"at equal hit rate, {technique} is {where} a fixed interval, which doesn't look ({min(gaps):+.1f} to "
+        f"{max(gaps):+.1f} dB over {len(gaps)} setting{'s' if len(gaps) > 1 else ''})."
+    )
 
 
 def cache_sentence(rows: list[dict], technique: str) -> str:
@@ -87,10 +100,8 @@ def frontier_alt(rows: list[dict], technique: str) -> str:
             for r in chosen
         )
 
-    return (
-        f"Speedup against PSNR. {technique}: {points(of(rows, technique))}. "
-        f"Fewer steps: {points(of(rows, 'fewer steps'))}."
-    )
+    others = [name for name in dict.fromkeys(r["technique"] for r in rows) if name not in (technique, "baseline")]
+    return " ".join(["Speedup against PSNR."] + [f"{name}: {points(of(rows, name))}." for name in (technique, *others)])
 
 
 def under_image(reference, image, prompt: str | None) -> str:
@@ -311,3 +322,226 @@ def engine_sentence(rows: list[dict]) -> str:
         f"a computed step takes {1e3 * step:.3g} ms; looking at it costs {(looks - plain) / plain:+.1%}; "
         f"a reused step costs {words} of a computed one."
     )
+
+
+# --- techniques of one image: matrices, gains, recommendations --------------------------------------------
+
+UNITS = {"first": "s", "p50": "s", "per step": "ms", "load": "GiB", "peak": "GiB", "PSNR": "dB"}
+LOSSLESS = 40.0  # dB of mean PSNR from which a difference is taken as lossless
+CARDS = (16, 24, 48, 80)  # GiB
+SPARE = 0.05  # share of a card that isn't counted on
+
+
+def matrix(rows: list[dict]):
+    """Every technique with its time, memory, quality and proof, or the reason why there is none."""
+    import pandas as pd
+
+    lines = []
+    for r in rows:
+        line = {
+            "setting": r["label"],
+            "status": r["status"],
+            "first": r["first_s"],
+            "p50": r["latency_p50"],
+            "per step": r["denoise_s"] and 1e3 * r["denoise_s"] / r["steps"],
+            "speedup": r["speedup"],
+            "low": r["speedup_ci_low"],
+            "high": r["speedup_ci_high"],
+            "load": r["memory_load_gib"],
+            "peak": r["memory_peak_gib"],
+            "of the card": r["gpu_memory_avg_pct"] and r["gpu_memory_avg_pct"] / 100,
+        }
+        if r["weights"] == "trained":
+            line |= {"PSNR": r["psnr_db"], "SSIM": r["ssim"], "adherence": r["adherence"]}
+        lines.append(line | {"applied": precision.describe_proof(r["proof"]), "why not": r["reason"]})
+    return _with_units(pd.DataFrame(lines).set_index("setting").dropna(axis=1, how="all"))
+
+
+def _with_units(frame):
+    """The frame with the units of its columns, for html.table."""
+    frame.attrs["units"] = {column: unit for column, unit in UNITS.items() if column in frame}
+    return frame
+
+
+def fastest_sentence(rows: list[dict]) -> str:
+    """The fastest of several techniques, if it is faster than the baseline beyond the noise."""
+    ok = [r for r in rows if r["status"] == "ok"]
+    others, missing = ok[1:], len(rows) - len(ok)
+    words = f" {missing} of {len(rows)} can't run here; the table says why." if missing else ""
+    best = max(others, key=lambda r: r["speedup"], default=None)
+    if best is None or best["speedup_ci_low"] <= max(1.0, ok[0]["speedup_ci_high"]):
+        return f"nothing is faster than {ok[0]['label']} beyond the noise.{words}"
+    return (
+        f"{best['label']} is the fastest, **{best['speedup']:.2f} times** {ok[0]['label']} "
+        f"([{best['speedup_ci_low']:.2f}, {best['speedup_ci_high']:.2f}], n = {best['n']}), "
+        f"{best['latency_p50']:.3g} s per image.{words}"
+    )
+
+
+def quality_sentence(rows: list[dict]) -> str:
+    """The order of formats by what they change, from the least to the most."""
+    ok = [r for r in rows[1:] if r["status"] == "ok"]
+    missing = len(rows) - 1 - len(ok)
+    ranked = sorted(ok, key=lambda r: -psnr_or_infinite(r))
+    if not ranked:
+        return "no quantized format can run here; the table says why."
+    worst, best = ranked[-1], ranked[0]
+    kept = sum(keeps_adherence(r, rows[0]) for r in ok)
+    return (
+        f"of {len(ok)} formats, {best['label']} changes the image least "
+        f"({quality.format_psnr(best['psnr_db'], best['psnr_identical'] or 0)}) and {worst['label']} most "
+        f"({quality.format_psnr(worst['psnr_db'], worst['psnr_identical'] or 0)}); {kept} keep adherence within 5 %."
+        + (f" {missing} can't run here; the table says why." if missing else "")
+    )
+
+
+def fits(rows: list[dict]):
+    """Which cards hold each setting: its peak and some to spare."""
+    import pandas as pd
+
+    lines = []
+    for r in rows:
+        need = r["memory_peak_gib"] / (1 - SPARE)
+        lines.append({"setting": r["label"], **{f"{card} GiB": "yes" if need <= card else "no" for card in CARDS}})
+    return pd.DataFrame(lines).set_index("setting")
+
+
+# settings that change the order of operations at most, and what of these is nevertheless another arithmetic
+_SAME = ("dtype", "inputs", "compile", "mode", "fused_qkv", "cuda_graph", "vae_mode")
+_EXACT = {
+    "attention": ("default", "cudnn", "flash", "efficient", "math", "flash 3", "flash 4"),
+    "vae": ("eager", "channels-last", "compiled", "sliced"),
+}
+
+
+def arithmetic(row: dict) -> dict:
+    """What of a row's settings changes its images: number formats, caches, tiles; empty if nothing does."""
+    return {
+        name: value
+        for name, value in row["settings"].items()
+        if name not in _SAME and value not in _EXACT.get(name, ())
+    }
+
+
+def quality_of(row: dict, judged: list[dict]) -> dict | None:
+    """The row on trained weights with the same change of arithmetic; None if none was judged."""
+    for other in judged:
+        if other["status"] == "ok" and other["technique"] != "baseline" and arithmetic(other) == arithmetic(row):
+            return other
+    return None
+
+
+def quality_of_phases(rows: list[dict], judged: list[dict]) -> list[float | None]:
+    """PSNR on trained weights for each phase; None where a phase changes no arithmetic or made identical images."""
+    found = [quality_of(r, judged) if arithmetic(r) else None for r in rows]
+    return [other and other["psnr_db"] for other in found]
+
+
+def recommendations(rows: list[dict], judged: list[dict]):
+    """The best row for each goal: fastest lossless, fastest within 5 % of adherence, smallest memory.
+
+    Args:
+        rows: time and memory; quality too if they are of trained weights.
+        judged: rows of trained weights that quality is looked up in.
+    """
+    import pandas as pd
+
+    ok = [r for r in rows if r["status"] == "ok" and r["speedup"] is not None]
+    baseline = next(r for r in judged if r["technique"] == "baseline")
+    looked_up = [(r, r if r["weights"] == "trained" else quality_of(r, judged) if arithmetic(r) else None) for r in ok]
+
+    def lossless(r, seen):
+        return not arithmetic(r) or (seen is not None and psnr_or_infinite(seen) >= LOSSLESS)
+
+    def within(r, seen):
+        return not arithmetic(r) or (seen is not None and keeps_adherence(seen, baseline))
+
+    goals = {
+        "fastest, lossless (40 dB or more)": (lossless, lambda r: -r["speedup"]),
+        "fastest, adherence within 5 %": (within, lambda r: -r["speedup"]),
+        "smallest memory, adherence within 5 %": (within, lambda r: r["memory_peak_gib"] or math.inf),
+    }
+    lines = []
+    for goal, (allowed, cost) in goals.items():
+        best = min(((r, seen) for r, seen in looked_up if allowed(r, seen)), key=lambda pair: cost(pair[0]))
+        r, seen = best
+        lines.append(
+            {
+                "goal": goal,
+                "choose": r["label"],
+                "p50": r["latency_p50"],
+                "speedup": r["speedup"],
+                "peak": r["memory_peak_gib"],
+                "PSNR": seen and seen["psnr_db"],
+                "adherence": seen and seen["adherence"],
+            }
+        )
+    return _with_units(pd.DataFrame(lines).set_index("goal"))
+
+
+def recommendation_sentence(table) -> str:
+    """The recommendation in one breath."""
+    parts = [f"{goal}: {row['choose']} ({row['speedup']:.2f}×)" for goal, row in table.iterrows()]
+    return "; ".join(parts) + "."
+
+
+def stack_sentence(rows: list[dict]) -> str:
+    """From the baseline to the whole stack, and what the largest single step was."""
+    first, last = rows[0], rows[-1]
+    gains_ = {b["label"]: a["latency_p50"] / b["latency_p50"] for a, b in zip(rows, rows[1:], strict=False)}
+    largest = max(gains_, key=gains_.get)
+    return (
+        f"the whole stack takes **{last['latency_p50']:.2f} s** instead of {first['latency_p50']:.2f} s, "
+        f"{last['speedup']:.2f}× ([{last['speedup_ci_low']:.2f}, {last['speedup_ci_high']:.2f}]), at "
+        f"{last['memory_peak_gib']:.1f} GiB instead of {first['memory_peak_gib']:.1f}; the largest single step is "
+        f"{largest.removeprefix('+ ')}, {gains_[largest]:.2f}×."
+    )
+
+
+def gains(rows: list[dict]):
+    """Every phase with its gain over the one before and over the baseline."""
+    import pandas as pd
+
+    lines, before = [], None
+    for r in rows:
+        lines.append(
+            {
+                "phase": r["label"],
+                "status": r["status"],
+                "p50": r["latency_p50"],
+                "per step": r["denoise_s"] and 1e3 * r["denoise_s"] / r["steps"],
+                "own gain": before / r["latency_p50"] if before and r["latency_p50"] else None,
+                "speedup": r["speedup"],
+                "low": r["speedup_ci_low"],
+                "high": r["speedup_ci_high"],
+                "load": r["memory_load_gib"],
+                "peak": r["memory_peak_gib"],
+                "applied": precision.describe_proof(r["proof"]),
+                "why not": r["reason"],
+            }
+        )
+        before = r["latency_p50"] or before
+    return _with_units(pd.DataFrame(lines).set_index("phase").dropna(axis=1, how="all"))
+
+
+def beside_published(rows: list[dict], most: float = 0.15):
+    """Published speedups, each over its own baseline, beside those of our rows by label.
+
+    Where they differ by more than `most`, the reason that fluxnb.published has for it stands beside them.
+    """
+    import pandas as pd
+
+    by_label = {r["label"]: r for r in rows}
+    lines = []
+    for claim in published.COUNTERPARTS:
+        ours = by_label.get(claim.ours)
+        ratio = claim.ratio()
+        line = {"claim": claim.text, "GPU": claim.gpu, "published": ratio, "ours": None, "difference": None}
+        if ours is not None:
+            over = by_label[claim.over]["latency_p50"]
+            line["ours"] = over / ours["latency_p50"]
+            line["difference"] = line["ours"] / ratio - 1
+        close = line["difference"] is not None and abs(line["difference"]) <= most
+        line["why"] = "" if close else claim.why if ours is not None else "not run here"
+        lines.append(line)
+    return pd.DataFrame(lines).set_index("claim")

@@ -114,6 +114,31 @@ def timed(
     return clock() - start
 
 
+def kernels(run: Callable[[], object], top: int = 3) -> list[str]:
+    """The kernels (on a CPU: operators) that took the most time in one call, such as "addmm ×104 62 %"."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        run()
+        synchronize()
+    spent: dict[str, list[float]] = {}
+    for event in profiler.key_averages():
+        time_us = event.self_device_time_total if cuda else event.self_cpu_time_total
+        if time_us > 0:
+            spent[event.key] = [time_us, event.count]
+    total = sum(time_us for time_us, _ in spent.values())
+    first = sorted(spent, key=lambda name: -spent[name][0])[:top]
+    return [f"{_short_kernel(n)} ×{spent[n][1]:.0f} {spent[n][0] / total:.0%}" for n in first]
+
+
+def _short_kernel(name: str) -> str:
+    """A kernel's name without its C++ types: long template arguments say little to a reader."""
+    name = name.removeprefix("void ").replace("aten::", "").replace("(anonymous namespace)::", "")
+    return name.split("<")[0].split("(")[0][:70]
+
+
 @dataclass(frozen=True)
 class WarmUp:
     """How it got steady: seconds of the first call and of all, their number, whether it did."""

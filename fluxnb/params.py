@@ -124,6 +124,16 @@ class StudyParams:
     full_size: FullSize = field()
 
 
+TORCHAO = (
+    "fp8 row",
+    "fp8 tensor",
+    "fp8 weight-only",
+    "int8",
+    "int8 weight-only",
+    "int4 weight-only",
+    "fp8 row, 2:4 sparse",
+)  # the kinds of fluxnb.precision.TorchAO, which isn't imported here: it imports torch
+
 NOTEBOOKS: dict[str, dict[str, Key]] = {
     "00_environment": {
         "matmul_size": Key(int, "side of the square matrices of the speed ceiling", low=1024, high=16384),
@@ -135,8 +145,40 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
             int, "steps at which full-size models compare number formats: 28 in FP32 take long", low=1, high=200
         ),
     },
+    "02_attention": {
+        "tokens": Key(int, "tokens of the kernels' own test; 4608 is FLUX at 1024²", low=64, high=65536),
+        "repeats": Key(int, "how often each kernel is timed", low=1, high=1000),
+        "steps": Key(int, "steps of an image of the embedded model", low=1, high=200),
+        "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
+    },
+    "03_compile": {
+        "variants": Key(
+            list[str],
+            "what is compiled how",
+            choices=(
+                "blocks",
+                "fused QKV",
+                "CUDA graph",
+                "max-autotune",
+                "transformer",
+                "reduce-overhead",
+                "TensorRT",
+            ),
+        ),
+        "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
+        "quantized": Key(list[str], "torchao kinds compiled block by block, full size", choices=TORCHAO),
+    },
+    "04_quantization": {
+        "steps": Key(int, "steps of an image of the embedded model", low=1, high=200),
+        "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
+        "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
+        "compiled": Key(list[str], "torchao kinds that are also measured compiled, full size", choices=TORCHAO),
+        "batches": Key(list[int], "batch sizes of the scaling, full size", low=1, high=64),
+        "batch_kinds": Key(list[str], "torchao kinds whose batches are measured, compiled", choices=TORCHAO),
+    },
     "05_first_block_cache": {
         "thresholds": Key(list[float], "thresholds of the first block's relative change", low=0),
+        "intervals": Key(list[int], "fixed intervals of the control: compute every n-th step", low=1, high=50),
         "fewer_steps": Key(
             list[int], "step counts of the fewer-steps control, each below study.steps", low=1, high=199
         ),
@@ -145,6 +187,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     "06_teacache": {
         "thresholds": Key(list[float], "thresholds of the accumulated change", low=0),
         "intervals": Key(list[int], "fixed intervals of the control: compute every n-th step", low=1, high=50),
+        "warm_up": Key(int, "steps computed first, of the strategies that have it", low=0, high=50),
         "fewer_steps": Key(list[int], "step counts of the fewer-steps control", low=1, high=199),
         "fit_images": Key(int, "images whose trajectories the polynomial is fitted to", low=1, high=100),
     },
@@ -161,6 +204,18 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "thresholds": Key(list[float], "thresholds of the published experiment", low=0),
         "rank": Key(int, "rank of SVDQuant's 16-bit part", low=1, high=128),
         "full_size_steps": Key(int, "steps of an image with a 4-bit transformer at full size", low=2, high=200),
+    },
+    "09_vae": {
+        "sides": Key(list[int], "pixels per side of the decoded images", low=64, high=4096, multiple_of=16),
+        "options": Key(list[str], "what is done to the VAE", choices=("channels-last", "compiled", "sliced", "tiled")),
+        "tiles": Key(list[int], "pixels per side of a tile", low=32, high=2048, multiple_of=16),
+        "batch": Key(int, "images decoded at once, for slices", low=2, high=64),
+        "repeats": Key(int, "how often each decoding is timed", low=1, high=1000),
+    },
+    "13_final_stack": {
+        "quantization": Key(str, "the torchao kind of the stack", choices=TORCHAO),
+        "cache_steps": Key(int, "computed steps of the stack's cache", low=2, high=200),
+        "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
     },
     "14_embedded_model": {
         "check_images": Key(int, "committed evaluation images that are recomputed", low=1, high=500),

@@ -284,7 +284,12 @@ def _from_hub(name: str, dtype):
 
 def _quiet() -> None:
     """No progress bars while a model is loaded, and none of the libraries' remarks on what else could be installed."""
-    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    for name in (
+        "torchao",
+        "torch.utils._pytree",
+        "diffusers.quantizers.torchao.torchao_quantizer",
+        "diffusers.models.modeling_utils",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     import transformers.utils.logging
 

@@ -1,9 +1,17 @@
-"""Quantized transformers: what a 4-bit transformer needs, and what it is when it is there."""
+"""Quantized transformers: the number formats of the block's matrices, each with what it needs and a proof.
+
+Every one is a technique that exchanges the linear layers of the transformer's blocks; `proof` says afterwards how
+many it changed and what their weights are now. Quantizing takes seconds at full size, so a study builds it in
+(`Subject.having`) instead of putting it on and off.
+"""
 
 from __future__ import annotations
 
+import importlib
+import sys
 from dataclasses import dataclass, field
 from importlib import metadata
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -11,63 +19,465 @@ from torch import nn
 from fluxnb.technique import Unavailable
 
 
-@dataclass
-class TorchAOInt4:
-    """W4A16: block weights in INT4 groups of 128, multiplied in bfloat16 by torchao's tiled kernel; a technique.
+class Quantizer:
+    """What the quantizers share: which layers, how they are put back, the proof."""
 
-    Source: torchao's Int4WeightOnlyConfig (format tile_packed_to_4d, which PyTorch itself has the kernel for).
-    """
+    name = ""
+    label = ""
+    settings: dict
 
-    name: str = "TorchAO INT4"
-    label: str = "TorchAO INT4"
-    settings: dict = field(default_factory=lambda: {"quantization": "torchao int4 weight-only"})
-    applied_to: int = field(default=0, init=False)  # layers whose weight is a quantized tensor
+    def check(self, pipe) -> None:
+        """Raises Unavailable if this can't run here; the message begins with what it needs."""
+
+    def convert(self, linear: nn.Linear, modulation: bool) -> nn.Module | None:
+        """The quantized layer in place of `linear`, None to leave it.
+
+        Args:
+            modulation: it belongs to an AdaLN layer, which sees one row per image: no arithmetic worth quantizing.
+        """
+        raise NotImplementedError
 
     def apply(self, pipe):
-        """Quantizes the blocks' linear layers in place; returns the function that puts the weights back."""
-        transformer = pipe.transformer
-        if transformer.device.type != "cuda" or torch.cuda.get_device_capability() < (8, 0):
-            raise Unavailable("needs a CUDA GPU of compute capability 8.0 or more, for the INT4 matrix kernel")
-        if transformer.dtype != torch.bfloat16:
-            raise Unavailable(f"needs the model in bfloat16, and it is in {transformer.dtype}")
-        try:
-            metadata.version("torchao")
-        except metadata.PackageNotFoundError:
-            raise Unavailable("needs the package torchao: `pip install torchao`") from None
-        from torchao.quantization import Int4WeightOnlyConfig, quantize_
-
-        blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-        layers = [m for b in blocks for m in b.modules() if type(m) is nn.Linear and m.in_features % 128 == 0]
-        if not layers:
-            raise Unavailable("needs layers whose width is a multiple of 128")
-        before = [layer.weight for layer in layers]
+        """Exchanges the layers; returns the function that puts the originals back."""
+        self.check(pipe)
+        replaced: list[tuple[nn.Module, str, nn.Module]] = []
 
         def undo():
-            for layer, weight in zip(layers, before, strict=True):
-                layer.weight = weight
+            for parent, name, linear in replaced:
+                setattr(parent, name, linear)
 
-        chosen = set(map(id, layers))
-        config = Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
+        weights: set[str] = set()
+        count = 0
         try:
-            quantize_(transformer, config, filter_fn=lambda module, _: id(module) in chosen)
-        except (ImportError, NotImplementedError, AssertionError, RuntimeError) as error:
+            for parent, name, linear, modulation in block_layers(pipe.transformer):
+                count += 1
+                if (new := self.convert(linear, modulation)) is not None:
+                    setattr(parent, name, new.train(linear.training))
+                    replaced.append((parent, name, linear))
+                    weights.add(_kind(new))
+        except Unavailable:
             undo()
-            raise Unavailable(f"needs another torchao or PyTorch: {(str(error).splitlines() or ['?'])[0]}") from error
-        self.applied_to = sum(type(layer.weight) is not nn.Parameter for layer in layers)
+            raise
+        except (ImportError, NotImplementedError, AssertionError, RuntimeError, ValueError) as error:
+            undo()
+            raise Unavailable(f"needs another environment: {(str(error).splitlines() or ['?'])[0][:200]}") from error
+        if not replaced:
+            raise Unavailable("needs layers of another shape: none of this model's fits")
+        self.proof = {"layers": len(replaced), "of": count, "weight": " and ".join(sorted(weights))}
         return undo
+
+
+def block_layers(transformer) -> list[tuple[nn.Module, str, nn.Linear, bool]]:
+    """(parent, attribute, layer, whether it modulates) of every linear layer in the transformer's blocks."""
+    found = []
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        for path, parent in list(block.named_modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear):
+                    found.append((parent, name, child, path.startswith("norm")))
+    return found
+
+
+def _kind(layer: nn.Module) -> str:
+    weight = layer.weight
+    inner = weight.data if type(weight) is nn.Parameter and type(weight.data) is not torch.Tensor else weight
+    return type(inner).__name__ if type(inner) not in (nn.Parameter, torch.Tensor) else type(layer).__name__
+
+
+def _shell(linear: nn.Linear, kind: type = nn.Linear, **options) -> nn.Linear:
+    """A layer of another kind and the same shape, without weights of its own."""
+    with torch.device("meta"):
+        new = kind(linear.in_features, linear.out_features, bias=False, **options)
+    new.bias = linear.bias
+    return new
+
+
+def _needs(package: str, module: str | None = None):
+    """Imports a package's module. Raises Unavailable if it isn't there."""
+    try:
+        metadata.version(package)
+        return importlib.import_module(module or package.replace("-", "_"))
+    except (metadata.PackageNotFoundError, ImportError) as error:
+        why = "" if isinstance(error, metadata.PackageNotFoundError) else f" (it doesn't load: {error})"
+        raise Unavailable(f"needs the package {package}: `pip install {package}`{why}") from error
+
+
+def _capability(pipe) -> tuple[int, int]:
+    """CUDA compute capability of the pipeline's GPU; (0, 0) on a CPU."""
+    device = pipe.transformer.device
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+# --- torchao ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TorchAO(Quantizer):
+    """A torchao configuration, layer by layer. Source: torchao's `quantize_`.
+
+    torchao's dynamic formats quantize the activations too and pay only with torch.compile. Its configurations set
+    Inductor to tune every kernel in all directions (`set_inductor_config`), which multiplies compile time; that is
+    left off here.
+
+    Args:
+        kind: a key of `TorchAO.KINDS`.
+    """
+
+    kind: str
+    modulation: bool = True  # whether AdaLN layers are quantized too, where the format's kernel takes one row
+    proof: dict = field(default_factory=dict, init=False)
+
+    # kind -> (label, least capability, the model has to be in bfloat16)
+    KINDS = {
+        "fp8 row": ("TorchAO FP8 per row", (8, 9), True),
+        "fp8 tensor": ("TorchAO FP8 per tensor", (8, 9), True),
+        "fp8 weight-only": ("TorchAO FP8 weight-only", (0, 0), False),
+        "int8": ("TorchAO INT8", (0, 0), False),
+        "int8 weight-only": ("TorchAO INT8 weight-only", (0, 0), False),
+        "int4 weight-only": ("TorchAO INT4 weight-only", (8, 0), True),
+        "fp8 row, 2:4 sparse": ("TorchAO FP8 per row, 2:4 sparse", (9, 0), True),
+    }
+
+    ROWS = ("int8", "fp8 row, 2:4 sparse")  # kernels that need more than AdaLN's one row per image
+
+    def __post_init__(self):
+        if self.kind not in self.KINDS:
+            raise ValueError(f"torchao kind {self.kind!r}: choose one of {', '.join(self.KINDS)}")
+
+    @property
+    def name(self) -> str:
+        return self.KINDS[self.kind][0]
+
+    label = name
+
+    @property
+    def settings(self) -> dict:
+        extra = {} if self.modulation else {"modulation": False}
+        return {"quantization": f"torchao {self.kind}", **extra}
+
+    def check(self, pipe):
+        _, least, bfloat16 = self.KINDS[self.kind]
+        if _capability(pipe) < least:
+            raise Unavailable(
+                f"needs a CUDA GPU of compute capability {least[0]}.{least[1]} or more, for its matrix kernel"
+            )
+        if bfloat16 and pipe.transformer.dtype != torch.bfloat16:
+            raise Unavailable(f"needs the model in bfloat16, and it is in {pipe.transformer.dtype}")
+        _needs("torchao")
+
+    def convert(self, linear, modulation):
+        from torchao.quantization import quantize_
+
+        if modulation and (not self.modulation or self.kind in self.ROWS):
+            return None
+        if (config := self._config(linear)) is None:
+            return None
+        new = _shell(linear)
+        new.weight = linear.weight
+        quantize_(new, config, filter_fn=lambda module, _: module is new)
+        return new if new.weight is not linear.weight else None
+
+    def _config(self, linear):
+        """torchao's configuration for a layer, None if the layer's shape doesn't fit."""
+        from torchao import quantization as q
+
+        plain = {"set_inductor_config": False}
+        sixteens = linear.in_features % 16 == 0 and linear.out_features % 16 == 0
+        if self.kind == "fp8 row":
+            return q.Float8DynamicActivationFloat8WeightConfig(granularity=q.PerRow(), **plain) if sixteens else None
+        if self.kind == "fp8 tensor":
+            return q.Float8DynamicActivationFloat8WeightConfig(granularity=q.PerTensor(), **plain) if sixteens else None
+        if self.kind == "fp8 weight-only":
+            return q.Float8WeightOnlyConfig(**plain)
+        if self.kind == "int8":
+            return q.Int8DynamicActivationInt8WeightConfig(**plain)
+        if self.kind == "int8 weight-only":
+            return q.Int8WeightOnlyConfig(**plain)
+        if self.kind == "int4 weight-only":
+            group = next((g for g in (128, 64, 32) if linear.in_features % g == 0), None)
+            # PyTorch itself has the kernel for this packing
+            packing = {"int4_packing_format": "tile_packed_to_4d"}
+            return q.Int4WeightOnlyConfig(group_size=group, **packing, **plain) if group else None
+        if linear.in_features % 128 or linear.out_features % 128:
+            return None
+        packing = importlib.import_module("torchao.quantization.quantize_.workflows").Float8PackingFormat
+        return q.Float8DynamicActivationFloat8WeightConfig(
+            granularity=q.PerRow(), packing_format=packing.SPARSE_2D_DATA_2D_METADATA, **plain
+        )
+
+
+# --- bitsandbytes -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class BitsAndBytes(Quantizer):
+    """Weights in NF4, FP4 or INT8 by bitsandbytes. Sources: QLoRA (Dettmers et al., 2023); LLM.int8() (2022).
+
+    Args:
+        kind: nf4, fp4 or int8.
+    """
+
+    kind: str
+    proof: dict = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        if self.kind not in ("nf4", "fp4", "int8"):
+            raise ValueError(f"bitsandbytes kind {self.kind!r}: choose nf4, fp4 or int8")
+
+    @property
+    def name(self) -> str:
+        return f"bitsandbytes {self.kind.upper()}"
+
+    label = name
+
+    @property
+    def settings(self) -> dict:
+        return {"quantization": f"bitsandbytes {self.kind}"}
+
+    def check(self, pipe):
+        _needs("bitsandbytes")
+        if self.kind == "int8" and pipe.transformer.device.type != "cuda":
+            raise Unavailable("needs a CUDA GPU: LLM.int8() has its matrix kernels there")
+
+    def convert(self, linear, modulation):
+        import bitsandbytes as bnb
+
+        weight = linear.weight
+        if self.kind == "int8":
+            new = _shell(linear, bnb.nn.Linear8bitLt, has_fp16_weights=False)
+            new.weight = bnb.nn.Int8Params(weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+        else:
+            new = _shell(linear, bnb.nn.Linear4bit, compute_dtype=weight.dtype, quant_type=self.kind)
+            # blocks that cross rows come out wrong in the package's CPU kernels (0.50)
+            block = 64 if linear.in_features % 64 == 0 else 32
+            options = {"blocksize": block, "quant_type": self.kind, "compress_statistics": False}
+            new.weight = bnb.nn.Params4bit(weight.data, requires_grad=False, **options)
+        new.weight = new.weight.to(weight.device)  # this is where it quantizes
+        return new
+
+
+# --- GGUF -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class GGUF(Quantizer):
+    """Weights in a GGUF format, made from the model's own, multiplied by diffusers' GGUFLinear.
+
+    Args:
+        kind: Q8_0, Q5_0 or Q4_0. The K formats can't be written by the gguf package.
+    """
+
+    kind: str
+    proof: dict = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        if self.kind not in _BLOCKS:
+            raise ValueError(f"GGUF kind {self.kind!r}: choose one of {', '.join(_BLOCKS)}")
+
+    @property
+    def name(self) -> str:
+        return f"GGUF {self.kind}"
+
+    label = name
+
+    @property
+    def settings(self) -> dict:
+        return {"quantization": f"gguf {self.kind}"}
+
+    def check(self, pipe):
+        _needs("gguf")
+
+    def convert(self, linear, modulation):
+        import gguf
+        from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+        if linear.in_features % 32:
+            return None
+        new = _shell(linear, GGUFLinear, compute_dtype=linear.weight.dtype)
+        packed = gguf_blocks(linear.weight.data, self.kind)
+        new.weight = GGUFParameter(packed, quant_type=gguf.GGMLQuantizationType[self.kind])
+        return new
+
+
+def gguf_blocks(weight: torch.Tensor, kind: str) -> torch.Tensor:
+    """(rows, columns) weights as GGUF blocks of 32 columns: uint8, (rows, columns / 32 * bytes per block).
+
+    The same bytes as the gguf package's, made where the weights are. Source: ggml's quantize_row_*_reference.
+    """
+    blocks = weight.float().reshape(-1, 32)
+    return _BLOCKS[kind](blocks).reshape(weight.shape[0], -1)
+
+
+def _q8_0(x: torch.Tensor) -> torch.Tensor:
+    scale = x.abs().amax(1, keepdim=True) / 127
+    scaled = x * _inverse(scale)
+    rounded = torch.sign(scaled) * torch.floor(scaled.abs() + 0.5)
+    return torch.cat((_half(scale), rounded.to(torch.int8).view(torch.uint8)), 1)
+
+
+def _q4_0(x: torch.Tensor) -> torch.Tensor:
+    scale = _extreme(x) / -8
+    q = torch.trunc(x * _inverse(scale) + 8.5).to(torch.uint8).clamp(0, 15)
+    return torch.cat((_half(scale), _nibbles(q)), 1)
+
+
+def _q5_0(x: torch.Tensor) -> torch.Tensor:
+    scale = _extreme(x) / -16
+    q = torch.trunc(x * _inverse(scale) + 16.5).to(torch.uint8).clamp(0, 31)
+    places = torch.arange(32, device=x.device).reshape(4, 8) % 8
+    high = ((q >> 4).reshape(-1, 4, 8).long() << places).sum(2).to(torch.uint8)
+    return torch.cat((_half(scale), high, _nibbles(q)), 1)
+
+
+_BLOCKS = {"Q8_0": _q8_0, "Q5_0": _q5_0, "Q4_0": _q4_0}
+
+
+def _extreme(x: torch.Tensor) -> torch.Tensor:
+    """Each row's value of largest magnitude, with its sign."""
+    return x.gather(1, x.abs().argmax(1, keepdim=True))
+
+
+def _inverse(scale: torch.Tensor) -> torch.Tensor:
+    return torch.where(scale == 0, 0, 1 / scale)
+
+
+def _half(scale: torch.Tensor) -> torch.Tensor:
+    return scale.half().view(torch.uint8)
+
+
+def _nibbles(q: torch.Tensor) -> torch.Tensor:
+    return (q[:, :16] & 15) | ((q[:, 16:] & 15) << 4)
+
+
+# --- Quanto -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Quanto(Quantizer):
+    """Weights in INT8, FP8 or INT4 by Hugging Face's Quanto, activations as they are.
+
+    Args:
+        kind: int8, fp8 or int4.
+    """
+
+    kind: str
+    proof: dict = field(default_factory=dict, init=False)
+
+    _TYPES = {"int8": "qint8", "fp8": "qfloat8", "int4": "qint4"}
+
+    def __post_init__(self):
+        if self.kind not in self._TYPES:
+            raise ValueError(f"Quanto kind {self.kind!r}: choose one of {', '.join(self._TYPES)}")
+
+    @property
+    def name(self) -> str:
+        return f"Quanto {self.kind.upper()}"
+
+    label = name
+
+    @property
+    def settings(self) -> dict:
+        return {"quantization": f"quanto {self.kind}"}
+
+    def check(self, pipe):
+        _needs("optimum-quanto", "optimum.quanto")
+
+    def apply(self, pipe):
+        undo = super().apply(pipe)
+        if pipe.transformer.device.type == "cuda":
+            return undo
+        # On a CPU plain PyTorch unpacks; Quanto would compile C++ for minutes before the first image.
+        extension = importlib.import_module("optimum.quanto.library.extensions.extension")
+        compiled = extension.get_extension("quanto_cpp")
+        before, compiled._lib = compiled._lib, SimpleNamespace(unpack=_unpacked)
+
+        def restore():
+            compiled._lib = before
+            undo()
+
+        return restore
+
+    def convert(self, linear, modulation):
+        from optimum import quanto
+
+        new = quanto.QLinear.from_module(linear, weights=getattr(quanto, self._TYPES[self.kind]))
+        if new is None:
+            return None
+        new.freeze()
+        return new
+
+
+def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
+    """uint8 values of `bits` bits each from bytes that hold several, the lowest bits of all bytes first."""
+    return torch.cat([(packed >> bits * i) & (2**bits - 1) for i in range(8 // bits)])
+
+
+# --- Nunchaku ---------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Nunchaku:
-    """SVDQuant's own INT4 kernels; a technique."""
+    """SVDQuant's own INT4 kernels; a technique. Source: Nunchaku (Li et al., 2024).
+
+    Its quantized weights are downloaded, not made from the model's: they exist for FLUX.1-dev and FLUX.1-schnell.
+    """
 
     name: str = "Nunchaku INT4"
     label: str = "Nunchaku INT4"
     settings: dict = field(default_factory=lambda: {"quantization": "nunchaku int4"})
+    proof: dict = field(default_factory=dict, init=False)
+
+    # what the model is called in its configuration -> where its quantized transformer is
+    WEIGHTS = {
+        "FLUX.1-dev": "nunchaku-tech/nunchaku-flux.1-dev/svdq-{precision}_r32-flux.1-dev.safetensors",
+        "FLUX.1-schnell": "nunchaku-tech/nunchaku-flux.1-schnell/svdq-{precision}_r32-flux.1-schnell.safetensors",
+    }
 
     def apply(self, pipe):
-        """Always Unavailable so far: the engine's weights can't be made from ours, only downloaded."""
-        raise Unavailable(
-            "needs the Nunchaku engine and its own quantized FLUX weights from a model hub (the package named nunchaku "
-            "on the Python index is an unrelated one); its arithmetic is simulated instead"
+        """Puts Nunchaku's transformer in place of the pipeline's; returns the function that puts it back."""
+        nunchaku = self._package()
+        source = str(pipe.config.get("_name_or_path") or "")
+        weights = next((path for model, path in self.WEIGHTS.items() if model in source), None)
+        if weights is None:
+            raise Unavailable(
+                f"needs one of {', '.join(self.WEIGHTS)}, whose quantized weights its makers offer; they can't be made "
+                "from this model's"
+            )
+        before = pipe.transformer
+        kind = getattr(nunchaku, "NunchakuFluxTransformer2DModelV2", nunchaku.NunchakuFluxTransformer2dModel)
+        precision = importlib.import_module("nunchaku.utils").get_precision()
+        pipe.transformer = kind.from_pretrained(weights.format(precision=precision), torch_dtype=before.dtype).to(
+            before.device
         )
+        self.proof = {"transformer": kind.__name__, "weight": precision}
+
+        def undo():
+            pipe.transformer = before
+
+        return undo
+
+    def _package(self):
+        """The engine. Raises Unavailable for the unrelated package of the same name, too."""
+        try:
+            nunchaku = importlib.import_module("nunchaku")
+        except ImportError as error:
+            nunchaku, why = None, f" ({error})" if "nunchaku" in sys.modules else ""
+        if not hasattr(nunchaku, "NunchakuFluxTransformer2dModel"):
+            what = why if nunchaku is None else " (the package of that name here is another one)"
+            raise Unavailable(
+                "needs the Nunchaku engine, from its makers' releases and not from the Python index, on a GPU of "
+                f"compute capability 7.5 to 8.9 or 12{what}; its arithmetic is simulated instead"
+            )
+        return nunchaku
+
+
+def describe_proof(proof: dict | None) -> str:
+    """What a row's proof says, for a table."""
+    if not proof:
+        return "–"
+    words = []
+    if "layers" in proof:
+        words.append(f"{proof['layers']} of {proof['of']} layers: {proof['weight']}")
+    words += [f"{name} {value}" for name, value in proof.items() if name not in ("layers", "of", "weight", "kernels")]
+    words += proof.get("kernels", [])
+    return "; ".join(words)

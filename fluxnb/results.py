@@ -48,7 +48,8 @@ COLUMNS: dict[str, str] = {
     "n": "int",
     **dict.fromkeys(
         "latency_min latency_p25 latency_p50 latency_p90 latency_p99 latency_avg load_s warmup_s first_s"
-        " text_s denoise_s vae_s images_per_s memory_avg_gib memory_peak_gib gpu_util_avg gpu_memory_avg_pct"
+        " text_s denoise_s vae_s images_per_s memory_load_gib memory_avg_gib memory_peak_gib"
+        " gpu_util_avg gpu_memory_avg_pct"
         " speedup speedup_ci_low speedup_ci_high computed_steps".split(),
         "float",
     ),
@@ -62,6 +63,7 @@ COLUMNS: dict[str, str] = {
     "adherence_min": "float",
     "seed": "int",
     "samples": "json",
+    "proof": "json",
     "machine": "text",
     "versions": "text",
     "measured_at": "time",
@@ -223,10 +225,26 @@ class Results:
                 partial.flush()
                 os.fsync(partial.fileno())
             os.ftruncate(fd, whole)
+        if rows and repair and not data.startswith(_HEADER.encode()):
+            self._upgrade(fd, data, rows)
         self._rows, self._finished = [], {}
         for row in rows:
             self._add(row)
         self._seen = _state(fd)
+
+    def _upgrade(self, fd: int, data: bytes, rows: list[dict]) -> None:
+        """Rewrites a table of an earlier version with today's columns; the old file is kept as <name>.older."""
+        with open(self.path.with_name(self.path.name + ".older"), "wb") as older:
+            older.write(data)
+            older.flush()
+            os.fsync(older.fileno())
+        text = "".join([f"{_HEADER}\n", *(_line(_encoded(name, row[name]) for name in COLUMNS) for row in rows)])
+        os.ftruncate(fd, 0)
+        os.lseek(fd, 0, os.SEEK_SET)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(text.encode())
+            file.flush()
+        os.fsync(fd)
 
     def _add(self, row: dict) -> None:
         self._rows.append(row)
@@ -241,9 +259,11 @@ class Results:
             if not _HEADER.encode().startswith(data):  # else the header itself is unfinished
                 raise self._malformed(1, "is not the header of a table of results")
             return []
-        header = data[: data.index(b"\n")].removesuffix(b"\r")
-        if header != _HEADER.encode():
-            difference = _header_difference(header.decode("utf-8", "replace"))
+        header = data[: data.index(b"\n")].removesuffix(b"\r").decode("utf-8", "replace")
+        columns = header.split(",")
+        # a table of an earlier version has fewer columns, in the same order
+        if not set(KEY) <= set(columns) or columns != [name for name in COLUMNS if name in columns]:
+            difference = _header_difference(header)
             raise self._malformed(1, f"is not the header of a table of results{difference}")
         try:
             text = data[:whole].decode("utf-8")
@@ -258,10 +278,11 @@ class Results:
                 cells = next(csv.reader([line], strict=True), [])
             except csv.Error:
                 raise self._malformed(number, "has a quotation mark that does not belong there") from None
-            if len(cells) != len(COLUMNS):
-                raise self._malformed(number, f"has {len(cells)} fields instead of {len(COLUMNS)}")
+            if len(cells) != len(columns):
+                raise self._malformed(number, f"has {len(cells)} fields instead of {len(columns)}")
             try:
-                row = {name: _decoded(name, cell) for name, cell in zip(COLUMNS, cells, strict=True)}
+                own = dict(zip(columns, cells, strict=True))
+                row = {name: _decoded(name, own.get(name, "")) for name in COLUMNS}
                 _check_row(row)
             except (ValueError, RecursionError) as error:
                 raise self._malformed(number, f"holds what it cannot: {error}") from None
@@ -357,6 +378,11 @@ def _encoded(name: str, value) -> str:
         return canonical(value)
     if value is None:
         return ""
+    if name == "proof":
+        value = json.loads(value) if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            raise ValueError(f"proof is {value!r}, allowed is a dict")
+        return canonical(value)
     if name == "samples":
         value = json.loads(value) if isinstance(value, str) else value
         return json.dumps([_float("samples", v) for v in value], separators=(",", ":"))
@@ -395,7 +421,7 @@ def _decoded(name: str, cell: str):
         value = json.loads(cell)
     except ValueError:
         raise ValueError(f"{name} is {cell[:40]!r}") from None
-    if name == "settings" and isinstance(value, dict):
+    if name in ("settings", "proof") and isinstance(value, dict):
         return value
     if name == "samples" and isinstance(value, list):
         return [_float(name, v) for v in value]
@@ -431,6 +457,7 @@ def _copy(row: dict) -> dict:
         **row,
         "settings": json.loads(json.dumps(row["settings"])),
         "samples": None if row["samples"] is None else list(row["samples"]),
+        "proof": row["proof"] and json.loads(json.dumps(row["proof"])),
     }
 
 

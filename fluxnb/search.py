@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Hashable
 
 Point = tuple[int, ...]  # one index into each axis
@@ -19,30 +20,40 @@ def front(values: dict[Hashable, Value]) -> list:
     return sorted(kept, key=lambda p: values[p])
 
 
+def starts(axes: list[list], ordered: list[bool]) -> list[Point]:
+    """The middle of the ordered axes, with every combination of values of the unordered ones."""
+    places = [[len(axis) // 2] if steps else range(len(axis)) for axis, steps in zip(axes, ordered, strict=True)]
+    return list(itertools.product(*places))
+
+
 def neighbours(point: Point, axes: list[list], ordered: list[bool]) -> list[Point]:
-    """One step along an ordered axis; any other value of an unordered one."""
+    """One step along an ordered axis, up or down."""
     found = []
     for i, (axis, steps) in enumerate(zip(axes, ordered, strict=True)):
-        places = (point[i] - 1, point[i] + 1) if steps else range(len(axis))
-        found += [point[:i] + (k,) + point[i + 1 :] for k in places if 0 <= k < len(axis) and k != point[i]]
+        if steps:
+            found += [point[:i] + (k,) + point[i + 1 :] for k in (point[i] - 1, point[i] + 1) if 0 <= k < len(axis)]
     return found
 
 
 def pareto_local_search(
-    axes: list[list], ordered: list[bool], evaluate: Callable[[Point], Value], starts: list[Point], limit: int
+    axes: list[list], ordered: list[bool], evaluate: Callable[[Point], Value], limit: int
 ) -> dict[Point, Value]:
     """Explores the neighbours of undominated points until there are none left, or `limit` were evaluated.
 
-    Source: Pareto local search (Paquete, Chiarandini and Stützle, 2004).
+    It begins with every combination of the unordered axes at the middle of the ordered ones, which sorts out the
+    combinations that don't pay before their thresholds are tried. Source: Pareto local search (Paquete, Chiarandini
+    and Stützle, 2004).
     """
-    values = {p: evaluate(p) for p in dict.fromkeys(starts)}
+    values: dict[Point, Value] = {}
+    for p in starts(axes, ordered)[:limit]:
+        values[p] = evaluate(p)
     explored: set[Point] = set()
     while len(values) < limit:
         waiting = [p for p in front(values) if p not in explored]
         if not waiting:
             break
-        explored.add(waiting[0])
-        for p in neighbours(waiting[0], axes, ordered):
+        explored.add(waiting[-1])  # the best first: good settings tend to be near each other
+        for p in neighbours(waiting[-1], axes, ordered):
             if p not in values and len(values) < limit:
                 values[p] = evaluate(p)
     return values

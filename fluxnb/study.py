@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fluxnb import measure, params, pipelines, probe, quality, telemetry
+from fluxnb import compilation, measure, params, pipelines, probe, quality, telemetry
 from fluxnb.errors import UserError
 from fluxnb.results import Results, now
 from fluxnb.technique import Technique, Unavailable, applied
@@ -48,21 +48,58 @@ class Candidate:
     techniques: tuple[Technique, ...] = ()
     settings: dict = field(default_factory=dict)
     subject: Subject | None = None  # another pipeline than the baseline's, say in another number format
+    batch: int = 1  # images made at once
 
 
-def plain(steps: int, name: str = BASELINE, label: str = "") -> Candidate:
-    """The pipeline as it is."""
-    return Candidate(name, label or f"{steps} steps", steps)
+def plain(
+    steps: int, name: str = BASELINE, label: str = "", under: tuple[Technique, ...] = (), batch: int = 1
+) -> Candidate:
+    """The pipeline as it is, or with techniques that whatever is compared with it has too."""
+    label = label or ", ".join([f"{steps} steps", *(t.label for t in under)])
+    return Candidate(name, label, steps, under, _settings(*under), batch=batch)
 
 
-def fewer_steps(steps: int) -> Candidate:
-    """The control that every technique has to beat: the pipeline as it is, with fewer steps."""
-    return plain(steps, CONTROL)
+def fewer_steps(steps: int, solver: Technique | None = None) -> Candidate:
+    """The control that every technique has to beat: fewer steps, with the pipeline's own solver or another."""
+    if solver is None:
+        return plain(steps, CONTROL)
+    return Candidate(solver.name, f"{solver.label} {steps} steps", steps, (solver,), solver.settings)
 
 
-def using(technique: Technique, steps: int) -> Candidate:
-    """The pipeline with one technique."""
-    return Candidate(technique.name, technique.label, steps, (technique,), technique.settings)
+def using(technique: Technique, steps: int, under: tuple[Technique, ...] = ()) -> Candidate:
+    """The pipeline with one technique, on top of those that its baseline has too."""
+    label = ", ".join([technique.label, *(t.label for t in under)])
+    return Candidate(technique.name, label, steps, (*under, technique), _settings(*under, technique))
+
+
+def built(
+    subject: Subject,
+    *techniques: Technique,
+    steps: int,
+    name: str = "",
+    label: str = "",
+    on_top: tuple[Technique, ...] = (),
+    batch: int = 1,
+) -> Candidate:
+    """The same model with techniques built in, in a pipeline of its own; the first one names it.
+
+    Args:
+        on_top: techniques put on and off around every image, such as a cache.
+    """
+    every = (*techniques, *on_top)
+    return Candidate(
+        name or every[0].name,
+        label or ", ".join(t.label for t in every),
+        steps,
+        on_top,
+        _settings(*on_top),
+        subject.having(*techniques),
+        batch,
+    )
+
+
+def _settings(*techniques: Technique) -> dict:
+    return {name: value for technique in techniques for name, value in technique.settings.items()}
 
 
 @dataclass
@@ -78,23 +115,38 @@ class Subject:
     height: int
     rounds: int
     fingerprint: str
+    built: tuple[Technique, ...] = ()  # what its pipeline has from the moment it is loaded
     load_s: float | None = None
+    load_gib: float | None = None  # memory of its weights
     _pipe: object = None
+    _missing: Unavailable | None = None
 
     @property
     def pipe(self):
-        """The pipeline, ready to run."""
+        """The pipeline, ready to run. Raises Unavailable if one of `built` can't run here."""
+        if self._missing:
+            raise self._missing
         if self._pipe is None:
             started = time.perf_counter()
-            self._pipe = pipelines.load(self.model.name, self.dtype)
+            pipe = pipelines.load(self.model.name, self.dtype)
+            try:
+                for technique in self.built:
+                    technique.apply(pipe)
+            except Unavailable as reason:
+                self._missing = reason
+                raise
             measure.synchronize()
-            self.load_s = time.perf_counter() - started
+            self._pipe, self.load_s, self.load_gib = pipe, time.perf_counter() - started, _gib(pipe)
         return self._pipe
 
-    def part(self, prompts: int) -> Subject:
-        """The same pipeline with the first few prompts and the first seed: for wide surveys."""
+    def having(self, *techniques: Technique) -> Subject:
+        """The same model in a pipeline of its own, with techniques built in: for those too slow to put on and off."""
+        return replace(self, built=(*self.built, *techniques), load_s=None, load_gib=None, _pipe=None, _missing=None)
+
+    def part(self, prompts: int, rounds: int | None = None) -> Subject:
+        """The same pipeline with the first few prompts and the first seed, and fewer rounds: for wide surveys."""
         _ = self.pipe
-        return replace(self, prompts=self.prompts[:prompts], seeds=self.seeds[:1])
+        return replace(self, prompts=self.prompts[:prompts], seeds=self.seeds[:1], rounds=rounds or self.rounds)
 
     def release(self) -> None:
         """Frees the pipeline's memory."""
@@ -121,16 +173,21 @@ class Subject:
 
     def generate(self, prompt: str, seed: int, steps: int) -> Image.Image:
         """One image."""
+        return self.batch([(prompt, seed)], steps)[0]
+
+    def batch(self, inputs: list[tuple[str, int]], steps: int) -> list[Image.Image]:
+        """One image for each prompt and seed, made at once."""
+        prompts, seeds = map(list, zip(*inputs, strict=True))
         return pipelines.generate(
             self.pipe,
-            [prompt],
-            [seed],
+            prompts,
+            seeds,
             model=self.model,
             steps=steps,
             guidance=self.guidance,
             width=self.width,
             height=self.height,
-        )[0]
+        )
 
 
 def begin(gpu: str, notebook: str) -> Study:
@@ -177,13 +234,23 @@ class Study:
             fingerprint=_fingerprint(name),
         )
 
-    def time(self, technique: str, settings: dict, run, repeats: int) -> dict:
-        """Times a function that needs no model, say a matrix product; one row, found again like any other."""
+    def time(
+        self, technique: str, settings: dict, run, repeats: int, also=None, before=None, warm=True, **columns
+    ) -> dict:
+        """Times a function by itself, say a matrix product; one row, found again like any other.
+
+        Args:
+            also: called after a successful run for further columns of the row, such as an error or a proof.
+            before: called before anything is timed; not at all if the row is there already.
+            warm: False times the very first call: what a user waits for.
+            columns: of the key, such as model and weights; random weights by default, say of matrices.
+        """
         key = {
             "notebook": self.notebook,
             "technique": technique,
             "settings": settings,
-            "weights": "random",  # of the matrices
+            "weights": "random",
+            **columns,
             "gpu": self.params.name,
             "gpus": 1,
             "machine": self.machine,
@@ -192,11 +259,17 @@ class Study:
         self._total += 1
         if not self.results.find(key):
             try:
-                measure.warm_up(run, limit=3, enough_s=SLOW_S)
+                if before:
+                    before()
+                if warm:
+                    measure.warm_up(run, limit=3, enough_s=SLOW_S)
                 samples = [measure.timed(run) for _ in range(repeats)]
-                measured = {"status": "ok", **measure.summary(samples)}
+                measured = {"status": "ok", **measure.summary(samples), **(also() if also else {})}
             except Unavailable as reason:
                 measured = {"status": "unavailable", "reason": str(reason)}
+            except torch.cuda.OutOfMemoryError as error:
+                torch.cuda.empty_cache()
+                measured = {"status": "oom", "reason": str(error).splitlines()[0]}
             self.results.append({**key, **measured, "measured_at": now(), "run_id": self.run_id})
         self._progress(1, technique)
         return self.results.find(key)
@@ -212,7 +285,12 @@ class Study:
         return {
             "notebook": self.notebook,
             "technique": candidate.name,
-            "settings": {**candidate.settings, "dtype": own.dtype, "inputs": own.digest},
+            "settings": {
+                **_settings(*own.built),
+                **candidate.settings,
+                "dtype": own.dtype,
+                "inputs": own.digest,
+            },
             "model": own.model.name,
             "weights": own.model.weights,
             "use_case": "txt2img",
@@ -221,18 +299,21 @@ class Study:
             "width": own.width,
             "height": own.height,
             "steps": candidate.steps,
-            "batch": 1,
+            "batch": candidate.batch,
             "users": 1,
             "images": 1,
             "machine": self.machine,
             "versions": self.versions,
         }
 
-    def compare(self, subject: Subject, baseline: Candidate, candidates: list[Candidate], judge=True):
+    def compare(
+        self, subject: Subject, baseline: Candidate, candidates: list[Candidate], judge=True, profile=False
+    ) -> list[dict]:
         """Measures what has no finished row yet; the baseline is measured against itself: the noise floor.
 
         Args:
             judge: compare images too (for trained weights; random ones are never judged).
+            profile: note in the row's proof which kernels took the most time.
 
         Returns:
             The finished rows of these candidates as a list of dicts, the baseline's first, each with its
@@ -246,9 +327,27 @@ class Study:
         judge = judge and subject.model.judged
         size = self.params.study.group
         for start in range(0, len(todo), size):
-            self._measure_group(subject, baseline, todo[start : start + size], judge)
+            self._measure_group(subject, baseline, todo[start : start + size], judge, profile)
         rows = [self.results.find(self.key(subject, c)) for c in everything]
         return [{**row, "label": c.label} for row, c in zip(rows, everything, strict=True)]
+
+    def compare_built(
+        self, subject: Subject, baseline: Candidate, candidates: list[Candidate], judge=True, profile=False
+    ) -> list[dict]:
+        """As `compare`, for candidates with pipelines of their own: each is freed once it has been measured.
+
+        Small models are measured together, so that the baseline is timed once for all of them; of large ones only
+        the baseline's pipeline and one more are in memory.
+        """
+        rows = self.compare(subject, baseline, [], judge, profile)
+        together = len(candidates) if subject.model.name == "embedded" else 1
+        for start in range(0, len(candidates), together):
+            part = candidates[start : start + together]
+            rows += self.compare(subject, baseline, part, judge, profile)[1:]
+            for candidate in part:
+                if candidate.subject:
+                    candidate.subject.release()
+        return rows
 
     def survey(self, subject: Subject, baseline: Candidate, candidate: Candidate) -> dict:
         """Quality and computed steps of one setting, untimed: a row without latencies, found again like any other."""
@@ -261,11 +360,11 @@ class Study:
             self._progress(1, candidate.label)
         return {**self.results.find(key), "label": candidate.label}
 
-    def _measure_group(self, subject, baseline, group, judge: bool) -> None:
+    def _measure_group(self, subject, baseline, group, judge: bool, profile: bool) -> None:
         runnable: list[tuple[Candidate, dict]] = []
         for candidate in group:
             try:
-                runnable.append((candidate, self._prepare(subject, baseline, candidate, judge)))
+                runnable.append((candidate, self._prepare(subject, baseline, candidate, judge, profile)))
             except Unavailable as reason:
                 self._append(subject, candidate, {"status": "unavailable", "reason": str(reason)})
             except torch.cuda.OutOfMemoryError as error:
@@ -289,7 +388,7 @@ class Study:
                 **prepared,
                 **measure.summary(taken),
                 **runners[i].stage_medians(),
-                "images_per_s": len(taken) / sum(taken),
+                "images_per_s": candidate.batch * len(taken) / sum(taken),
                 "speedup": ratio,
                 "speedup_ci_low": low,
                 "speedup_ci_high": high,
@@ -300,35 +399,51 @@ class Study:
         torch.cuda.empty_cache()
         self._append(subject, candidate, {"status": "oom", "reason": str(error).splitlines()[0]})
 
-    def _prepare(self, subject, baseline, candidate, judge: bool) -> dict:
+    def _prepare(self, subject, baseline, candidate, judge: bool, profile: bool) -> dict:
         """Warm-up, memory and quality of one candidate: the untimed part of its row."""
         own = candidate.subject or subject
         pipe = own.pipe
         row = {"load_s": own.load_s, "total_steps": candidate.steps, "computed_steps": candidate.steps}
-        prompt, seed = own.inputs[0]
+        allocated = torch.cuda.memory_allocated() / measure.GIB if pipe.transformer.device.type == "cuda" else 0.0
+        beside = max(0.0, allocated - (own.load_gib or 0.0))  # other pipelines
+        inputs = list(itertools.islice(itertools.cycle(own.inputs), candidate.batch))
+        before = compilation.counters()
         with (
             applied(pipe, *candidate.techniques),
             telemetry.Sampler() as sampler,
             measure.memory(pipe.transformer.device) as memory,
         ):
             warm = measure.warm_up(
-                lambda: own.generate(prompt, seed, candidate.steps),
+                lambda: own.batch(inputs, candidate.steps),
                 limit=self.params.study.warmup,
                 least=2,
                 enough_s=SLOW_S,
             )
             if trace := _trace(candidate):
                 row["computed_steps"] = trace["mask"].count("1")
-        beside = 0 if own is subject or memory.device == "cpu" else _gib(subject.pipe)
         row |= {
             "first_s": warm.first_s,
             "warmup_s": warm.total_s,
+            "memory_load_gib": own.load_gib,
             "memory_peak_gib": memory.peak_gib - beside,
             "memory_avg_gib": memory.average_gib - beside,
         }
+        row["proof"] = self._proof(own, candidate, before, profile) or None
         if sampler.result:
             row |= {name: sampler.result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct")}
-        return row | self._judge(subject, baseline, candidate) if judge else row
+        return row | self._judge(subject, baseline, candidate) if judge and candidate.batch == 1 else row
+
+    def _proof(self, own: Subject, candidate: Candidate, before: dict[str, int], profile: bool) -> dict:
+        """What shows that the techniques did something: what they say, what was compiled, which kernels ran."""
+        techniques = (*own.built, *candidate.techniques)
+        proof = {k: v for t in techniques for k, v in getattr(t, "proof", {}).items()}
+        if "compiled" in proof:
+            proof |= {name: count - before[name] for name, count in compilation.counters().items()}
+        if profile and not _trace(candidate):  # a cache may prescribe the number of steps
+            inputs = list(itertools.islice(itertools.cycle(own.inputs), candidate.batch))
+            with applied(own.pipe, *candidate.techniques):
+                proof["kernels"] = measure.kernels(lambda: own.batch(inputs, 1))
+        return proof
 
     def _judge(self, subject, baseline, candidate) -> dict:
         """The columns of a row that come from its images."""
@@ -406,9 +521,9 @@ class _Runner:
     stages: list[measure.Stages] = field(default_factory=list)
 
     def run(self) -> None:
-        prompt, seed = next(self.order)
+        inputs = list(itertools.islice(self.order, self.candidate.batch))
         with applied(self.subject.pipe, *self.candidate.techniques), measure.stages(self.subject.pipe) as stages:
-            self.subject.generate(prompt, seed, self.candidate.steps)
+            self.subject.batch(inputs, self.candidate.steps)
         self.stages.append(stages)
 
     def stage_medians(self) -> dict[str, float]:
@@ -430,8 +545,16 @@ def _trace(candidate: Candidate) -> dict | None:
 
 def _gib(pipe) -> float:
     """Memory of a pipeline's weights in GiB."""
-    parts = (part for part in pipe.components.values() if isinstance(part, torch.nn.Module))
-    return sum(p.numel() * p.element_size() for part in parts for p in part.parameters()) / 2**30
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    tensors = {id(t): t for part in parts for t in itertools.chain(part.parameters(), part.buffers())}
+    return sum(map(_bytes, tensors.values())) / 2**30
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """What a tensor holds in memory; a quantized one holds it in the tensors that it is made of."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.element_size()
 
 
 def _read_image(path: Path) -> Image.Image:

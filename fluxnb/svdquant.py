@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from fluxnb.precision import Quantizer
+
 GROUP = 64
 
 
@@ -39,19 +41,23 @@ class SimulatedLinear(nn.Module):
         self.register_buffer("rest", rounded(weight - up @ down).to(kind))
         self.bias = linear.bias
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The 4-bit part, in the model's own number format."""
+        return self.rest
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low = nn.functional.linear(nn.functional.linear(x, self.down), self.up, self.bias)
         return low + nn.functional.linear(rounded(x), self.rest)
 
 
 @dataclass
-class SimulatedSVDQuant:
+class SimulatedSVDQuant(Quantizer):
     """Every linear layer of the transformer's blocks in SVDQuant's arithmetic; a technique."""
 
     rank: int = 16
     name: str = "SVDQuant INT4 (simulated)"
-    applied_to: int = field(default=0, init=False)  # layers that were replaced
-    _made: dict = field(default_factory=dict, init=False, repr=False)  # layer -> its replacement, made once
+    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def settings(self) -> dict:
@@ -61,22 +67,5 @@ class SimulatedSVDQuant:
     def label(self) -> str:
         return self.name
 
-    def apply(self, pipe):
-        """Replaces the layers; returns the function that puts the originals back."""
-        replaced = []
-        blocks = (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks)
-        for block in blocks:
-            for parent in list(block.modules()):
-                for name, child in list(parent.named_children()):
-                    if type(child) is nn.Linear:
-                        if child not in self._made:
-                            self._made[child] = SimulatedLinear(child, self.rank)
-                        setattr(parent, name, self._made[child])
-                        replaced.append((parent, name, child))
-        self.applied_to = len(replaced)
-
-        def undo():
-            for parent, name, child in replaced:
-                setattr(parent, name, child)
-
-        return undo
+    def convert(self, linear, modulation):
+        return SimulatedLinear(linear, self.rank)

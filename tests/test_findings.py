@@ -262,3 +262,128 @@ def test_training_curves_have_a_panel_for_each_stage():
     figure.canvas.draw()
     assert [axes.get_title() for axes in figure.axes] == ["vae", "flow"]
     assert figure.axes[0].get_yscale() == "log"
+
+
+def matrix_row(label, speedup, psnr=40.0, peak=20.0, quantization="", computed=28, weights="trained", **other):
+    more = {
+        "settings": {"compile": "blocks"}
+        | ({"quantization": quantization} if quantization else {})
+        | ({"every": 4} if computed < 28 else {}),
+        "weights": weights,
+        "denoise_s": 0.3 / speedup,
+        "memory_load_gib": peak - 2,
+        "memory_peak_gib": peak,
+        "gpu_memory_avg_pct": None,
+        "proof": {"layers": 494, "of": 494, "weight": "Float8Tensor"} if quantization else None,
+    }
+    return row("baseline" if speedup == 1.0 else label, label, computed, speedup, psnr, **more) | other
+
+
+@pytest.fixture
+def judged():
+    return [
+        matrix_row("28 steps", 1.0, None),
+        matrix_row("FP8", 1.1, 34.0, quantization="torchao fp8 row"),
+        matrix_row("INT8", 1.1, 44.0, quantization="torchao int8"),
+        matrix_row("cache", 2.0, 48.0, computed=12),
+        matrix_row("NF4", 0.9, 21.0, adherence=0.5, quantization="bitsandbytes nf4"),
+    ]
+
+
+@pytest.fixture
+def timed():
+    random = {"weights": "random", "psnr": None, "adherence": None}
+    return [
+        matrix_row("baseline", 1.0, peak=34.0, **random),
+        matrix_row("+ compiled blocks", 1.3, peak=33.0, **random),
+        matrix_row("+ FP8", 1.8, peak=23.0, quantization="torchao fp8 row", **random),
+        matrix_row("+ INT8", 1.7, peak=24.0, quantization="torchao int8", **random),
+        matrix_row("NF4", 1.9, peak=15.0, quantization="bitsandbytes nf4", **random),
+        matrix_row("cache", 2.1, peak=34.0, computed=12, **random),
+        matrix_row("unjudged cache", 3.0, peak=34.0, computed=12, quantization="torchao int8", **random),
+    ]
+
+
+def test_quality_is_looked_up_by_what_changes_the_arithmetic(timed, judged):
+    found = [findings.quality_of(r, judged) for r in timed]
+    assert [f and f["label"] for f in found] == [None, None, "FP8", "INT8", "NF4", "cache", None]
+    assert findings.quality_of_phases(timed, judged) == [None, None, 34.0, 44.0, 21.0, 48.0, None]
+
+
+def test_recommendations_are_the_best_rows_that_keep_their_quality(timed, judged):
+    table = findings.recommendations(timed, judged)
+    assert list(table["choose"]) == ["cache", "cache", "+ FP8"]  # NF4 is smallest, but loses adherence
+    assert list(table["PSNR"]) == [48.0, 48.0, 34.0]
+    assert "fastest, lossless (40 dB or more): cache (2.10×)" in findings.recommendation_sentence(table)
+    own = findings.recommendations(judged, judged)
+    assert own["choose"].iloc[0] == "cache"
+
+
+def test_a_matrix_has_proofs_and_reasons(timed):
+    missing = matrix_row("GGUF", 1.2, weights="random") | dict.fromkeys(["latency_p50", "speedup", "proof"])
+    missing |= {"status": "unavailable", "reason": "needs the package gguf"}
+    table = findings.matrix([*timed, missing])
+    assert table.loc["+ FP8", "applied"] == "494 of 494 layers: Float8Tensor"
+    assert table.loc["GGUF", "why not"] == "needs the package gguf"
+    assert table.attrs["units"]["peak"] == "GiB" and "PSNR" not in table
+    assert "PSNR" in findings.matrix([matrix_row("FP8", 1.1, 34.0)])
+
+
+def test_what_fits_leaves_something_to_spare(timed):
+    table = findings.fits(timed)
+    assert list(table.loc["+ FP8"]) == ["no", "no", "yes", "yes"]  # 23 GiB don't fit a card of 24
+    assert list(table.loc["NF4"]) == ["yes"] * 4
+
+
+def test_gains_are_over_the_phase_before(timed):
+    table = findings.gains(timed[:3])
+    assert table["own gain"].iloc[2] == pytest.approx(1.8 / 1.3)
+    sentence = findings.stack_sentence(timed[:3])
+    assert "1.80×" in sentence and "the largest single step is FP8, 1.38×" in sentence
+
+
+def test_nothing_is_the_fastest_within_the_noise(timed):
+    assert "FP8" in findings.fastest_sentence(timed[:3])
+    within = matrix_row("no faster", 1.05, weights="random")
+    assert findings.fastest_sentence([timed[0], within]) == "nothing is faster than baseline beyond the noise."
+
+
+def test_formats_are_ordered_by_what_they_change(judged):
+    sentence = findings.quality_sentence([judged[0], *judged[1:3], judged[4]])
+    assert "INT8 changes the image least (44.0 dB) and NF4 most (21.0 dB); 2 keep adherence" in sentence
+
+
+def test_published_ratios_stand_beside_ours(timed):
+    ours = matrix_row("BF16 compiled", 1.3, weights="random")
+    table = findings.beside_published([timed[0], ours])
+    line = table[table["GPU"] == "H200"].loc["BF16 compiled"]
+    assert line["published"] == pytest.approx(5.58 / 4.32) and line["ours"] == pytest.approx(1.3)
+    assert line["why"] == ""
+    far = table[table["GPU"] == "H100"].loc["BF16 compiled"].iloc[0]
+    assert far["difference"] < -0.15 and "cuDNN" in far["why"]
+    assert table.loc["TorchAO FP8", "why"] == "not run here"
+
+
+def test_time_shares_are_of_the_uncached_run():
+    shares = published.time_shares("TeaCache", "H100 80GB")
+    assert list(shares) == [0.2, 0.4, 0.6] and shares[0.6] == pytest.approx(2.69 / 7.18)
+    assert published.time_shares("FBCache", "A6000")[0.8] == pytest.approx(2.03 / 20.58)
+    with pytest.raises(KeyError, match="nothing is published"):
+        published.time_shares("TeaCache", "A6000")
+
+
+def test_waterfall_and_grouped_bars():
+    figure = charts.waterfall(["a", "+ b"], [5.0, 2.5], [34.0, 23.0], [None, 34.0])
+    assert any("(2.00×)" in text.get_text() for text in figure.axes[0].texts)
+    plt.close(figure)
+    figure = charts.grouped(["a", "b"], {"cold": [10.0, 20.0], "warm": [3.0, 4.0]}, "s")
+    assert [p.get_width() for p in figure.axes[0].patches] == [10.0, 20.0, 3.0, 4.0]
+    plt.close(figure)
+
+
+def test_a_level_interval_is_called_level(rows):
+    fixed = [row("fixed interval", f"every {n}", c, 1.5, p) for n, c, p in ((2, 20, 45.0), (3, 4, 24.0))]
+    assert "level with a fixed interval" in findings.interval_sentence(
+        [r for r in rows if r["label"] == "FBCache 0.05"] + fixed, FBC
+    )
+    assert "no setting" in findings.interval_sentence(rows, FBC)

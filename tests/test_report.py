@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -360,6 +361,25 @@ def test_index_lists_status_time_rows_and_what_failed(project):
 def test_rendering_again_changes_no_file(project):
     stamps = [p.stat().st_mtime_ns for p in project["written"]]
     assert [p.stat().st_mtime_ns for p in render(FakeParams(), project["root"])] == stamps
+
+
+def test_a_page_that_came_with_the_repository_stays_linked(tmp_path):
+    target = executed(tmp_path, new_code_cell("1"))
+    write_notebook(tmp_path, "02_other")
+    render(FakeParams(), tmp_path)
+    shutil.rmtree(tmp_path / "build")  # a fresh clone has the pages only
+    build = tmp_path / "build/cpu"
+    build.mkdir(parents=True)
+    nbformat.write(nbformat.read(tmp_path / "notebooks/02_other.ipynb", 4), build / "02_other.ipynb")
+    (build / "02_other.json").write_text('{"status": "ok"}')
+    before = target.read_text()
+    render(FakeParams(), tmp_path)
+    index = (target.parent / "index.html").read_text()
+    assert '<a href="01_good.html">' in index and '<a href="02_other.html">' in index and "not run" not in index
+    assert target.read_text() == before
+    target.unlink()
+    render(FakeParams(), tmp_path)
+    assert "not run yet" in (target.parent / "index.html").read_text()
 
 
 def executed(root, *cells):

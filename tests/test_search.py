@@ -22,21 +22,23 @@ def test_front_holds_what_nothing_dominates():
 
 def test_search_finds_most_of_the_front_with_fewer_evaluations():
     asked = []
-    found = search.pareto_local_search(
-        AXES, ORDERED, lambda p: asked.append(p) or problem(p), [(0, 0, 0), (5, 5, 1)], limit=len(ALL)
-    )
-    assert len(asked) == len(set(asked)) == len(found) < len(ALL)
+    found = search.pareto_local_search(AXES, ORDERED, lambda p: asked.append(p) or problem(p), limit=len(ALL) // 2)
+    assert len(asked) == len(set(asked)) == len(found) <= len(ALL) // 2
     worst = (20.0, -20.0)
     best = search.hypervolume([ALL[p] for p in search.front(ALL)], worst)
-    assert search.hypervolume([found[p] for p in search.front(found)], worst) >= 0.97 * best
+    assert search.hypervolume([found[p] for p in search.front(found)], worst) >= 0.95 * best
 
 
 def test_search_keeps_to_its_limit():
-    assert len(search.pareto_local_search(AXES, ORDERED, problem, [(0, 0, 0)], limit=5)) == 5
+    assert len(search.pareto_local_search(AXES, ORDERED, problem, limit=5)) == 5
+
+
+def test_search_begins_with_every_category_in_the_middle():
+    assert search.starts(AXES, ORDERED) == [(3, 3, 0), (3, 3, 1)]
 
 
 def test_neighbours_stay_inside():
-    assert set(search.neighbours((0, 3, 0), AXES, ORDERED)) == {(1, 3, 0), (0, 2, 0), (0, 4, 0), (0, 3, 1)}
+    assert set(search.neighbours((0, 3, 0), AXES, ORDERED)) == {(1, 3, 0), (0, 2, 0), (0, 4, 0)}
 
 
 def test_hypervolume_is_an_area():

@@ -15,6 +15,7 @@ from PIL import Image
 from fluxnb import ceilings, params, pipelines, study
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
+from fluxnb.precision import TorchAO
 from fluxnb.results import KEY
 from fluxnb.technique import Unavailable, applied
 
@@ -80,14 +81,17 @@ def made(monkeypatch):
     """The (prompt, seed, steps) of every image made from here on; images are noise, made in no time."""
     calls = []
 
-    def fake(self, prompt, seed, steps):
+    def one(prompt, seed, steps):
         calls.append((prompt, seed, steps))
-        self.pipe.encode_prompt()
-        self.pipe.vae.decode()
         rng = np.random.default_rng(zlib.crc32(f"{prompt} {seed} {steps}".encode()))
         return Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
 
-    monkeypatch.setattr(study.Subject, "generate", fake)
+    def fake(self, inputs, steps):
+        self.pipe.encode_prompt()
+        self.pipe.vae.decode()
+        return [one(prompt, seed, steps) for prompt, seed in inputs]
+
+    monkeypatch.setattr(study.Subject, "batch", fake)
     monkeypatch.setattr(study.Subject, "pipe", FakePipe())
     return calls
 
@@ -224,14 +228,14 @@ def test_out_of_memory_is_a_row_and_the_others_go_on(begin, made):
 def test_a_baseline_that_runs_out_of_memory_does_not_end_the_notebook(begin, made, monkeypatch, weights):
     s, subject = begin()
     subject.model = dataclasses.replace(subject.model, weights=weights)
-    generate = study.Subject.generate
+    batch = study.Subject.batch
 
-    def limited(self, prompt, seed, steps):
+    def limited(self, inputs, steps):
         if steps == STEPS:
             raise torch.cuda.OutOfMemoryError("tried to allocate 90 GiB")
-        return generate(self, prompt, seed, steps)
+        return batch(self, inputs, steps)
 
-    monkeypatch.setattr(study.Subject, "generate", limited)
+    monkeypatch.setattr(study.Subject, "batch", limited)
     baseline, fewer = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)])
     assert baseline["status"] == "oom"
     assert fewer["status"] != "ok"  # there is nothing to compare it with
@@ -251,6 +255,33 @@ def test_candidates_with_the_same_label_keep_their_own_figures(begin, made):
     _, three, two = s.compare(subject, study.plain(STEPS), named_alike)
     assert (three["steps"], three["computed_steps"]) == (3, 3)
     assert (two["steps"], two["computed_steps"]) == (2, 2)
+
+
+def test_pipelines_built_for_one_measurement_are_freed_after_it(begin, embedded_pipe):
+    s, subject = begin()
+    small = study.built(subject, TorchAO("int8 weight-only"), steps=2)
+    missing = study.built(subject, TorchAO("int4 weight-only"), steps=2)
+    rows = s.compare_built(subject, study.plain(2), [small, missing, study.fewer_steps(1)])
+    assert [r["label"] for r in rows] == ["2 steps", "TorchAO INT8 weight-only", "TorchAO INT4 weight-only", "1 steps"]
+    assert [r["status"] for r in rows] == ["ok", "ok", "unavailable", "ok"]
+    assert rows[1]["proof"]["weight"] == "Int8Tensor" and rows[1]["memory_load_gib"] < 0.03
+    assert small.subject._pipe is None and subject.pipe is embedded_pipe
+
+
+def test_a_batch_is_one_measurement_of_several_images(begin, made):
+    s, subject = begin()
+    row = s.compare(subject, study.plain(STEPS, batch=3), [])[0]
+    assert row["batch"] == 3 and row["images_per_s"] == pytest.approx(3 * row["n"] / sum(row["samples"]))
+    assert len(made) % 3 == 0 and row["psnr_identical"] is None  # quality is judged one image at a time
+
+
+def test_a_function_by_itself_is_a_row_with_what_it_proves(begin):
+    s, _ = begin()
+    calls = []
+    row = s.time("product", {"size": 3}, lambda: calls.append("run"), 2, lambda: {"proof": {"error": 0.5}}, warm=False)
+    assert calls == ["run"] * 2 and row["proof"] == {"error": 0.5} and row["n"] == 2
+    again = s.time("product", {"size": 3}, lambda: calls.append("run"), 2, before=lambda: calls.append("before"))
+    assert calls == ["run"] * 2 and again == row
 
 
 def test_a_corrupted_table_is_a_sentence(begin):

@@ -1,10 +1,14 @@
 """Quantization, solvers and compilation as reversible changes of a pipeline."""
 
+import sys
+
 import pytest
 import torch
 
 from fluxnb import pipelines, svdquant
-from fluxnb.precision import Nunchaku, TorchAOInt4
+from fluxnb import study as studies
+from fluxnb.cache import first_block
+from fluxnb.precision import GGUF, BitsAndBytes, Nunchaku, Quanto, TorchAO, block_layers, gguf_blocks
 from fluxnb.schedulers import DPMSolver
 from fluxnb.technique import Unavailable, applied
 
@@ -43,7 +47,7 @@ def test_simulated_svdquant_is_reversible_and_changes_the_image(pipe):
     technique = svdquant.SimulatedSVDQuant(rank=8)
     with applied(pipe, technique):
         rounded = latents(pipe)
-        assert technique.applied_to > 100
+        assert technique.proof["layers"] == technique.proof["of"] > 100
         assert not any(type(m) is torch.nn.Linear for m in pipe.transformer.transformer_blocks.modules())
     assert torch.equal(latents(pipe), plain)
     change = (rounded - plain).abs().mean() / plain.abs().mean()
@@ -61,9 +65,132 @@ def test_solver_is_reversible_and_converges_to_the_same_image(pipe):
     assert (near - fine).abs().mean() < 0.1 * fine.abs().mean()
 
 
-@pytest.mark.parametrize("technique", [TorchAOInt4(), Nunchaku()])
+ON_A_CPU = [  # and the largest relative error of a layer's output
+    (TorchAO("int8"), 0.03),
+    (TorchAO("int8 weight-only"), 0.02),
+    (TorchAO("fp8 weight-only"), 0.04),
+    (GGUF("Q8_0"), 0.01),
+    (GGUF("Q5_0"), 0.06),
+    (GGUF("Q4_0"), 0.12),
+    (Quanto("int8"), 0.02),
+    (Quanto("fp8"), 0.04),
+    (Quanto("int4"), 0.25),
+    (BitsAndBytes("nf4"), 0.12),
+    (BitsAndBytes("fp4"), 0.15),
+]
+
+
+@pytest.mark.parametrize(("technique", "most"), ON_A_CPU, ids=lambda value: getattr(value, "label", ""))
+def test_quantizing_is_applied_and_reversible(pipe, technique, most):
+    plain = latents(pipe, 3)
+    weights = [p.data_ptr() for p in pipe.transformer.parameters()]
+    layers = block_layers(pipe.transformer)
+    with applied(pipe, technique):
+        assert technique.proof["layers"] >= 80 and technique.proof["weight"] not in ("Linear", "Parameter")
+        rounded = latents(pipe, 3)
+        generator = torch.Generator().manual_seed(0)
+        for parent, name, linear, _ in layers:
+            x = torch.randn(2, 24, linear.in_features, generator=generator)
+            with torch.no_grad():
+                error = (getattr(parent, name)(x) - linear(x)).norm() / linear(x).norm()
+            assert error < most
+    assert [p.data_ptr() for p in pipe.transformer.parameters()] == weights
+    assert torch.equal(latents(pipe, 3), plain)
+    assert (rounded - plain).norm() > 0
+
+
+@pytest.mark.parametrize("technique", [TorchAO("int8 weight-only"), TorchAO("int8"), GGUF("Q8_0")])
+def test_a_cache_on_a_quantized_transformer(pipe, technique):
+    with applied(pipe, technique):
+        uncached = latents(pipe, 12)
+        with applied(pipe, first_block(0)):
+            assert torch.equal(latents(pipe, 12), uncached)
+        with applied(pipe, cache := first_block(0.3)):
+            cached = latents(pipe, 12)
+    assert 1 <= cache.trace.computed < 12
+    assert 0 < (cached - uncached).norm() / uncached.norm() < 0.5
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_0", "Q4_0"])
+def test_gguf_blocks_are_those_of_the_gguf_package(kind):
+    import gguf
+
+    weight = torch.randn(64, 160, generator=torch.Generator().manual_seed(0))
+    weight[3], weight[5, :40] = 0, 0.25
+    theirs = gguf.quants.quantize(weight.numpy(), gguf.GGMLQuantizationType[kind])
+    assert torch.equal(gguf_blocks(weight, kind), torch.from_numpy(theirs))
+
+
+@pytest.mark.parametrize("make", [TorchAO, BitsAndBytes, GGUF, Quanto])
+def test_unknown_kinds(make):
+    with pytest.raises(ValueError, match="choose"):
+        make("int3")
+
+
+@pytest.mark.parametrize(
+    "technique", [TorchAO("fp8 row"), TorchAO("int4 weight-only"), BitsAndBytes("int8"), Nunchaku()]
+)
 def test_what_cannot_run_says_what_it_needs(pipe, technique):
     weights = [p.data_ptr() for p in pipe.transformer.parameters()]
     with pytest.raises(Unavailable, match="^needs "):
         technique.apply(pipe)
     assert [p.data_ptr() for p in pipe.transformer.parameters()] == weights
+
+
+class _Engine:
+    """Stands in for the Nunchaku package, which has no build for this machine."""
+
+    class NunchakuFluxTransformer2dModel:
+        device = torch.device("cpu")
+
+        @classmethod
+        def from_pretrained(cls, path, torch_dtype):
+            made = cls()
+            made.path, made.dtype = path, torch_dtype
+            return made
+
+        def to(self, device):
+            return self
+
+    @staticmethod
+    def get_precision():
+        return "int4"
+
+
+def test_nunchaku_takes_the_transformer_of_its_makers(pipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nunchaku", _Engine)
+    monkeypatch.setitem(sys.modules, "nunchaku.utils", _Engine)
+    with pytest.raises(Unavailable, match="FLUX.1-dev"):  # the embedded model isn't one of theirs
+        Nunchaku().apply(pipe)
+    before = pipe.config["_name_or_path"]
+    pipe.register_to_config(_name_or_path="black-forest-labs/FLUX.1-dev")
+    transformer = pipe.transformer
+    try:
+        undo = Nunchaku().apply(pipe)
+        assert pipe.transformer.path == "nunchaku-tech/nunchaku-flux.1-dev/svdq-int4_r32-flux.1-dev.safetensors"
+        undo()
+        assert pipe.transformer is transformer
+    finally:
+        pipe.transformer = transformer
+        pipe.register_to_config(_name_or_path=before)
+
+
+def test_the_other_nunchaku_is_not_mistaken_for_it(pipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nunchaku", type(sys)("nunchaku"))
+    with pytest.raises(Unavailable, match="of that name here is another one"):
+        Nunchaku().apply(pipe)
+
+
+def test_built_in_techniques_have_a_pipeline_of_their_own():
+    plain = subject()
+    quantized = plain.having(TorchAO("int8 weight-only"))
+    assert quantized.pipe is not plain.pipe
+    assert quantized.load_gib < plain.load_gib
+    missing = plain.having(TorchAO("int4 weight-only"))
+    for _ in range(2):  # the second time without loading it again
+        with pytest.raises(Unavailable, match="^needs "):
+            _ = missing.pipe
+
+
+def subject():
+    return studies.Subject(MODEL, "float32", ("a red ball",), (0,), 3.5, 128, 128, 3, "x")

@@ -9,7 +9,7 @@ undo()
 """
 
 from fluxnb.cache.engine import Cache, first_block, prescribed
-from fluxnb.cache.gates import Both, Cascade, Either, FirstBlock, Gate, Interval, Schedule, TeaCache
+from fluxnb.cache.gates import Both, Cascade, Either, FirstBlock, Gate, Interval, Schedule, TeaCache, even_mask
 from fluxnb.cache.predictors import Hold, Taylor
 from fluxnb.cache.trace import Step, Trace
 
@@ -27,6 +27,7 @@ __all__ = [
     "Taylor",
     "TeaCache",
     "Trace",
+    "even_mask",
     "first_block",
     "prescribed",
 ]

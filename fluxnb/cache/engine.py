@@ -25,6 +25,7 @@ from fluxnb.cache.trace import Step, Trace
 from fluxnb.errors import UserError
 
 _MARK = "_fluxnb_cache"
+RECORDED = "_fluxnb_recorded"  # set on a transformer whose steps are replayed from a recording
 
 
 class Cache:
@@ -247,7 +248,12 @@ def flux_transformer(pipe):
     inner = getattr(transformer, "_orig_mod", transformer)
     if not isinstance(inner, FluxTransformer2DModel):
         raise UserError(f"A cache needs a FLUX pipeline, and {type(pipe).__name__} has no FluxTransformer2DModel.")
-    if inner is not transformer:
+    if getattr(transformer, RECORDED, False):
+        raise UserError(
+            "The transformer's steps are replayed from a CUDA graph, so its blocks can't be skipped: take the CUDA "
+            "graph off before a cache goes in."
+        )
+    if inner is not transformer or transformer._compiled_call_impl is not None:
         raise UserError(
             "The transformer is compiled as a whole, so its blocks can't be skipped: compile its blocks instead "
             "(transformer.compile_repeated_blocks())."

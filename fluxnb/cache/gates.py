@@ -268,6 +268,14 @@ class Schedule(Gate):
         return self.mask[index] == "0"
 
 
+def even_mask(computed: int, steps: int) -> str:
+    """A mask of `steps` that computes so many of them, the first and then as evenly as steps allow."""
+    if not 1 <= computed <= steps:
+        raise UserError(f"{computed} of {steps} steps can't be computed: at least the first, at most all.")
+    chosen = {i * steps // computed for i in range(computed)}
+    return "".join("1" if i in chosen else "0" for i in range(steps))
+
+
 class _Two(Gate):
     """Two gates on the same steps; each keeps its own memory."""
 

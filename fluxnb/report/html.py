@@ -109,11 +109,11 @@ def table_html(frame, caption: str, formats: dict | None = None, units: dict | N
     """A pandas data frame as an accessible table: numbers right-aligned, three significant figures.
 
     formats  column -> format specification such as ".1%" or a function of the value, instead of 3 figures
-    units    column -> unit, shown in the header after the name
+    units    column -> unit, shown in the header after the name; frame.attrs["units"] by default
     The index becomes the row headers; an unnamed 0..n-1 index isn't shown, then the first column does.
     Missing values are an en dash. ValueError if formats or units name a column that isn't there.
     """
-    formats, units = formats or {}, units or {}
+    formats, units = formats or {}, units or frame.attrs.get("units", {})
     unknown = sorted({*formats, *units} - set(frame.columns))
     if unknown:
         raise ValueError(f"table: no column {', '.join(map(repr, unknown))}; there are {', '.join(map(repr, frame))}")

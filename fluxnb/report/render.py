@@ -5,6 +5,7 @@ the network and drop descriptions of images, so ours starts from nbconvert's str
 """
 
 import html
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg
 PROGRESS_BAR = re.compile(r"\d+%\||\d+(it|B|k|M)? \[\d+:\d\d")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+PAGES = "pages.json"  # what the index says of each page
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
 
@@ -73,9 +75,12 @@ def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> 
         )
     rows = count_rows(reports / "results.csv")
     pages = [_page(stem, path, read_state(build, stem), rows.get(stem, 0)) for stem, path in notebooks.items()]
-    linked = [page for page in pages if notebooks[page.stem]]
+    _recall(pages, reports)
+    linked = [page for page in pages if page.status != "missing"]
     written, problems = [], []
     for position, page in enumerate(linked):
+        if not notebooks[page.stem]:
+            continue
         target = reports / page.href
         around = {
             "previous": linked[position - 1] if position else None,
@@ -91,6 +96,7 @@ def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> 
             continue
         _write_changed(target, text)
         written.append(target)
+    _remember(pages, reports)
     index = reports / "index.html"
     text = index_html(pages, run, params.name)
     check_page(text, "index", max_page_mb)
@@ -98,6 +104,27 @@ def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> 
     if problems:
         raise UserError(" ".join(problems))
     return [*written, index]
+
+
+def _remember(pages: list[Page], reports: Path) -> None:
+    """Writes what the index says of each page beside the pages, for clones that have the pages only."""
+    kept = {}
+    for page in pages:
+        if page.status in ("ok", "failed", "interrupted"):
+            commit = page.state.get("provenance", {}).get("commit")
+            state = {name: page.state.get(name) for name in ("seconds", "finished")}
+            facts = {name: getattr(page, name) for name in ("status", "finding", "problem")}
+            kept[page.stem] = facts | {"state": state | {"provenance": {"commit": commit}}}
+    _write_changed(reports / PAGES, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+def _recall(pages: list[Page], reports: Path) -> None:
+    """A page that was rendered elsewhere and came with the repository is as good as one executed here."""
+    kept = read_json(reports / PAGES)
+    for page in pages:
+        if page.status == "missing" and page.stem in kept and (reports / page.href).is_file():
+            for name, value in kept[page.stem].items():
+                setattr(page, name, value)
 
 
 def page_html(notebook: Path, page: Page, run: dict, gpu: str, root: Path, around: dict | None = None) -> str:

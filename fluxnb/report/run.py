@@ -26,6 +26,7 @@ from fluxnb.errors import UserError
 from fluxnb.report import build_dir, count_rows, read_json, read_state, report_dir, sources, write_atomic
 
 KERNEL = "fluxnb-report"
+COMPILED = "torch-compile"  # what torch.compile has made, in build/
 PACKAGE = Path(__file__).resolve().parents[1]
 # What can change a measurement or a report without any file of the project changing.
 VERSIONED = (
@@ -238,7 +239,8 @@ def _execute(notebook: Path, params, print_: str, provenance: dict, root: Path, 
     _write_json(build / f"{stem}.json", state)
     log = build / f"{stem}.kernel.log"
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="fluxnb-") as folder, _kernel(Path(folder), log) as events:
+    compiled = build.parent / COMPILED
+    with tempfile.TemporaryDirectory(prefix="fluxnb-") as folder, _kernel(Path(folder), log, compiled) as events:
         progress.start(stem, events)
         error = None
         try:
@@ -265,11 +267,12 @@ def _execute(notebook: Path, params, print_: str, provenance: dict, root: Path, 
 
 
 @contextlib.contextmanager
-def _kernel(folder: Path, log: Path) -> Iterator[Path]:
+def _kernel(folder: Path, log: Path, compiled: Path) -> Iterator[Path]:
     """Make a kernel of this very interpreter known to Jupyter, through files in `folder` only.
 
     Yields the path of the progress file that the kernel finds in FLUXNB_PROGRESS. What the process itself
-    prints (a crash, a C library) goes to `log` instead of the middle of the progress line.
+    prints (a crash, a C library) goes to `log` instead of the middle of the progress line. What torch.compile
+    makes is kept in `compiled`, so that the next run needn't wait for it again.
     """
     events = folder / "progress.jsonl"
     events.touch()
@@ -285,7 +288,11 @@ def _kernel(folder: Path, log: Path) -> Iterator[Path]:
         "language": "python",
         # Waiting threads that spin for long get in each other's way where cores are shared: seen to cost a factor of
         # 7 with a second process on two cores. Spinning briefly costs 3 % where they are not.
-        "env": {"FLUXNB_PROGRESS": str(events), "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000")},
+        "env": {
+            "FLUXNB_PROGRESS": str(events),
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled)),
+        },
     }
     (spec / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
     before = os.environ.get("JUPYTER_PATH")
