@@ -77,8 +77,9 @@ def test_the_prompts_of_the_study_are_part_of_the_world(prompt, facts):
 def test_the_prompts_of_the_parameters_are_understood():
     from fluxnb import params
 
-    prompts = params.load("cpu", ROOT / "params").study.prompts
+    prompts = params.load("h200", ROOT / "params").study.prompts
     assert prompts[:4] == list(scenes.STUDY_PROMPTS)
+    assert set(params.load("cpu", ROOT / "params").study.prompts) <= set(prompts)
     for prompt in prompts:
         assert scenes.parse(prompt) and not scenes.unknown_words(prompt), prompt
 
