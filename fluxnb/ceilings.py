@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from fluxnb.technique import Unavailable
@@ -17,11 +19,42 @@ def device() -> str:
 
 
 def matmul(size: int, dtype: str):
-    """(function, FLOPs): one product of two size x size matrices of random numbers."""
+    """(function, FLOPs): one product of two size x size matrices of random numbers.
+
+    Args:
+        dtype: a torch dtype's name; "fp8" is e4m3 with one scale per row and column, "int8" sums in 32 bits. The
+            function raises Unavailable where PyTorch has no such product.
+    """
+    flop = 2 * size**3
+    if dtype in ("fp8", "int8"):
+        return _small_matmul(size, dtype), flop
     kind = getattr(torch, dtype)
     a, b = (torch.randn(size, size, device=device()).to(kind) for _ in range(2))
     out = torch.empty(size, size, device=device(), dtype=kind)
-    return lambda: torch.matmul(a, b, out=out), 2 * size**3
+    return lambda: torch.matmul(a, b, out=out), flop
+
+
+def _small_matmul(size: int, dtype: str):
+    a, b = (torch.randn(size, size, device=device()) for _ in range(2))
+    if dtype == "fp8":
+        a, b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
+        ones = torch.ones(size, 1, device=device())
+        product = lambda: torch._scaled_mm(  # noqa: E731
+            a, b.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+    else:
+        a, b = a.to(torch.int8), b.to(torch.int8)
+        product = lambda: torch._int_mm(a, b.t())  # noqa: E731
+
+    def run():
+        if device() == "cpu":
+            raise Unavailable("needs a GPU: a CPU's products of these are emulated or of another kind")
+        try:
+            product()
+        except (RuntimeError, NotImplementedError) as error:
+            raise Unavailable(f"needs a GPU with matrix units for {dtype}: {str(error).splitlines()[0]}") from error
+
+    return run
 
 
 def attention(shape: tuple[int, int, int, int], dtype: str, backend: str):
@@ -60,3 +93,65 @@ def copy(gib: float):
     source = torch.empty(int(gib * 2**30), dtype=torch.uint8, device=device())
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2 * source.numel()
+
+
+# --- what a step could take at best -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of one transformer step for one image."""
+
+    products: float
+    attention: float
+
+
+def step_work(subject) -> Work:
+    """Counts one step of a subject's unquantized pipeline: products as they are called, attention by its formula."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    pipe = subject.pipe
+    with FlopCounterMode(display=False) as counter:
+        subject.generate(*subject.inputs[0], 1)
+    counts = counter.get_flop_counts()[type(pipe.transformer).__name__]
+    products = sum(flop for op, flop in counts.items() if op.__name__ in ("mm", "addmm", "bmm", "_addmm_activation"))
+    config = pipe.transformer.config
+    tokens = subject.model.tokens + (subject.width // 16) * (subject.height // 16)
+    blocks = config.num_layers + config.num_single_layers
+    width = config.num_attention_heads * config.attention_head_dim
+    return Work(products, 4 * blocks * tokens**2 * width)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """FLOP/s this machine reaches: products by number format, attention in its default format."""
+
+    products: dict[str, float]
+    attention: float
+
+    def step_s(self, work: Work, number: str) -> float | None:
+        """Seconds that one step takes at least with products in `number`; None if that wasn't measured.
+
+        Everything that is neither a product nor attention counts as nothing.
+        """
+        if number not in self.products:
+            return None
+        return work.products / self.products[number] + work.attention / self.attention
+
+
+def measured(study, size: int = 8192, repeats: int = 5) -> Ceilings:
+    """Measures the ceilings, as rows of the study's own notebook: in the same run as what is set against them."""
+    on_gpu = device() == "cuda"
+    numbers = ("bfloat16", "float32", "fp8", "int8") if on_gpu else ("float32", "fp8", "int8")
+    found = {}
+    for number in numbers:
+        run, flop = matmul(size if on_gpu else 1024, number)
+        settings = {"size": size if on_gpu else 1024, "dtype": number}
+        row = study.time("ceiling: matrix product", settings, run, repeats)
+        if row["status"] == "ok":
+            found[number] = flop / row["latency_min"]
+    shape = FLUX_ATTENTION if on_gpu else (1, 1, 1152, 128)
+    dtype = "bfloat16" if on_gpu else "float32"
+    run, flop = attention(shape, dtype, "default")
+    row = study.time("ceiling: attention", {"shape": list(shape), "dtype": dtype, "backend": "default"}, run, repeats)
+    return Ceilings(found, flop / row["latency_min"])

@@ -21,19 +21,23 @@ class Regional:
 
     Args:
         mode: torch.compile's; None for its default.
+        options: Inductor's settings, by name, instead of a mode.
     """
 
     mode: str | None = None
+    options: dict | None = None
     name: str = "torch.compile"
     proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
-        return "compiled blocks" + (f", {self.mode}" if self.mode else "")
+        how = [self.mode] if self.mode else [f"{name}={value}" for name, value in (self.options or {}).items()]
+        return ", ".join(["compiled blocks", *how])
 
     @property
     def settings(self) -> dict:
-        return {"compile": "blocks", **({"mode": self.mode} if self.mode else {})}
+        how = {"mode": self.mode, "options": self.options}
+        return {"compile": "blocks", **{name: value for name, value in how.items() if value}}
 
     def apply(self, pipe):
         """Compiles the blocks at their first call; returns the function that makes them eager again."""
@@ -41,7 +45,7 @@ class Regional:
         transformer = pipe.transformer
         blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         for block in blocks:
-            block.compile(fullgraph=True, mode=self.mode)
+            block.compile(fullgraph=True, mode=self.mode, options=self.options)
         self.proof = {"compiled": f"{len(blocks)} blocks"}
 
         def undo():

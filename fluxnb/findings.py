@@ -332,8 +332,59 @@ CARDS = (16, 24, 48, 80)  # GiB
 SPARE = 0.05  # share of a card that isn't counted on
 
 
-def matrix(rows: list[dict]):
-    """Every technique with its time, memory, quality and proof, or the reason why there is none."""
+def number(row: dict) -> str | None:
+    """The number format that a row's matrix products are done in; None where no ceiling stands for it."""
+    quantization = row["settings"].get("quantization", "")
+    if "sparse" in quantization:
+        return None
+    for kind, name in (("torchao fp8 row", "fp8"), ("torchao fp8 tensor", "fp8"), ("torchao int8", "int8")):
+        if quantization == kind:
+            return name
+    return row["settings"].get("dtype")  # weight-only formats compute in the model's own
+
+
+def of_limit(row: dict, ceilings, work) -> float | None:
+    """Share of the limit that denoising reaches: what its computed steps take at least, by what they took.
+
+    Args:
+        ceilings, work: of fluxnb.ceilings.
+    """
+    if row["status"] != "ok" or not row["denoise_s"] or row["batch"] != 1:
+        return None
+    step_s = ceilings.step_s(work, number(row))
+    return step_s and row["computed_steps"] * step_s / row["denoise_s"]
+
+
+def step_parts(rows: list[dict], ceilings, work):
+    """Where one step goes, by kind of kernel, with the limits of products and attention; None without profiles."""
+    import pandas as pd
+
+    lines = []
+    for r in rows:
+        if r["status"] != "ok" or not (parts := (r["proof"] or {}).get("step_ms")):
+            continue
+        step_ms = 1e3 * r["denoise_s"] / r["steps"]
+        product = ceilings.products.get(number(r))
+        lines.append(
+            {
+                "setting": r["label"],
+                "one step": step_ms,
+                "products": parts["matrix products"],
+                "at least": product and 1e3 * work.products / product,
+                "attention": parts["attention"],
+                "at least ": 1e3 * work.attention / ceilings.attention,
+                "the rest": parts["the rest"],
+                "no kernel": max(0.0, step_ms - sum(parts.values())),
+            }
+        )
+    return pd.DataFrame(lines).set_index("setting") if lines else None
+
+
+def matrix(rows: list[dict], ceilings=None, work=None):
+    """Every technique with its time, memory, quality and proof, or the reason why there is none.
+
+    With ceilings and work (fluxnb.ceilings) also the share of the limit that it reaches.
+    """
     import pandas as pd
 
     lines = []
@@ -344,6 +395,7 @@ def matrix(rows: list[dict]):
             "first": r["first_s"],
             "p50": r["latency_p50"],
             "per step": r["denoise_s"] and 1e3 * r["denoise_s"] / r["steps"],
+            "of the limit": of_limit(r, ceilings, work) if ceilings else None,
             "speedup": r["speedup"],
             "low": r["speedup_ci_low"],
             "high": r["speedup_ci_high"],
@@ -407,7 +459,7 @@ def fits(rows: list[dict]):
 
 
 # settings that change the order of operations at most, and what of these is nevertheless another arithmetic
-_SAME = ("dtype", "inputs", "compile", "mode", "fused_qkv", "cuda_graph", "vae_mode")
+_SAME = ("dtype", "inputs", "compile", "mode", "options", "fused_qkv", "fused_gelu", "cuda_graph", "vae_mode")
 _EXACT = {
     "attention": ("default", "cudnn", "flash", "efficient", "math", "flash 3", "flash 4"),
     "vae": ("eager", "channels-last", "compiled", "sliced"),
@@ -498,8 +550,8 @@ def stack_sentence(rows: list[dict]) -> str:
     )
 
 
-def gains(rows: list[dict]):
-    """Every phase with its gain over the one before and over the baseline."""
+def gains(rows: list[dict], ceilings=None, work=None):
+    """Every phase with its gain over the one before and the baseline; its share of the limit if that is known."""
     import pandas as pd
 
     lines, before = [], None
@@ -510,6 +562,7 @@ def gains(rows: list[dict]):
                 "status": r["status"],
                 "p50": r["latency_p50"],
                 "per step": r["denoise_s"] and 1e3 * r["denoise_s"] / r["steps"],
+                "of the limit": of_limit(r, ceilings, work) if ceilings else None,
                 "own gain": before / r["latency_p50"] if before and r["latency_p50"] else None,
                 "speedup": r["speedup"],
                 "low": r["speedup_ci_low"],

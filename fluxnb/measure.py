@@ -7,6 +7,7 @@ drift hit the baseline and every candidate alike. torch is imported where it is 
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -114,8 +115,8 @@ def timed(
     return clock() - start
 
 
-def kernels(run: Callable[[], object], top: int = 3) -> list[str]:
-    """The kernels (on a CPU: operators) that took the most time in one call, such as "addmm ×104 62 %"."""
+def kernel_times(run: Callable[[], object]) -> dict[str, tuple[float, int]]:
+    """Seconds and calls of every kernel (on a CPU: operator) in one call, by its short name."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -123,19 +124,46 @@ def kernels(run: Callable[[], object], top: int = 3) -> list[str]:
     with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
         run()
         synchronize()
-    spent: dict[str, list[float]] = {}
+    spent: dict[str, tuple[float, int]] = {}
     for event in profiler.key_averages():
         time_us = event.self_device_time_total if cuda else event.self_cpu_time_total
         if time_us > 0:
-            spent[event.key] = [time_us, event.count]
-    total = sum(time_us for time_us, _ in spent.values())
+            before, calls = spent.get(name := _short_kernel(event.key), (0.0, 0))
+            spent[name] = (before + 1e-6 * time_us, calls + event.count)
+    return spent
+
+
+def longest(spent: dict[str, tuple[float, int]], top: int = 3) -> list[str]:
+    """The kernels that took the most time, such as "addmm ×104 62 %"."""
+    total = sum(time_s for time_s, _ in spent.values())
     first = sorted(spent, key=lambda name: -spent[name][0])[:top]
-    return [f"{_short_kernel(n)} ×{spent[n][1]:.0f} {spent[n][0] / total:.0%}" for n in first]
+    return [f"{name} ×{spent[name][1]:.0f} {spent[name][0] / total:.0%}" for name in first]
+
+
+def kernels(run: Callable[[], object], top: int = 3) -> list[str]:
+    """The kernels that took the most time in one call."""
+    return longest(kernel_times(run), top)
+
+
+KERNEL_KINDS = {
+    "attention": re.compile(r"sdpa|flash|fmha|attention|attn", re.IGNORECASE),
+    "matrix products": re.compile(r"gemm|gemv|nvjet|cutlass|cublas|linear|mm$|mm_|_mm|splitk|marlin", re.IGNORECASE),
+}
+
+
+def by_kind(spent: dict[str, tuple[float, int]]) -> dict[str, float]:
+    """Milliseconds of the kernels of each kind: attention, matrix products, and whatever else runs."""
+    parts = {**dict.fromkeys(KERNEL_KINDS, 0.0), "the rest": 0.0}
+    for name, (time_s, _) in spent.items():
+        kind = next((kind for kind, pattern in KERNEL_KINDS.items() if pattern.search(name)), "the rest")
+        parts[kind] += 1e3 * time_s
+    return parts
 
 
 def _short_kernel(name: str) -> str:
     """A kernel's name without its C++ types: long template arguments say little to a reader."""
-    name = name.removeprefix("void ").replace("aten::", "").replace("(anonymous namespace)::", "")
+    name = name.removeprefix("void ").replace("aten::", "")
+    name = name.replace("(anonymous namespace)::", "").replace("<unnamed>::", "")
     return name.split("<")[0].split("(")[0][:70]
 
 

@@ -134,6 +134,18 @@ TORCHAO = (
     "fp8 row, 2:4 sparse",
 )  # the kinds of fluxnb.precision.TorchAO, which isn't imported here: it imports torch
 
+COMPILED = (
+    "blocks",
+    "fused GELU",
+    "fused QKV",
+    "multi-kernel",
+    "CUDA graph",
+    "max-autotune",
+    "transformer",
+    "reduce-overhead",
+    "TensorRT",
+)  # the variants of notebook 03
+
 NOTEBOOKS: dict[str, dict[str, Key]] = {
     "00_environment": {
         "matmul_size": Key(int, "side of the square matrices of the speed ceiling", low=1024, high=16384),
@@ -152,21 +164,10 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
     },
     "03_compile": {
-        "variants": Key(
-            list[str],
-            "what is compiled how",
-            choices=(
-                "blocks",
-                "fused QKV",
-                "CUDA graph",
-                "max-autotune",
-                "transformer",
-                "reduce-overhead",
-                "TensorRT",
-            ),
-        ),
+        "variants": Key(list[str], "what is compiled how", choices=COMPILED),
         "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
-        "quantized": Key(list[str], "torchao kinds compiled block by block, full size", choices=TORCHAO),
+        "quantized": Key(list[str], "torchao kinds compiled too, full size", choices=TORCHAO),
+        "quantized_variants": Key(list[str], "what of these is compiled how", choices=COMPILED),
     },
     "04_quantization": {
         "steps": Key(int, "steps of an image of the embedded model", low=1, high=200),

@@ -29,6 +29,7 @@ import torch
 from PIL import Image
 
 from fluxnb import compilation, measure, params, pipelines, probe, quality, telemetry
+from fluxnb.cache.engine import attribute
 from fluxnb.errors import UserError
 from fluxnb.results import Results, now
 from fluxnb.technique import Technique, Unavailable, applied
@@ -313,7 +314,7 @@ class Study:
 
         Args:
             judge: compare images too (for trained weights; random ones are never judged).
-            profile: note in the row's proof which kernels took the most time.
+            profile: note in the row's proof which kernels took the most time, and each kind's share of a step.
 
         Returns:
             The finished rows of these candidates as a list of dicts, the baseline's first, each with its
@@ -440,9 +441,12 @@ class Study:
         if "compiled" in proof:
             proof |= {name: count - before[name] for name, count in compilation.counters().items()}
         if profile and not _trace(candidate):  # a cache may prescribe the number of steps
-            inputs = list(itertools.islice(itertools.cycle(own.inputs), candidate.batch))
-            with applied(own.pipe, *candidate.techniques):
-                proof["kernels"] = measure.kernels(lambda: own.batch(inputs, 1))
+            given = _transformer_inputs(own, candidate.batch)
+            with applied(own.pipe, *candidate.techniques), torch.no_grad():
+                own.pipe.transformer(**given)
+                spent = measure.kernel_times(lambda: own.pipe.transformer(**given))
+            proof["kernels"] = measure.longest(spent)
+            proof["step_ms"] = {kind: round(time_ms, 3) for kind, time_ms in measure.by_kind(spent).items()}
         return proof
 
     def _judge(self, subject, baseline, candidate) -> dict:
@@ -509,6 +513,22 @@ class Study:
             line = {"notebook": self.notebook, "done": self._done, "total": self._total, "label": label}
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _transformer_inputs(subject: Subject, batch: int) -> dict:
+    """What the pipeline gives its transformer at a first step, as keyword arguments."""
+    inputs = list(itertools.islice(itertools.cycle(subject.inputs), batch))
+    transformer, given = subject.pipe.transformer, {}
+
+    def note(*args, **kwargs):
+        assert not args, "diffusers' FLUX pipelines name every argument"
+        given.update(kwargs)
+        return original(**kwargs)
+
+    original = transformer.forward
+    with attribute(transformer, "forward", note):
+        subject.batch(inputs, 1)
+    return given
 
 
 @dataclass

@@ -1,12 +1,19 @@
 """What is written about the project: docstrings, the README, and nothing that belongs to one machine only."""
 
 import ast
+import importlib
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from torch import nn
+
+from fluxnb import params
+from fluxnb.cache import Gate, Hold, Taylor
+from fluxnb.precision import Quantizer
+from fluxnb.technique import Technique
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "fluxnb").rglob("*.py"))
@@ -31,6 +38,39 @@ def test_public_functions_and_classes_say_what_they_do(path):
 
 
 # --- the README ---------------------------------------------------------------------------------------------
+
+
+def techniques():
+    """(module, class) of everything with `apply(pipe)`, and of the parts that a cache is put together from."""
+    found = {}
+    for path in MODULES:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if {"train", "report", "_setup", "triton_kernels"} & set(module.split(".")):
+            continue
+        for value in vars(importlib.import_module(module.removesuffix(".__init__"))).values():
+            if isinstance(value, type) and value.__module__ == module and not value.__name__.startswith("_"):
+                found[value] = module
+    parts = [c for c in found if issubclass(c, Gate) or c in (Hold, Taylor)]
+    whole = [c for c in found if hasattr(c, "apply") and not issubclass(c, nn.Module)]
+    abstract = (Gate, Quantizer, Technique)
+    return sorted({c for c in parts + whole if c not in abstract}, key=lambda c: c.__name__)
+
+
+@pytest.mark.parametrize("technique", techniques(), ids=lambda c: c.__name__)
+def test_a_technique_has_a_docstring_a_readme_row_a_notebook_and_a_parameter(technique):
+    assert technique.__doc__ and not technique.__doc__.startswith(f"{technique.__name__}(")  # dataclasses write those
+    row = re.search(rf"^\|[^|]+\| `[a-z_.]*\.{technique.__name__}` \| `(\w+)` \| `(\w+)` \|$", readme(), re.M)
+    assert row, f"{technique.__name__} has no row in the README's table of techniques"
+    notebook, key = row.groups()
+    assert key in params.NOTEBOOKS[notebook]
+    helpers = {"FirstBlock": "first_block"}  # what the notebook calls
+    source = (ROOT / f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8")
+    assert technique.__name__ in source or helpers.get(technique.__name__, "?") in source
+
+
+def test_the_table_of_techniques_names_nothing_that_is_not_there():
+    named = set(re.findall(r"^\|[^|]+\| `[a-z_.]*\.([A-Za-z0-9]+)` \|", readme(), re.M))
+    assert named == {c.__name__ for c in techniques()}
 
 
 def readme():

@@ -1,13 +1,15 @@
 """Attention kernels, compilation, the VAE's options and sparsity as reversible changes of a pipeline."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from fluxnb import attention, compilation, measure, pipelines, sparsity, vae
+from fluxnb import attention, ceilings, compilation, fused, measure, pipelines, sparsity, vae
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
 from fluxnb.params import TORCHAO
-from fluxnb.precision import TorchAO
+from fluxnb.precision import TorchAO, block_layers
 from fluxnb.technique import Unavailable, applied
 
 MODEL = pipelines.describe("embedded")
@@ -158,5 +160,117 @@ def test_kernels_are_named_by_what_took_longest():
     assert named[0].startswith("mm ×3 ") and named[0].endswith("%") and len(named) == 2
 
 
+def test_kernels_belong_to_a_kind():
+    spent = {"nvjet_sm90_tst": (2e-3, 4), "cudnn_sdpa_fprop": (1e-3, 1), "triton_red_fused": (5e-4, 2), "mm": (1e-3, 1)}
+    assert measure.by_kind(spent) == {"attention": 1.0, "matrix products": 3.0, "the rest": 0.5}
+    a = torch.randn(300, 300)
+    parts = measure.by_kind(measure.kernel_times(lambda: (a @ a).exp()))
+    assert parts["matrix products"] > 0 and parts["the rest"] > 0 and parts["attention"] == 0
+
+
+def test_work_and_limit_of_a_step(pipe):
+    def generate(prompt, seed, steps):
+        return pipelines.generate(pipe, [prompt], [seed], model=MODEL, steps=steps)
+
+    work = ceilings.step_work(
+        SimpleNamespace(pipe=pipe, model=MODEL, width=128, height=128, inputs=[("a cat", 0)], generate=generate)
+    )
+    weights = sum(linear.weight.numel() for _, _, linear, modulates in block_layers(pipe.transformer) if not modulates)
+    # a weight of a single block meets all 88 tokens, one of a double block 64 or 24 of them
+    assert 2 * 24 * weights < work.products < 2 * 88 * weights
+    assert work.attention == 4 * 12 * (64 + 24) ** 2 * 160
+    reached = ceilings.Ceilings({"float32": 1e9}, 2e9)
+    assert reached.step_s(work, "float32") == work.products / 1e9 + work.attention / 2e9
+    assert reached.step_s(work, "fp8") is None
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8"])
+def test_a_product_without_matrix_units_says_so(dtype):
+    if torch.cuda.is_available():
+        pytest.skip("the GPU has them")
+    run, flop = ceilings.matmul(64, dtype)
+    assert flop == 2 * 64**3
+    with pytest.raises(Unavailable, match="^needs a GPU"):
+        run()
+
+
 def test_the_parameters_name_the_kinds_of_torchao():
     assert tuple(TorchAO.KINDS) == TORCHAO
+
+
+# --- GELU fused into its neighbours ---
+
+
+def test_gelu_in_the_product_is_the_same_arithmetic(pipe):
+    plain = latents(pipe)
+    with applied(pipe, technique := fused.FusedGELU()):
+        assert technique.proof == {"gelu": "of 16 layers in aten::_addmm_activation"}
+        assert torch.allclose(latents(pipe), plain, atol=1e-4)
+        blocks = [pipe.transformer.transformer_blocks[0], pipe.transformer.single_transformer_blocks[0]]
+        for block in blocks:
+            block.compile(fullgraph=True)
+        before = compilation.counters()
+        assert torch.allclose(latents(pipe), plain, atol=1e-4)
+        after = compilation.counters()
+        assert (after["graphs"] - before["graphs"], after["breaks"] - before["breaks"]) == (2, 0)
+        for block in blocks:
+            block._compiled_call_impl = None
+    assert torch.equal(latents(pipe), plain)
+
+
+@pytest.fixture
+def fp8():
+    """The embedded model with torchao's FP8 matrices, put in directly: `quantize_` refuses where they aren't fast."""
+    from torchao.float8.inference import Float8MMConfig
+    from torchao.quantization import PerRow
+    from torchao.quantization.quantize_.workflows.float8.float8_tensor import (
+        Float8Tensor,
+        QuantizeTensorToFloat8Kwargs,
+    )
+
+    own = pipelines.load("embedded", dtype="bfloat16", device="cpu")
+    for _, _, linear, _ in block_layers(own.transformer):
+        weight = Float8Tensor.from_hp(
+            linear.weight.data,
+            granularity=PerRow(),
+            mm_config=Float8MMConfig(use_fast_accum=False),
+            act_quant_kwargs=QuantizeTensorToFloat8Kwargs(granularity=PerRow()),
+        )
+        linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return own
+
+
+def test_gelu_in_the_rounding_is_the_arithmetic_of_torchao(fp8):
+    plain = latents(fp8)
+    with applied(fp8, technique := fused.FusedGELU()):
+        assert technique.proof == {"gelu": "of 16 layers in fluxnb::gelu_round"}
+        assert torch.equal(latents(fp8), plain)
+    assert torch.equal(latents(fp8), plain)
+
+
+def test_rows_are_rounded_as_torchao_rounds_them():
+    from torchao.quantization import PerRow
+    from torchao.quantization.quantize_.workflows.float8.float8_tensor import Float8Tensor
+
+    generator = torch.Generator().manual_seed(0)
+    plain, mlp = (torch.randn(5, n, generator=generator).bfloat16() for n in (48, 96))
+    rounded, scale = fused.gelu_round(plain, mlp)
+    both = torch.cat([plain, torch.nn.functional.gelu(mlp, approximate="tanh")], 1)
+    theirs = Float8Tensor.from_hp(both, granularity=PerRow())
+    assert torch.equal(rounded.float(), theirs.qdata.float()) and torch.equal(scale, theirs.scale)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for a GPU")
+@pytest.mark.parametrize("n", [0, 3072])
+def test_the_kernel_rounds_as_pytorch_does(n):
+    plain, mlp = torch.randn(64, n).bfloat16(), 3 * torch.randn(64, 12288).bfloat16()
+    rounded, scale = fused.gelu_round(plain, mlp)
+    on_gpu, scale_on_gpu = (t.cpu() for t in fused.gelu_round(plain.cuda(), mlp.cuda()))
+    assert torch.allclose(scale_on_gpu, scale, rtol=0.01)
+    # a GELU one bfloat16 step away may round to the next FP8 value
+    assert (on_gpu.float() != rounded.float()).float().mean() < 0.02
+
+
+def test_gelu_is_not_fused_into_what_has_no_kernel_for_it(pipe):
+    with applied(pipe, TorchAO("int8 weight-only")), pytest.raises(Unavailable, match="^needs unquantized matrices"):
+        fused.FusedGELU().apply(pipe)

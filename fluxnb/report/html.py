@@ -19,6 +19,7 @@ CALLOUTS = {
     "not-measured": "Not measured",
     "warning": "Careful",
 }
+LONG = 40  # characters of a table cell that is given room
 LOSSLESS_PX = 160  # up to this side images are shown pixel by pixel, where lossy WebP would be visible
 SVG_LIMIT = 400_000  # bytes; a chart with very many marks is smaller, and faster to draw, as pixels
 
@@ -131,11 +132,12 @@ def table_html(frame, caption: str, formats: dict | None = None, units: dict | N
         for position, (column, value) in enumerate(zip(columns, values, strict=True)):
             tag, scope = ("th", ' scope="row"') if position == 0 else ("td", "")
             text = _escape(_formatted(value, formats.get(column)))
-            body += f"<{tag}{scope}{_number_class(numeric[column])}>{text}</{tag}>"
+            kind = _number_class(numeric[column]) or (' class="fx-long"' if len(text) > LONG else "")
+            body += f"<{tag}{scope}{kind}>{text}</{tag}>"
         body += "</tr>\n"
     caption = _required(caption, "caption")
     markup = (
-        f'<table class="fx-table"><caption>{inline(caption)}</caption><thead><tr>{head}</tr></thead>\n'
+        f'<table class="fx-table"><caption><span>{inline(caption)}</span></caption><thead><tr>{head}</tr></thead>\n'
         f"<tbody>{body}</tbody></table>"
     )
     return _scrolling(markup, caption)

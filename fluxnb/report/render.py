@@ -252,6 +252,7 @@ def _exporter():
 
     config = Config()
     config.NbConvertBase.display_data_priority = SHOWN
+    config.CoalesceStreamsPreprocessor.enabled = True
     return Exporter(template_name="fluxnb", extra_template_basedirs=[str(TEMPLATES)], config=config)
 
 
