@@ -26,7 +26,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help report render explore test train-embedded lock clean
+.PHONY: help report render site analysis explore test train-embedded lock clean clean-caches
 
 help: ## show this list
 	@echo "make <target> [VARIABLE=value]"
@@ -46,20 +46,29 @@ report: $(READY) ## run the notebooks on this GPU and render the reports (ONLY=0
 render: $(READY) ## render the reports again from the notebooks last run; needs no GPU
 	$(PY) -m fluxnb render --gpu $(GPU)
 
+site: $(READY) ## make the front page, the ledger and the progress files again from the committed tables
+	$(PY) -m fluxnb site
+
+analysis: $(READY) ## set the configurations beside each other (PRICES="h200=3.5": what a GPU hour costs)
+	$(PY) -m fluxnb analysis $(PRICES)
+
 explore: $(READY) ## open the notebooks in JupyterLab (ARGS=… is passed on)
 	$(PY) -m jupyterlab $(ARGS) notebooks
 
 test: $(READY) ## run the tests (ARGS=… is passed on to pytest)
 	$(PY) -m pytest $(ARGS)
 
-train-embedded: $(READY) ## train the embedded model again from nothing; needs a GPU, resumes where it stopped
-	$(PY) -m fluxnb.train
+train-embedded: $(READY) ## train the embedded model and its ControlNet from nothing; needs a GPU, resumes where it stopped
+	$(PY) -m fluxnb.train && $(PY) -m fluxnb.train_control
 
 lock: $(READY) ## re-make requirements.lock and the versions in environment.yml (UPGRADE=1: the newest versions)
 	$(PY) -I fluxnb/_setup.py lock $(if $(filter-out 0,$(UPGRADE)),--upgrade)
 
 clean: ## remove build/ (executed notebooks and logs); results and reports stay
 	rm -rf build
+
+clean-caches: $(READY) ## list downloaded models and compiled code with their sizes, ask, and delete; never results
+	$(PY) -m fluxnb clean-caches
 
 .venv/.ready: requirements.lock pyproject.toml fluxnb/_setup.py
 	@$(BASE_PYTHON) -I fluxnb/_setup.py

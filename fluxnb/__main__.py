@@ -45,6 +45,36 @@ def render_again(options) -> int:
     return 0
 
 
+def make_site(options) -> int:
+    """The front page, the ledger and the progress files, from the committed tables."""
+    from fluxnb.report import site
+
+    root = params.find_folder().parent
+    for found in site.configurations(root):
+        site.write_progress(found.name, found.folder, found.pages)
+    _say_where(site.write_site(root)[:1])
+    return 0
+
+
+def analysis(options) -> int:
+    """Configurations beside each other: speedups, and what an image costs."""
+    from fluxnb.report.analysis import write
+
+    _say_where(write(params.find_folder().parent, options.prices))
+    return 0
+
+
+def clean_caches(options) -> int:
+    """Lists downloaded models and compiled code with their sizes, asks, and deletes what was agreed to."""
+    from fluxnb import caches
+
+    try:
+        caches.clean(params.find_folder().parent)
+    except EOFError:
+        raise UserError("Nothing was deleted: run it in a terminal, where it can ask.") from None
+    return 0
+
+
 def fit_teacache(options) -> int:
     """Fits TeaCache's polynomial to a model's own trajectories."""
     from fluxnb import embedded, study
@@ -82,16 +112,21 @@ def main(arguments: list[str] | None = None) -> int:
     for name, run, words in (
         ("report", report, "run the notebooks that changed and render the reports"),
         ("render", render_again, "render the reports again, without running anything"),
+        ("site", make_site, "make the front page, the ledger and the progress files again"),
+        ("analysis", analysis, "set configurations beside each other"),
+        ("clean-caches", clean_caches, "list downloaded models and compiled code, and delete what you agree to"),
         ("fit-teacache", fit_teacache, "fit TeaCache's polynomial to a model"),
         ("params", list_params, "list every parameter"),
     ):
         command = commands.add_parser(name, help=words, description=words)
         command.set_defaults(run=run)
-        if name != "params":
+        if name in ("report", "render", "fit-teacache"):
             command.add_argument("--gpu", default="cpu", help="a configuration: the name of a file in params/")
         if name == "report":
             command.add_argument("--only", action="append", help="a notebook, by name or number; may be repeated")
             command.add_argument("--force", action="store_true", help="run all of it again, on any GPU")
+        if name == "analysis":
+            command.add_argument("prices", nargs="*", help="what a GPU hour costs, such as h200=3.5")
         if name == "fit-teacache":
             command.add_argument("--model", default="embedded", help="a model by name")
             command.add_argument("--steps", type=int, default=28, help="denoising steps")

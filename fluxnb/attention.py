@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fluxnb.cache.engine import attribute
-from fluxnb.technique import Unavailable
+from fluxnb.technique import Unavailable, networks
 
 # kind -> (label, diffusers' backend or None where diffusers has none, package it needs)
 KINDS = {
@@ -30,7 +30,7 @@ SAGE_WIDTHS = (64, 96, 128)  # widths of a head that SageAttention's kernels are
 
 @dataclass
 class Attention:
-    """One attention kernel for the whole transformer; a technique.
+    """One attention kernel for the whole transformer and its ControlNet; a technique.
 
     Sources: FlashAttention 2 to 4 (Dao et al.), SageAttention (Zhang et al., 2024), cuDNN and PyTorch's own.
 
@@ -69,13 +69,14 @@ class Attention:
                 flux = importlib.import_module("diffusers.models.transformers.transformer_flux")
                 stack.enter_context(attribute(flux, "dispatch_attention_fn", _sage))
             else:
-                processors = [m.processor for m in transformer.modules() if hasattr(m, "processor")]
+                processors = [m.processor for n in networks(pipe) for m in n.modules() if hasattr(m, "processor")]
                 before = [p._attention_backend for p in processors]
                 registry = importlib.import_module("diffusers.models.attention_dispatch")._AttentionBackendRegistry
                 active = registry._active_backend
                 stack.callback(_restore, processors, before)
                 try:
-                    transformer.set_attention_backend(backend)
+                    for network in networks(pipe):
+                        network.set_attention_backend(backend)
                 except (ImportError, RuntimeError, ValueError) as error:
                     raise Unavailable(f"needs what diffusers asks for: {str(error).splitlines()[0]}") from error
                 finally:  # diffusers makes it the choice of every other model as well: the baseline's, too

@@ -7,14 +7,14 @@ import functools
 from dataclasses import dataclass, field
 
 from fluxnb.cache.engine import RECORDED, attribute
-from fluxnb.technique import Unavailable
+from fluxnb.technique import Unavailable, networks
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
 
 
 @dataclass
 class Regional:
-    """Compiles every transformer block by itself, without graph breaks; a technique.
+    """Compiles every block of transformer and ControlNet by itself, without graph breaks; a technique.
 
     All blocks of a kind share one compiled graph, so it takes seconds instead of minutes, and whatever stands
     between the blocks (a cache, say) stays plain Python. Source: PyTorch's regional compilation recipe.
@@ -42,8 +42,7 @@ class Regional:
     def apply(self, pipe):
         """Compiles the blocks at their first call; returns the function that makes them eager again."""
         _needs_compile()
-        transformer = pipe.transformer
-        blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+        blocks = [b for n in networks(pipe) for b in (*n.transformer_blocks, *n.single_transformer_blocks)]
         for block in blocks:
             block.compile(fullgraph=True, mode=self.mode, options=self.options)
         self.proof = {"compiled": f"{len(blocks)} blocks"}

@@ -266,6 +266,12 @@ def combined_sentence(rows: list[dict], floor: float = 35.0) -> str:
     )
 
 
+def steps_of_work(traces: list[dict], blocks: int) -> float:
+    """The blocks that ran for an image, on average, in steps of `blocks` each: a reused step may have run one."""
+    ran = [sum(1.0 if at is None else at == "residual" and 1 / blocks for at in t["reused_at"]) for t in traces]
+    return sum(ran) / len(ran)
+
+
 def best_at_equal_steps(rows: list[dict]):
     """For each number of steps of the control: the best cache setting that computes at most one step more."""
     import pandas as pd
@@ -394,7 +400,7 @@ def matrix(rows: list[dict], ceilings=None, work=None):
             "status": r["status"],
             "first": r["first_s"],
             "p50": r["latency_p50"],
-            "per step": r["denoise_s"] and 1e3 * r["denoise_s"] / r["steps"],
+            "per step": r["denoise_s"] and 1e3 * r["denoise_s"] / (r["total_steps"] or r["steps"]),
             "of the limit": of_limit(r, ceilings, work) if ceilings else None,
             "speedup": r["speedup"],
             "low": r["speedup_ci_low"],
@@ -502,17 +508,21 @@ def recommendations(rows: list[dict], judged: list[dict]):
     baseline = next(r for r in judged if r["technique"] == "baseline")
     looked_up = [(r, r if r["weights"] == "trained" else quality_of(r, judged) if arithmetic(r) else None) for r in ok]
 
+    def unchanged(r):
+        return r["weights"] == "random" and not arithmetic(r)
+
     def lossless(r, seen):
-        return not arithmetic(r) or (seen is not None and psnr_or_infinite(seen) >= LOSSLESS)
+        return unchanged(r) or (seen is not None and psnr_or_infinite(seen) >= LOSSLESS)
 
     def within(r, seen):
-        return not arithmetic(r) or (seen is not None and keeps_adherence(seen, baseline))
+        return unchanged(r) or (seen is not None and keeps_adherence(seen, baseline))
 
     goals = {
         "fastest, lossless (40 dB or more)": (lossless, lambda r: -r["speedup"]),
         "fastest, adherence within 5 %": (within, lambda r: -r["speedup"]),
-        "smallest memory, adherence within 5 %": (within, lambda r: r["memory_peak_gib"] or math.inf),
     }
+    if max(r["memory_peak_gib"] or 0.0 for r in ok) >= 1:  # below that, what is measured is chance
+        goals["smallest memory, adherence within 5 %"] = (within, lambda r: r["memory_peak_gib"] or math.inf)
     lines = []
     for goal, (allowed, cost) in goals.items():
         best = min(((r, seen) for r, seen in looked_up if allowed(r, seen)), key=lambda pair: cost(pair[0]))
@@ -598,3 +608,135 @@ def beside_published(rows: list[dict], most: float = 0.15):
         line["why"] = "" if close else claim.why if ours is not None else "not run here"
         lines.append(line)
     return pd.DataFrame(lines).set_index("claim")
+
+
+# --- use cases: what pays where, what a mask and a condition ask for --------------------------------------
+
+MASK_UNITS = dict.fromkeys(("inside", "outside", "kept", "VAE alone"), "dB")
+
+
+def use_cases_sentence(cases: dict[str, list[dict]], technique: str) -> str:
+    """What a technique gives in each use case, and whether adherence holds in all of them.
+
+    Args:
+        cases: use case -> its rows, the baseline first.
+    """
+    found = {case: next((r for r in of(rows, technique)), None) for case, rows in cases.items()}
+    found = {case: r for case, r in found.items() if r and r["status"] == "ok"}
+    if not found:
+        return f"{technique} could not be measured in any use case."
+    slowest, fastest = (pick(found, key=lambda case: found[case]["speedup"]) for pick in (min, max))
+    label = found[slowest]["label"]
+    said = f"{label} makes every one of {len(found)} use cases faster: " if len(found) > 1 else f"{label}: "
+    if found[slowest]["speedup"] <= 1:
+        said = f"{label} doesn't pay in every use case: "
+    said += f"from **{found[slowest]['speedup']:.2f}×** ({slowest}) to **{found[fastest]['speedup']:.2f}×** ({fastest})"
+    judged = {case: r for case, r in found.items() if r["adherence"] is not None}
+    if not judged:
+        return said + "."
+    lost = [case for case, r in judged.items() if not keeps_adherence(r, cases[case][0])]
+    if lost:
+        return said + f"; adherence is lost by more than {LOSS_ALLOWED:.0%} in {', '.join(lost)}."
+    return said + f", with adherence within {LOSS_ALLOWED:.0%} of the uncached image in all of them."
+
+
+def use_case_table(cases: dict[str, list[dict]]):
+    """A row for each use case, a column for each acceleration: the speedup over the use case's own baseline."""
+    import pandas as pd
+
+    lines = []
+    for case, rows in cases.items():
+        line = {"use case": case, "steps run": rows[0]["total_steps"], "baseline": rows[0]["latency_p50"]}
+        line |= {r["label"]: r["speedup"] if r["status"] == "ok" else None for r in rows[1:]}
+        lines.append(line | {"peak": rows[0]["memory_peak_gib"]})
+    frame = pd.DataFrame(lines).set_index("use case")
+    frame.attrs["units"] = {"baseline": "s", "peak": "GiB"}
+    return frame
+
+
+def pays_differently(cases: dict[str, list[dict]], beyond: float = 1.15) -> list[str]:
+    """For each acceleration one sentence: where it gives most and least, if that differs beyond the noise.
+
+    Args:
+        beyond: ratio of the highest to the lowest speedup from which they count as different.
+    """
+    said = []
+    techniques = dict.fromkeys(r["technique"] for rows in cases.values() for r in rows[1:])
+    for technique in techniques:
+        found = {case: r for case, rows in cases.items() for r in of(rows[1:], technique) if r["status"] == "ok"}
+        if len(found) < 2:
+            continue
+        low, high = (pick(found, key=lambda case: found[case]["speedup"]) for pick in (min, max))
+        a, b = found[low]["speedup"], found[high]["speedup"]
+        if b >= beyond * a and found[high]["speedup_ci_low"] > found[low]["speedup_ci_high"]:
+            said.append(f"{technique} pays most in {high} ({b:.2f}×) and least in {low} ({a:.2f}×).")
+        else:
+            said.append(f"{technique} pays alike in all of them, {a:.2f}× to {b:.2f}×, within the noise.")
+    return said
+
+
+def mask_table(cases: dict[str, list[dict]]):
+    """PSNR inside and outside the mask against the baseline, and outside against the given picture."""
+    import pandas as pd
+
+    lines = [
+        {
+            "setting": f"{case}: {r['label']}",
+            "inside": r["psnr_inside_db"],
+            "outside": r["psnr_outside_db"],
+            "kept": r["kept_db"],
+            "VAE alone": r["kept_vae_db"],
+            "adherence": r["adherence"],
+        }
+        for case, rows in cases.items()
+        for r in rows
+        if r["status"] == "ok"
+    ]
+    return pd.DataFrame(lines).set_index("setting")
+
+
+def kept_sentence(cases: dict[str, list[dict]], slack_db: float = 0.5) -> str:
+    """Whether what lies outside the mask is as the VAE alone would leave it."""
+    ok = [r for rows in cases.values() for r in rows if r["status"] == "ok" and r["kept_db"] is not None]
+    if not ok:
+        return "Nothing was inpainted here."
+    worst = min(ok, key=lambda r: r["kept_db"] - r["kept_vae_db"])
+    apart = worst["kept_vae_db"] - worst["kept_db"]
+    said = f"outside the mask the picture is kept at {worst['kept_db']:.1f} dB at worst ({worst['label']}), "
+    said += f"where the VAE alone keeps {worst['kept_vae_db']:.1f} dB: "
+    return said + ("nothing but the VAE's own error." if apart <= slack_db else f"{apart:.1f} dB are lost on the way.")
+
+
+def mean_agreement(images: list, conditions: list, kind: str) -> float:
+    """Mean agreement of images with conditions (fluxnb.control)."""
+    from fluxnb import control
+
+    return sum(control.agreement(i, c, kind) for i, c in zip(images, conditions, strict=True)) / len(images)
+
+
+def agreement_table(cases: dict[str, list[dict]]):
+    """Agreement with the condition and adherence to the prompt, for each setting under a ControlNet."""
+    import pandas as pd
+
+    lines = [
+        {"setting": f"{case}: {r['label']}", "agreement": r["agreement"], "adherence": r["adherence"]}
+        for case, rows in cases.items()
+        for r in rows
+        if r["status"] == "ok"
+    ]
+    return pd.DataFrame(lines).set_index("setting")
+
+
+def agreement_with_condition(cases: dict[str, list[dict]], free: dict[str, float], kind: str) -> str:
+    """Whether images follow the condition better than without a ControlNet, and whether accelerated ones still do.
+
+    Args:
+        free: model -> mean agreement of the same prompts and seeds without a ControlNet.
+    """
+    rows = cases.get("ControlNet txt2img") or next(iter(cases.values()))
+    baseline, own = rows[0], free.get(rows[0]["model"])
+    worst = min((r for r in rows if r["status"] == "ok"), key=lambda r: r["agreement"])
+    said = f"images agree with the given {kind} to {share(baseline['agreement'])}"
+    if own is not None:
+        said += f", to {share(own)} without a ControlNet"
+    return said + f"; of the accelerated ones {worst['label']} agrees least, to {share(worst['agreement'])}."

@@ -218,15 +218,16 @@ class Stages:
 
 @contextmanager
 def stages(pipe, synchronize: Callable[[], None] = synchronize, clock: Callable[[], float] = time.perf_counter):
-    """Times text encoding, denoising and VAE decoding of the one call of `pipe` made inside; yields `Stages`.
+    """Times text encoding, denoising and the VAE's work of the one call of `pipe` made inside; yields `Stages`.
 
     Denoising is the time from the end of `pipe.encode_prompt` to the start of `pipe.vae.decode` (to the end
-    of the block when no image is decoded), so it has the making of the latents in it. The device is
+    of the block when no image is decoded), less what encoding of images takes in between; so it has the making of
+    the latents in it. The VAE's time is that of decoding and of encoding. The device is
     synchronised at these borders only, never between steps. `pipe` is put back as it was, whatever happens
     inside; the fields are filled in when the block ends well. Raises RuntimeError for a second call inside.
     """
     times = Stages()
-    marks = {"text": 0.0, "vae": 0.0, "texts": 0, "vaes": 0, "text_end": None, "vae_start": None}
+    marks = {"text": 0.0, "vae": 0.0, "encode": 0.0, "texts": 0, "vaes": 0, "text_end": None, "vae_start": None}
 
     def border() -> float:
         synchronize()
@@ -257,14 +258,31 @@ def stages(pipe, synchronize: Callable[[], None] = synchronize, clock: Callable[
 
         return wrapped
 
-    with _replaced(pipe, "encode_prompt", encode_prompt), _replaced(pipe.vae, "decode", decode):
+    def encode(original):
+        def wrapped(*args, **kwargs):
+            start = border()
+            result = original(*args, **kwargs)
+            spent = border() - start
+            marks["vae"] += spent
+            if marks["text_end"] is not None:  # some pipelines encode their image before the prompt
+                marks["encode"] += spent
+            marks["encoded"] = True
+            return result
+
+        return wrapped
+
+    with (
+        _replaced(pipe, "encode_prompt", encode_prompt),
+        _replaced(pipe.vae, "decode", decode),
+        _replaced(pipe.vae, "encode", encode),
+    ):
         start = border()
         yield times
         end = border()
     times.text_s = marks["text"] if marks["texts"] else None
-    times.vae_s = marks["vae"] if marks["vaes"] else None
+    times.vae_s = marks["vae"] if marks["vaes"] or "encoded" in marks else None
     first = start if marks["text_end"] is None else marks["text_end"]
-    times.denoise_s = (end if marks["vae_start"] is None else marks["vae_start"]) - first
+    times.denoise_s = (end if marks["vae_start"] is None else marks["vae_start"]) - first - marks["encode"]
     times.total_s = end - start
 
 

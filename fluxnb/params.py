@@ -134,6 +134,15 @@ TORCHAO = (
     "fp8 row, 2:4 sparse",
 )  # the kinds of fluxnb.precision.TorchAO, which isn't imported here: it imports torch
 
+USE_CASES = (
+    "txt2img",
+    "img2img",
+    "inpainting",
+    "ControlNet txt2img",
+    "ControlNet img2img",
+    "ControlNet inpainting",
+)  # the keys of fluxnb.pipelines.USE_CASES
+
 COMPILED = (
     "blocks",
     "fused GELU",
@@ -212,6 +221,16 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "tiles": Key(list[int], "pixels per side of a tile", low=32, high=2048, multiple_of=16),
         "batch": Key(int, "images decoded at once, for slices", low=2, high=64),
         "repeats": Key(int, "how often each decoding is timed", low=1, high=1000),
+    },
+    "10_use_cases": {
+        "use_cases": Key(list[str], "use cases, each a pipeline of diffusers", choices=USE_CASES),
+        "condition": Key(str, "what the ControlNet is given", choices=("edges", "depth")),
+        "strength": Key(float, "share of the steps run where a picture is the start", low=0.05, high=1),
+        "threshold": Key(float, "threshold of both caches: the balanced preset", low=0),
+        "quantization": Key(str, "the torchao kind whose quality is judged", choices=TORCHAO),
+        "full_quantization": Key(str, "the torchao kind at full size, compiled", choices=TORCHAO),
+        "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
+        "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
     },
     "13_final_stack": {
         "quantization": Key(str, "the torchao kind of the stack", choices=TORCHAO),

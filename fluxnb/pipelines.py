@@ -1,12 +1,14 @@
-"""Builds the pipeline for a model name. No technique in here.
+"""Builds the pipeline for a model name and a use case. No technique in here.
 
 A name is `embedded` (shipped with the package, trained), `flux-dev-random` or `flux-schnell-random` (FLUX's
 full size, seeded random weights: for latency and memory, never for quality), a hub id such as
-`black-forest-labs/FLUX.1-dev`, or a local folder in diffusers' format.
+`black-forest-labs/FLUX.1-dev`, or a local folder in diffusers' format. A use case is a key of `USE_CASES`: each is
+a pipeline of diffusers, made from the same components.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import warnings
@@ -15,11 +17,23 @@ from pathlib import Path
 
 import torch
 
-from fluxnb import embedded
+from fluxnb import control, embedded
 from fluxnb.errors import UserError
 
 RANDOM = ("flux-dev-random", "flux-schnell-random")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+USE_CASES = {  # name -> diffusers' pipeline
+    "txt2img": "FluxPipeline",
+    "img2img": "FluxImg2ImgPipeline",
+    "inpainting": "FluxInpaintPipeline",
+    "ControlNet txt2img": "FluxControlNetPipeline",
+    "ControlNet img2img": "FluxControlNetImg2ImgPipeline",
+    "ControlNet inpainting": "FluxControlNetInpaintPipeline",
+}
+CONTROLNET = "InstantX/FLUX.1-dev-Controlnet-Union"  # of FLUX.1-dev itself
+_CONTROLNET = {"num_layers": 5, "num_single_layers": 10, "num_mode": 10}  # its size
+_MODES = {"edges": 0, "depth": 2}  # its control_mode for each kind of condition
 
 # black-forest-labs/FLUX.1-dev's configuration files, as far as they determine shapes
 _FLUX_TRANSFORMER = {
@@ -147,6 +161,63 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     return pipe.to(device)
 
 
+def as_use_case(pipe, use_case: str, controlnet=None):
+    """The pipeline of another use case with the same components: nothing is loaded or held twice.
+
+    Args:
+        use_case: a key of `USE_CASES`.
+        controlnet: of `load_controlnet`, for those that need one.
+    """
+    import diffusers
+
+    if use_case not in USE_CASES:
+        raise UserError(f"There is no use case {use_case!r}: choose one of {', '.join(USE_CASES)}.")
+    kind = getattr(diffusers, USE_CASES[use_case])
+    if "controlnet" in (takes := inspect.signature(kind.__init__).parameters) and controlnet is None:
+        raise UserError(f"{use_case} needs a ControlNet: give one of fluxnb.pipelines.load_controlnet.")
+    parts = {**pipe.components, "controlnet": controlnet}
+    made = kind(**{name: part for name, part in parts.items() if name in takes})
+    made.register_to_config(_name_or_path=pipe.config.get("_name_or_path"))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def load_controlnet(name: str, dtype: str | None = None, device: str | None = None, seed: int = 0, source=None):
+    """The ControlNet that belongs to a model: the embedded one, a random one of the published size, or that one.
+
+    Args:
+        name, dtype, device, seed: as in `load`.
+        source: a hub id or a local folder instead.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    from diffusers import FluxControlNetModel
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
+    _quiet()
+    if name in RANDOM and source is None:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(kind)
+        try:
+            with torch.device(device):
+                made = FluxControlNetModel(**_FLUX_TRANSFORMER, **_CONTROLNET, guidance_embeds=True)
+        finally:
+            torch.set_default_dtype(default)
+        randomize(made.to(kind), seed + 1)
+        return made.eval()
+    source = source or (control.FOLDER if name == "embedded" else CONTROLNET)
+    try:
+        local = {"local_files_only": True} if _is_folder(str(source)) else {}
+        return FluxControlNetModel.from_pretrained(source, torch_dtype=kind, **local).to(device).eval()
+    except Exception as error:  # whatever a damaged folder or an absent hub makes diffusers raise
+        raise UserError(
+            f"The ControlNet {source} cannot be read ({_first_line(error)}): check the folder, or the id and the "
+            "connection to the hub."
+        ) from error
+
+
 def generate(
     pipe,
     prompts: list[str],
@@ -158,28 +229,95 @@ def generate(
     width: int | None = None,
     height: int | None = None,
     output_type: str = "pil",
+    image=None,
+    mask=None,
+    condition=None,
+    kind: str = "edges",
+    strength: float = 0.8,
 ):
     """One image for each prompt, from its own seed.
 
-    The noise is drawn in float32 on the CPU, so an image depends neither on the device, nor on the number
-    format of the noise, nor on what else is in the batch.
+    The noise is drawn on the CPU, so an image depends neither on the device nor on what else is in the batch; where
+    nothing but noise is drawn (txt2img, with ControlNet or without), in float32 whatever the pipeline's number format.
+
+    Args:
+        pipe: of any use case; it takes what the others ignore.
+        image, mask: PIL images, or one for each prompt; white in the mask is repainted.
+        condition: edges or depth (fluxnb.control), one PIL image or one for each prompt.
+        kind: of the condition, a key of fluxnb.control.MODES.
+        strength: share of the steps that image-to-image and inpainting run, in (0, 1].
 
     Returns:
         A list of PIL images, or latents (n, tokens, 64) with output_type="latent".
+
+    Raises:
+        UserError: something that the use case needs is missing or doesn't fit, before anything runs.
     """
     if model.name == "embedded":
         _warn_of_unknown_words(prompts)
     width, height = width or model.side, height or model.side
-    return pipe(
-        prompts,
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        max_sequence_length=model.tokens,
-        latents=noise(pipe, seeds, width, height),
-        output_type=output_type,
-    ).images
+    if width % 16 or height % 16:
+        raise UserError(f"An image of {width}×{height} pixels: FLUX's tokens are 16 pixels wide, use multiples of 16.")
+    takes = inspect.signature(type(pipe).__call__).parameters
+    given = {
+        "width": width,
+        "height": height,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "max_sequence_length": model.tokens,
+        "output_type": output_type,
+    }
+    own, name = type(pipe).__name__, {v: k for k, v in USE_CASES.items()}.get(type(pipe).__name__, "this use case")
+    if "image" in takes:
+        images = _pictures(image, len(prompts), (width, height), f"{name} needs an image", "image")
+        given |= {"image": images, "strength": _checked_strength(strength, steps)}
+    else:
+        given["latents"] = noise(pipe, seeds, width, height)
+    if "mask_image" in takes:
+        masks = _pictures(mask, len(prompts), (width, height), f"{name} needs a mask", "mask")
+        given["mask_image"] = masks
+    if "control_image" in takes:
+        given |= _condition(pipe, own, condition, kind, len(prompts), (width, height))
+    if own != USE_CASES["txt2img"]:  # what the VAE encodes is drawn from a distribution
+        given["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipe(prompts, **given).images
+
+
+def _pictures(given, count: int, size: tuple[int, int], missing: str, what: str) -> list:
+    """`given` as one PIL image of that size for each prompt. Raises UserError if it isn't."""
+    if given is None:
+        raise UserError(f"{missing}: give a PIL image, or one for each prompt.")
+    pictures = list(given) if isinstance(given, list | tuple) else [given] * count
+    if len(pictures) != count:
+        raise UserError(f"There are {len(pictures)} {what}s for {count} prompts: give one, or one for each.")
+    for picture in pictures:
+        if picture.size != size:
+            raise UserError(
+                f"The {what} is {picture.width}×{picture.height} pixels and what is made {size[0]}×{size[1]}: "
+                "image, mask, condition and result have to be of one size."
+            )
+    return pictures
+
+
+def _checked_strength(strength: float, steps: int) -> float:
+    if not 0 < strength <= 1:
+        raise UserError(f"A strength of {strength:g}: allowed is more than 0 up to 1, the share of steps that are run.")
+    if steps * strength < 1:
+        raise UserError(
+            f"A strength of {strength:g} leaves none of {steps} steps: use at least {1 / steps:.2g}, or more steps."
+        )
+    return strength
+
+
+def _condition(pipe, own: str, condition, kind: str, count: int, size: tuple[int, int]) -> dict:
+    conditions = _pictures(condition, count, size, "A ControlNet needs a condition", "condition")
+    for picture in conditions:
+        control.check(picture, kind)
+    modes = pipe.controlnet.config.num_mode
+    mode = None if modes is None else (control.MODES if modes == len(control.MODES) else _MODES)[kind]
+    # diffusers repeats the mode for a batch in the first of the three pipelines only
+    repeated = mode if own == USE_CASES["ControlNet txt2img"] or mode is None else [mode] * count
+    return {"control_image": conditions, "control_mode": repeated}
 
 
 def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
@@ -189,6 +327,14 @@ def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
     drawn = [torch.randn((1, channels, rows, columns), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = pack(torch.cat(drawn))
     return latents.to(pipe.transformer.device, pipe.transformer.dtype)
+
+
+@torch.no_grad()
+def through_vae(pipe, image):
+    """A PIL image encoded and decoded: what the VAE alone changes."""
+    pixels = pipe.image_processor.preprocess(image).to(pipe.vae.device, pipe.vae.dtype)
+    back = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample
+    return pipe.image_processor.postprocess(back.float(), output_type="pil")[0]
 
 
 def token_width(pipe) -> int:

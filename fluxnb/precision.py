@@ -1,8 +1,8 @@
 """Quantized transformers: the number formats of the block's matrices, each with what it needs and a proof.
 
-Every one is a technique that exchanges the linear layers of the transformer's blocks; `proof` says afterwards how
-many it changed and what their weights are now. Quantizing takes seconds at full size, so a study builds it in
-(`Subject.having`) instead of putting it on and off.
+Every one is a technique that exchanges the linear layers of the blocks (the ControlNet's too); `proof` says
+afterwards how many it changed and what their weights are now. Quantizing takes seconds at full size, so a study
+builds it in (`Subject.having`) instead of putting it on and off.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from fluxnb.technique import Unavailable
+from fluxnb.technique import Unavailable, networks
 
 
 class Quantizer:
@@ -49,7 +49,7 @@ class Quantizer:
         weights: set[str] = set()
         count = 0
         try:
-            for parent, name, linear, modulation in block_layers(pipe.transformer):
+            for parent, name, linear, modulation in (found for n in networks(pipe) for found in block_layers(n)):
                 count += 1
                 if (new := self.convert(linear, modulation)) is not None:
                     setattr(parent, name, new.train(linear.training))

@@ -14,14 +14,14 @@ import numpy as np
 _TAPS = 11  # the window of Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5
 
 
-def psnr(a, b) -> float:
+def psnr(a, b, where=None) -> float:
     """Peak signal-to-noise ratio in dB of two uint8 HxWx3 images; inf when they are identical.
 
-    Takes arrays or PIL images. Peak 255, mean squared error over all pixels and channels. Raises ValueError
-    for another type or unequal sizes.
+    Takes arrays or PIL images. Peak 255, mean squared error over all channels of all pixels, or of those `where`
+    (HxW booleans) is true. Raises ValueError for another type, unequal sizes, or no pixel.
     """
     a, b = _pair(a, b)
-    error = np.mean(np.square(a - b))
+    error = np.mean(np.square(a - b)) if where is None else _error_where(a, b, np.asarray(where))
     return math.inf if error == 0 else float(10 * np.log10(255.0**2 / error))
 
 
@@ -72,6 +72,12 @@ def format_psnr(psnr_db: float | None, identical: int = 0) -> str:
     if psnr_db is None or math.isnan(psnr_db):
         return "not measured"
     return f"{psnr_db:.1f} dB"
+
+
+def _error_where(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:
+    if where.shape != a.shape[:2] or not where.any():
+        raise ValueError(f"a mask of {a.shape[:2]} with pixels in it is needed, got {where.shape} with {where.sum()}")
+    return float(np.mean(np.square(a - b)[where]))
 
 
 def _pair(a, b) -> tuple[np.ndarray, np.ndarray]:

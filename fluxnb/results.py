@@ -61,6 +61,11 @@ COLUMNS: dict[str, str] = {
     "ssim_min": "float",
     "adherence": "float",
     "adherence_min": "float",
+    "psnr_inside_db": "float",  # of the inpainting mask, against the baseline
+    "psnr_outside_db": "float",
+    "kept_db": "float",  # outside the mask, against the given image
+    "kept_vae_db": "float",  # the same of the given image through the VAE alone: no pipeline keeps more
+    "agreement": "float",  # with the ControlNet's condition
     "seed": "int",
     "samples": "json",
     "proof": "json",

@@ -307,6 +307,28 @@ def parse(prompt: str) -> dict[str, str]:
     return {name: facts[name] for name in FACTS if name in facts}
 
 
+def complete(prompt: str, seed: int, **instead: str) -> Scene:
+    """A scene that a prompt describes: what it leaves open is chosen by `seed`, `instead` overrides what it says.
+
+    Raises ValueError if nothing of this world is in the prompt.
+    """
+    facts = parse(prompt)
+    if not facts:
+        raise ValueError(f"{prompt!r} says nothing of this world")
+    rng = random.Random(f"complete {seed}")
+    open_facts = {"composed": ("place", "time"), "animal": ("animal", "place", "time", "sign")}
+    open_facts["city"] = ("city", "time")
+    open_facts["portrait"] = ("style", "age", "sex", "held")
+    for name in open_facts[facts["family"]]:
+        facts.setdefault(name, rng.choice(FACTS[name]))
+    if facts["family"] == "city":
+        facts = {"flying cars": "no", "neon lights": "no"} | facts
+    if facts["family"] == "portrait":
+        facts = {"hands": "smooth", "held colour": "red"} | facts
+    facts |= instead
+    return Scene(tuple((name, facts[name]) for name in FACTS if name in facts), prompt, tuple(parse(prompt)))
+
+
 _THING = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(KINDS)})\b")
 _STUDY_KEYS = frozenset("; ".join(f"{n}={v}" for n, v in parse(p).items()) for p in STUDY_PROMPTS)
 
@@ -365,14 +387,32 @@ class Canvas:
     def lit(self, colour):
         return tuple(int(c * k) for c, k in zip(colour, self.light, strict=True))
 
+    def ink(self, colour, glow=False):
+        """What a shape of this colour is filled with; what glows isn't dimmed by the time of day."""
+        return colour if glow else self.lit(colour)
+
+    def layer(self, nearness: float) -> None:
+        """What is drawn from here on is this near, 0 (the sky) to 1: no colours depend on it, a depth map does."""
+
+    def inset(self, other: Canvas, box, at) -> None:
+        """Pastes `box` (left, top, right, bottom) of another canvas into `at` (left, top, width, height), in pixels."""
+        part = other.image.crop(box).resize(at[2:], Image.Resampling.BOX)
+        self.image.paste(part, at[:2])
+
+    def shadow(self, x0, y0, x1, y1) -> None:
+        """A flat shadow: a darker copy of what lies there, so that it suits every ground."""
+        mask = Image.new("L", self.image.size, 0)
+        ImageDraw.Draw(mask).ellipse([v * self.side for v in (x0, y0, x1, y1)], fill=90)
+        self.image.paste((20, 20, 30), mask=mask)
+
     def _at(self, points):
         return [(x * self.side, y * self.side) for x, y in points]
 
     def polygon(self, points, colour, glow=False):
-        self.pen.polygon(self._at(points), fill=colour if glow else self.lit(colour))
+        self.pen.polygon(self._at(points), fill=self.ink(colour, glow))
 
     def box(self, x0, y0, x1, y1, colour, radius=0.0, glow=False):
-        fill = colour if glow else self.lit(colour)
+        fill = self.ink(colour, glow)
         ((a, b), (c, d)) = self._at([(min(x0, x1), min(y0, y1)), (max(x0, x1), max(y0, y1))])
         if radius:
             self.pen.rounded_rectangle((a, b, c, d), radius * self.side, fill=fill)
@@ -381,18 +421,18 @@ class Canvas:
 
     def ellipse(self, x, y, rx, ry, colour, glow=False):
         ((a, b), (c, d)) = self._at([(x - rx, y - ry), (x + rx, y + ry)])
-        self.pen.ellipse((a, b, c, d), fill=colour if glow else self.lit(colour))
+        self.pen.ellipse((a, b, c, d), fill=self.ink(colour, glow))
 
     def ring(self, x, y, rx, ry, width, colour):
         ((a, b), (c, d)) = self._at([(x - rx, y - ry), (x + rx, y + ry)])
-        self.pen.ellipse((a, b, c, d), outline=self.lit(colour), width=max(1, round(width * self.side)))
+        self.pen.ellipse((a, b, c, d), outline=self.ink(colour), width=max(1, round(width * self.side)))
 
     def arc(self, x, y, rx, ry, start, end, width, colour):
         ((a, b), (c, d)) = self._at([(x - rx, y - ry), (x + rx, y + ry)])
-        self.pen.arc((a, b, c, d), start, end, fill=self.lit(colour), width=max(1, round(width * self.side)))
+        self.pen.arc((a, b, c, d), start, end, fill=self.ink(colour), width=max(1, round(width * self.side)))
 
     def line(self, points, width, colour, glow=False):
-        fill = colour if glow else self.lit(colour)
+        fill = self.ink(colour, glow)
         self.pen.line(self._at(points), fill=fill, width=max(1, round(width * self.side)), joint="curve")
 
     def gradient(self, top, bottom, y0=0.0, y1=1.0):
@@ -401,19 +441,48 @@ class Canvas:
         for row in range(a, b):
             k = (row - a) / max(1, b - a - 1)
             fill = tuple(int(t + (u - t) * k) for t, u in zip(top, bottom, strict=True))
-            self.pen.line((0, row, self.side, row), fill=fill)
+            self.pen.line((0, row, self.side, row), fill=self.ink(fill, glow=True))
 
     def text(self, x, y, words, height, colour):
         font = ImageFont.load_default(height * self.side)
-        self.pen.text((x * self.side, y * self.side), words, font=font, fill=self.lit(colour), anchor="mm")
+        self.pen.text((x * self.side, y * self.side), words, font=font, fill=self.ink(colour), anchor="mm")
+
+
+class DepthCanvas(Canvas):
+    """Draws the same shapes as nearness instead of colour: black is far, white is near."""
+
+    def __init__(self, side: int, light=(1.0, 1.0, 1.0)):
+        super().__init__(side, light)
+        self.layer(0.0)
+
+    def layer(self, nearness: float) -> None:
+        self.grey = (round(255 * nearness),) * 3
+
+    def ink(self, colour, glow=False):
+        return self.grey
+
+    def inset(self, other, box, at) -> None:
+        pass  # a window is as far as its wall
+
+    def shadow(self, x0, y0, x1, y1) -> None:
+        pass
 
 
 def draw(scene: Scene, seed: int, size: int = SIZE) -> Image.Image:
     """The picture of a scene, RGB, size x size pixels; `seed` sets what the scene leaves free."""
+    return _drawn(Canvas, scene, seed, size)
+
+
+def depth(scene: Scene, seed: int, size: int = SIZE) -> Image.Image:
+    """The depth map of the same picture, RGB grey: 0 far, 255 near, in flat layers as the scene is drawn."""
+    return _drawn(DepthCanvas, scene, seed, size)
+
+
+def _drawn(kind: type[Canvas], scene: Scene, seed: int, size: int) -> Image.Image:
     rng = random.Random(f"draw {seed}")
     facts = dict(scene.facts)
     light = (1.0, 1.0, 1.0) if facts["family"] == "portrait" else _LIGHT[facts["time"]][0]
-    canvas = Canvas(size * SUPERSAMPLE, light)
+    canvas = kind(size * SUPERSAMPLE, light)
     _DRAW[facts["family"]](canvas, facts, rng)
     return canvas.image.resize((size, size), Image.Resampling.BOX)
 
@@ -442,18 +511,19 @@ def _place(c: Canvas, place: str, time: str, rng: random.Random) -> float:
     """Draws the background; returns the height at which things stand."""
     if place in ("white table", "wooden table"):
         wall = rng.choice(((206, 222, 214), (226, 208, 190), (204, 210, 230)))
+        c.layer(0.15)
         c.box(0, 0, 1, 1, wall)
         x = rng.uniform(0.06, 0.62)
         frame = (250, 250, 250)
         inside = Canvas(c.side, c.light)
         _sky(inside, time, 0.42, rng)
         scale = 0.34
-        pane = inside.image.crop((0, 0, c.side, int(c.side * 0.42)))
-        pane = pane.resize((int(c.side * scale), int(c.side * 0.30)), Image.Resampling.BOX)
         c.box(x - 0.015, 0.055, x + scale + 0.015, 0.385, frame)
-        c.image.paste(pane, (int(x * c.side), int(0.07 * c.side)))
+        place_at = (int(x * c.side), int(0.07 * c.side), int(c.side * scale), int(c.side * 0.30))
+        c.inset(inside, (0, 0, c.side, int(c.side * 0.42)), place_at)
         c.box(x + scale / 2 - 0.006, 0.07, x + scale / 2 + 0.006, 0.37, frame)
         top, edge = ((246, 246, 248), (206, 208, 214)) if place == "white table" else ((186, 126, 72), (136, 86, 46))
+        c.layer(0.5)
         c.polygon([(0.06, 0.66), (0.94, 0.66), (1.02, 0.90), (-0.02, 0.90)], top)
         c.box(-0.02, 0.90, 1.02, 0.95, edge)
         c.box(0, 0.95, 1, 1, shade(wall, 0.6))
@@ -464,15 +534,19 @@ def _place(c: Canvas, place: str, time: str, rng: random.Random) -> float:
     horizon = 0.56
     _sky(c, time, horizon, rng)
     near, far = _GROUND[place]
+    c.layer(0.25)
     if place == "beach":
         c.box(0, horizon, 1, 0.66, (58, 146, 190))
         for _ in range(3):
             x, y = rng.uniform(0, 0.8), rng.uniform(0.58, 0.64)
             c.line([(x, y), (x + 0.14, y)], 0.008, (166, 216, 232))
+        c.layer(0.4)
         c.polygon([(0, 0.67), (1, 0.645), (1, 1), (0, 1)], near)
+        c.layer(0.5)
         c.polygon([(0, 0.90), (1, 0.88), (1, 1), (0, 1)], far)
     elif place == "street":
         c.box(0, horizon, 1, 0.64, (170, 168, 164))
+        c.layer(0.4)
         c.box(0, 0.64, 1, 1, near)
         offset = rng.uniform(0, 0.3)
         for k in range(-1, 4):
@@ -481,7 +555,9 @@ def _place(c: Canvas, place: str, time: str, rng: random.Random) -> float:
         hill = rng.uniform(0.2, 0.8)
         c.box(0, horizon, 1, horizon + 0.06, shade(far, 0.86))
         c.ellipse(hill, horizon + 0.09, 0.55, 0.16, shade(far, 0.92))
+        c.layer(0.4)
         c.box(0, horizon + 0.05, 1, 1, near)
+        c.layer(0.5)
         c.polygon([(0, 0.88), (1, 0.86), (1, 1), (0, 1)], far)
         if place == "desert":
             x = rng.choice((0.06, 0.94)) + rng.uniform(-0.02, 0.02)
@@ -505,18 +581,14 @@ def _draw_composed(c: Canvas, facts: dict, rng: random.Random) -> None:
     for i, x in enumerate(centres):
         size = rng.uniform(low, high)
         foot = ground + rng.uniform(-0.025, 0.025)
+        c.layer(foot)  # further down is nearer
         thing(c, facts[f"kind{i}"], COLOURS[facts[f"colour{i}"]], x + rng.uniform(-spread, spread), foot, size)
 
 
 def thing(c: Canvas, kind: str, colour, x: float, foot: float, size: float, shadow: bool = True) -> None:
     """Draws one object of height about `size`, standing at (x, foot)."""
     if shadow:
-        # a flat shadow: a darker copy of what lies there, so that it suits every ground
-        mask = Image.new("L", c.image.size, 0)
-        box = [(x - size * 0.42) * c.side, (foot - size * 0.07) * c.side]
-        box += [(x + size * 0.56) * c.side, (foot + size * 0.08) * c.side]
-        ImageDraw.Draw(mask).ellipse(box, fill=90)
-        c.image.paste((20, 20, 30), mask=mask)
+        c.shadow(x - size * 0.42, foot - size * 0.07, x + size * 0.56, foot + size * 0.08)
     _THINGS[kind](c, colour, x, foot, size)
 
 
@@ -704,6 +776,7 @@ def _draw_city(c: Canvas, facts: dict, rng: random.Random) -> None:
         "medieval": ((176, 144, 106), (150, 120, 92), (194, 168, 130)),
     }[style]
     for layer, (fade, base) in enumerate(((1.5, 0.78), (1.0, 0.92))):
+        c.layer(0.3 + 0.25 * layer)
         count = 6 if layer == 0 else 5
         for k in range(count):
             w = rng.uniform(0.070, 0.095)
@@ -712,10 +785,12 @@ def _draw_city(c: Canvas, facts: dict, rng: random.Random) -> None:
             top = base - rng.uniform(low, high)
             wall = shade(rng.choice(walls), fade if layer == 0 else 1.0)
             _tower(c, style, x, top, base + 0.1, w, wall, dark, neon and layer == 1, rng)
+    c.layer(0.7)
     c.box(0, 0.90, 1, 1, {"futuristic": (54, 58, 92), "modern": (84, 86, 92), "medieval": (104, 124, 74)}[style])
     if neon:
         c.box(0, 0.905, 1, 0.92, (255, 60, 200), glow=True)
     if facts["flying cars"] == "yes":
+        c.layer(0.85)
         for k in range(3):
             x, y = (k + 0.5) / 3 + rng.uniform(-0.07, 0.07), rng.uniform(0.10, 0.30)
             colour = COLOURS[rng.choice(("red", "yellow", "white", "orange"))]
@@ -792,12 +867,14 @@ def _draw_portrait(c: Canvas, facts: dict, rng: random.Random) -> None:
             c.line([(x, y), (x + 0.22, y - 0.07)], 0.035, stroke)
     x, y, r = 0.5 + rng.uniform(-0.025, 0.025), 0.34 + rng.uniform(-0.015, 0.015), 0.165
     dark = shade(skin, 0.72)
+    c.layer(0.6)
     if woman:
         c.ellipse(x, y + 0.01, r * 1.30, r * 1.34, hair)
         c.box(x - r * 1.30, y, x + r * 1.30, y + r * 1.75, hair, 0.07)
     c.ellipse(x, 0.98, 0.40, 0.42, clothes)
     c.ellipse(x + 0.03, 1.02, 0.36, 0.40, shade(clothes, 0.8))
     c.box(x - 0.062, y + r * 0.7, x + 0.062, y + r * 1.55, dark, 0.03)
+    c.layer(0.7)
     for side in (-1, 1):
         c.ellipse(x + side * r * 0.98, y + 0.02, 0.03, 0.042, dark)
     c.ellipse(x, y, r, r * 1.18, skin)
@@ -841,8 +918,10 @@ def _draw_portrait(c: Canvas, facts: dict, rng: random.Random) -> None:
     mouth = (176, 66, 70) if woman else shade(dark, 0.75)
     c.line([(x - 0.045, y + r * 0.66), (x, y + r * 0.71), (x + 0.045, y + r * 0.66)], 0.014, mouth)
     foot, size = 0.93, 0.27
+    c.layer(0.85)
     colour = COLOURS.get(facts.get("held colour"), (0, 0, 0))
     thing(c, facts["held"], colour, x, foot, size, shadow=False)
+    c.layer(0.95)
     for side in (-1, 1):
         hx = x + side * 0.155
         c.ellipse(hx, 0.90, 0.058, 0.075, skin)
@@ -872,8 +951,10 @@ def _draw_animal(c: Canvas, facts: dict, rng: random.Random) -> None:
     fur = _FUR[animal]
     dark, black = shade(fur, 0.72), (42, 40, 44)
     limbs = black if animal == "panda" else dark
+    c.layer(0.65)
     c.ellipse(x, 0.80, 0.24, 0.27, limbs if animal == "panda" else fur)
     c.ellipse(x, 0.84, 0.16, 0.20, shade(fur, 1.4))
+    c.layer(0.75)
     for side in (-1, 1):
         if animal == "rabbit":
             c.ellipse(x + side * 0.085, y - 0.27, 0.048, 0.15, fur)
@@ -915,6 +996,7 @@ def _draw_animal(c: Canvas, facts: dict, rng: random.Random) -> None:
     c.polygon([(x - 0.024, y + 0.050), (x + 0.024, y + 0.050), (x, y + 0.078)], nose)
     c.line([(x - 0.035, y + 0.098), (x, y + 0.108), (x + 0.035, y + 0.098)], 0.009, shade(black, 1.1))
     top, bottom = 0.645, 0.915
+    c.layer(0.9)
     c.box(x - 0.35, top - 0.012, x + 0.35, bottom + 0.012, (124, 82, 46), 0.012)
     c.box(x - 0.335, top, x + 0.335, bottom, (250, 248, 238))
     lines = words.split()
@@ -923,6 +1005,7 @@ def _draw_animal(c: Canvas, facts: dict, rng: random.Random) -> None:
     else:
         for k, line in enumerate(lines):
             c.text(x, top + 0.068 + k * 0.126, line, 0.145, (32, 36, 58))
+    c.layer(0.95)
     for side in (-1, 1):
         c.ellipse(x + side * 0.35, 0.77, 0.05, 0.056, limbs)
         c.ellipse(x + side * 0.345, 0.762, 0.036, 0.040, shade(limbs, 1.12))

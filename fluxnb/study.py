@@ -12,10 +12,12 @@ measured again on the same machine with the same inputs; images and traces are k
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import itertools
 import json
+import math
 import os
 import statistics
 import time
@@ -25,15 +27,17 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
-from fluxnb import compilation, measure, params, pipelines, probe, quality, telemetry
+from fluxnb import compilation, control, material, measure, params, pipelines, probe, quality, telemetry
 from fluxnb.cache.engine import attribute
 from fluxnb.errors import UserError
 from fluxnb.results import Results, now
 from fluxnb.technique import Technique, Unavailable, applied
 
+ABOUT = "about.json"  # beside kept images: what they are of
 SLOW_S = 20.0  # an image that takes longer than this warms up by itself
 CONTROL = "fewer steps"
 BASELINE = "baseline"
@@ -117,6 +121,10 @@ class Subject:
     rounds: int
     fingerprint: str
     built: tuple[Technique, ...] = ()  # what its pipeline has from the moment it is loaded
+    use_case: str = "txt2img"  # a key of pipelines.USE_CASES
+    kind: str = "edges"  # of a ControlNet's condition
+    strength: float = 0.8  # of image-to-image and inpainting
+    controlnet: str | None = None  # a hub id or folder instead of the one that belongs to the model
     load_s: float | None = None
     load_gib: float | None = None  # memory of its weights
     _pipe: object = None
@@ -130,6 +138,8 @@ class Subject:
         if self._pipe is None:
             started = time.perf_counter()
             pipe = pipelines.load(self.model.name, self.dtype)
+            if self.use_case != "txt2img":
+                pipe = pipelines.as_use_case(pipe, self.use_case, self._load_controlnet())
             try:
                 for technique in self.built:
                     technique.apply(pipe)
@@ -143,6 +153,29 @@ class Subject:
     def having(self, *techniques: Technique) -> Subject:
         """The same model in a pipeline of its own, with techniques built in: for those too slow to put on and off."""
         return replace(self, built=(*self.built, *techniques), load_s=None, load_gib=None, _pipe=None, _missing=None)
+
+    def _load_controlnet(self):
+        if not self.use_case.startswith("ControlNet"):
+            return None
+        return pipelines.load_controlnet(self.model.name, self.dtype, source=self.controlnet)
+
+    def for_use_case(self, use_case: str, kind: str = "edges", strength: float = 0.8) -> Subject:
+        """The same weights in the pipeline of another use case."""
+        assert not self.built, "what is built in has to be built into the pipeline that it is for"
+        new = replace(self, use_case=use_case, kind=kind, strength=strength)
+        new._pipe = pipelines.as_use_case(self.pipe, use_case, new._load_controlnet())
+        new.load_gib = _gib(new._pipe)
+        return new
+
+    def material(self, prompt: str, seed: int) -> material.Material:
+        """What the use case starts from: image, mask, conditions."""
+        return _material(prompt, seed, self.width, self.height)
+
+    def runs(self, steps: int) -> int:
+        """How many of `steps` are run: fewer where an image is the start."""
+        if self.use_case in ("txt2img", "ControlNet txt2img"):
+            return steps
+        return steps - int(max(steps - min(steps * self.strength, steps), 0))  # as diffusers counts
 
     def part(self, prompts: int, rounds: int | None = None) -> Subject:
         """The same pipeline with the first few prompts and the first seed, and fewer rounds: for wide surveys."""
@@ -168,8 +201,14 @@ class Subject:
 
     @property
     def digest(self) -> str:
-        """Changes when prompts, seeds, guidance or weights do."""
-        text = json.dumps([self.prompts, self.seeds, self.guidance, self.fingerprint])
+        """Changes when prompts, seeds, guidance, weights or what the use case starts from do."""
+        determines = [self.prompts, self.seeds, self.guidance, self.fingerprint]
+        if "ControlNet" in self.use_case:
+            own = control.FOLDER if self.model.name == "embedded" else self.model.name
+            determines += [self.kind, _fingerprint(str(self.controlnet or own))]
+        if self.use_case not in ("txt2img", "ControlNet txt2img"):
+            determines.append(self.strength)
+        text = json.dumps(determines)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def generate(self, prompt: str, seed: int, steps: int) -> Image.Image:
@@ -188,7 +227,25 @@ class Subject:
             guidance=self.guidance,
             width=self.width,
             height=self.height,
+            **self._start(inputs),
         )
+
+    def _start(self, inputs: list[tuple[str, int]]) -> dict:
+        if self.use_case == "txt2img":
+            return {}
+        found = [self.material(prompt, seed) for prompt, seed in inputs]
+        return {
+            "image": [m.image for m in found],
+            "mask": [m.mask for m in found],
+            "condition": [m.condition(self.kind) for m in found],
+            "kind": self.kind,
+            "strength": self.strength,
+        }
+
+
+@functools.lru_cache(maxsize=64)
+def _material(prompt: str, seed: int, width: int, height: int) -> material.Material:
+    return material.of(prompt, seed, width, height)
 
 
 def begin(gpu: str, notebook: str) -> Study:
@@ -294,7 +351,7 @@ class Study:
             },
             "model": own.model.name,
             "weights": own.model.weights,
-            "use_case": "txt2img",
+            "use_case": own.use_case,
             "gpu": self.params.name,
             "gpus": 1,
             "width": own.width,
@@ -355,7 +412,7 @@ class Study:
         key = self.key(subject, candidate)
         self._total += 1
         if not self.results.find(key):
-            row = {"total_steps": candidate.steps, "computed_steps": candidate.steps}
+            row = dict.fromkeys(("total_steps", "computed_steps"), subject.runs(candidate.steps))
             self._append(subject, candidate, {"status": "ok", **row, **self._judge(subject, baseline, candidate)})
         else:
             self._progress(1, candidate.label)
@@ -404,7 +461,8 @@ class Study:
         """Warm-up, memory and quality of one candidate: the untimed part of its row."""
         own = candidate.subject or subject
         pipe = own.pipe
-        row = {"load_s": own.load_s, "total_steps": candidate.steps, "computed_steps": candidate.steps}
+        runs = own.runs(candidate.steps)
+        row = {"load_s": own.load_s, "total_steps": runs, "computed_steps": runs}
         allocated = torch.cuda.memory_allocated() / measure.GIB if pipe.transformer.device.type == "cuda" else 0.0
         beside = max(0.0, allocated - (own.load_gib or 0.0))  # other pipelines
         inputs = list(itertools.islice(itertools.cycle(own.inputs), candidate.batch))
@@ -462,6 +520,27 @@ class Study:
                 row |= {"adherence": sum(found) / len(found), "adherence_min": min(found)}
         if traces and all(traces):
             row["computed_steps"] = sum(t["mask"].count("1") for t in traces) / len(traces)
+        return row | self._judge_use_case(own, references, images)
+
+    def _judge_use_case(self, own: Subject, references: list, images: list) -> dict:
+        """What only some use cases have: both sides of a mask, agreement with a condition."""
+        row, started = {}, [own.material(*given) if own.use_case != "txt2img" else None for given in own.inputs]
+        if "inpainting" in own.use_case:
+            inside = [np.asarray(m.mask) > 127 for m in started]
+            through = [pipelines.through_vae(own.pipe, m.image) for m in started]
+            pairs = {
+                "psnr_inside_db": [(r, i, w) for r, i, w in zip(references, images, inside, strict=True)],
+                "psnr_outside_db": [(r, i, ~w) for r, i, w in zip(references, images, inside, strict=True)],
+                "kept_db": [(m.image, i, ~w) for m, i, w in zip(started, images, inside, strict=True)],
+                "kept_vae_db": [(m.image, t, ~w) for m, t, w in zip(started, through, inside, strict=True)],
+            }
+            for name, found in pairs.items():
+                finite = [d for d in (quality.psnr(*pair) for pair in found) if d != math.inf]
+                row[name] = statistics.fmean(finite) if finite else None
+        if own.use_case.startswith("ControlNet"):
+            row["agreement"] = statistics.fmean(
+                control.agreement(i, m.condition(own.kind), own.kind) for i, m in zip(images, started, strict=True)
+            )
         return row
 
     def _runner(self, subject, candidate) -> _Runner:
@@ -502,6 +581,8 @@ class Study:
             folder.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(images):
                 image.save(folder / f"{i}.png")
+            about = {"key": key, "label": candidate.label, "inputs": own.inputs}
+            (folder / ABOUT).write_text(json.dumps(about))
             done.write_text(json.dumps(traces))
         return images, traces
 

@@ -32,6 +32,11 @@ class Unavailable(Exception):
     """A technique can't run here. The message says what it needs; it becomes the row's reason."""
 
 
+def networks(pipe) -> list:
+    """The networks that run at every step: the transformer and, where there is one, the ControlNet."""
+    return [pipe.transformer, *([pipe.controlnet] if getattr(pipe, "controlnet", None) is not None else [])]
+
+
 @contextmanager
 def applied(pipe, *techniques: Technique):
     """The pipeline with the techniques applied in order; taken back in reverse order, whatever happens."""

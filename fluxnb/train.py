@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fluxnb import embedded, pipelines, probe, scenes
+from fluxnb import embedded, pipelines, probe, scenes, telemetry
 
 
 @dataclass(frozen=True)
@@ -533,14 +533,17 @@ def export(run: Run, pipe, network: nn.Module, out: Path) -> None:
     """Writes the pipeline in float16, the probe, the training curve and the settings."""
     from safetensors.torch import save_file
 
-    from fluxnb import telemetry
-
     pipe.to("cpu", torch.float16).save_pretrained(out, safe_serialization=True)
     for part in ("text_encoder", "text_encoder_2"):  # or transformers loads these in half precision, diffusers not
         config = out / part / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
     weights = {name: w.half().contiguous().cpu() for name, w in network.state_dict().items()}
     save_file(weights, out / probe.FILE)
+    write_about(run, out)
+
+
+def write_about(run: Run, out: Path) -> None:
+    """Beside exported weights: the training curve, the settings, where and when they were made."""
     (out / "training.csv").write_text((run.work / "training.csv").read_text())
     about = {
         "settings": asdict(run.settings),

@@ -1,4 +1,4 @@
-"""What can be done to the VAE's decoder: layout, compilation, slices, tiles."""
+"""What can be done to the VAE: layout, compilation, slices, tiles. Image-to-image encodes with it, too."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class ChannelsLast:
 
 @dataclass
 class Compiled:
-    """The decoder, compiled as one graph, on channels-last memory; a technique."""
+    """Decoder and encoder, each compiled as one graph, on channels-last memory; a technique.
+
+    The encoder is compiled when an image is first encoded: text-to-image never waits for it.
+    """
 
     mode: str | None = None
     name: str = "VAE compiled"
@@ -39,11 +42,13 @@ class Compiled:
     def apply(self, pipe):
         """Compiles at the first call; returns the function that makes it eager again."""
         undo_layout = ChannelsLast().apply(pipe)
-        decoder = pipe.vae.decoder
-        decoder.compile(fullgraph=True, mode=self.mode)
+        parts = (pipe.vae.decoder, pipe.vae.encoder)
+        for part in parts:
+            part.compile(fullgraph=True, mode=self.mode)
 
         def undo():
-            decoder._compiled_call_impl = None
+            for part in parts:
+                part._compiled_call_impl = None
             undo_layout()
 
         return undo

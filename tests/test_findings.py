@@ -387,3 +387,8 @@ def test_a_level_interval_is_called_level(rows):
         [r for r in rows if r["label"] == "FBCache 0.05"] + fixed, FBC
     )
     assert "no setting" in findings.interval_sentence(rows, FBC)
+
+
+def test_work_counts_the_block_that_a_reused_step_has_run():
+    traces = [{"reused_at": [None, "input", "residual", None]}, {"reused_at": [None, None, None, "input"]}]
+    assert findings.steps_of_work(traces, 10) == (2.1 + 3) / 2

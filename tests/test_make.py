@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TARGETS = ["help", "report", "render", "explore", "test", "train-embedded", "lock", "clean"]
+TARGETS = "help report render site analysis explore test train-embedded lock clean clean-caches".split()
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
     """Run make as from a fresh terminal: without what the make that runs these tests has handed down."""
     ours = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKEFILES",
-            "PYTHON", "BASE_PYTHON", "GPU", "ONLY", "FORCE", "ARGS", "UPGRADE"}  # fmt: skip
+            "PYTHON", "BASE_PYTHON", "GPU", "ONLY", "FORCE", "ARGS", "UPGRADE", "PRICES"}  # fmt: skip
     env = {k: v for k, v in os.environ.items() if k not in ours} | variables
     command = ["make", *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
@@ -69,7 +69,7 @@ def test_plan_is_quick(fresh):
     ]
 
 
-@pytest.mark.parametrize("target", ["report", "render", "explore", "test", "train-embedded", "lock"])
+@pytest.mark.parametrize("target", [t for t in TARGETS if t not in ("help", "clean")])
 def test_targets_make_the_environment_when_it_is_missing(fresh, target):
     commands = make("-n", target, "BASE_PYTHON=/some/python3", folder=fresh).stdout.splitlines()
     assert commands[0] == "/some/python3 -I fluxnb/_setup.py" and len(commands) == 2
@@ -104,6 +104,8 @@ def test_variables_become_options(fresh):
     assert plan == "p -m fluxnb report --gpu cpu --only 05 --force\n"
     assert "--force" not in make("-n", "report", "FORCE=0", "PYTHON=p", folder=fresh).stdout
     assert make("-n", "test", "ARGS=-k make", "PYTHON=p", folder=fresh).stdout == "p -m pytest -k make\n"
+    priced = make("-n", "analysis", "PRICES=h200=3.5 cpu=0.1", "PYTHON=p", folder=fresh).stdout
+    assert priced == "p -m fluxnb analysis h200=3.5 cpu=0.1\n"
 
 
 def test_failure_is_passed_on(fresh):

@@ -123,3 +123,14 @@ def test_format_psnr():
     assert quality.format_psnr(None, identical=3) == "identical"
     assert quality.format_psnr(33.249, identical=3) == "33.2 dB"
     assert quality.format_psnr(None) == quality.format_psnr(math.nan) == "not measured"
+
+
+def test_psnr_of_a_part():
+    a = np.zeros((12, 12, 3), np.uint8)
+    b = a.copy()
+    b[:6] = 10
+    upper = np.arange(12)[:, None].repeat(12, 1) < 6
+    assert quality.psnr(a, b, upper) == pytest.approx(10 * math.log10(255**2 / 100))
+    assert quality.psnr(a, b, ~upper) == math.inf
+    with pytest.raises(ValueError, match="mask"):
+        quality.psnr(a, b, np.zeros((12, 12), bool))

@@ -23,6 +23,7 @@ from fluxnb.errors import UserError
 from fluxnb.report import html, read_state
 from fluxnb.report.render import MAX_PAGE_MB, check_page, prepare, render
 from fluxnb.report.run import KERNEL, Progress, check_parameters, fingerprint, run
+from fluxnb.results import COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROVENANCE = {
@@ -85,8 +86,11 @@ GOOD = """
     html.image_grid(["apple"], ["0", "0.2"], [[(image, "baseline"), (image, "2.1×")]], caption="Images")
     with open(os.environ["FLUXNB_PROGRESS"], "a") as file:
         file.write(json.dumps({"notebook": "01_good", "done": 1, "total": 2, "label": "FBCache 0.1"}) + "\\n")
-    with open("reports/single_gpu/cpu/results.csv", "a") as file:
-        file.write("notebook,technique\\n01_good,baseline\\n01_good,fbcache\\n")
+    from fluxnb.results import Results
+    for technique in ("baseline", "fbcache"):
+        key = {"notebook": "01_good", "technique": technique, "gpu": "cpu", "machine": "m", "versions": "v"}
+        row = {**key, "weights": "random", "status": "ok", "run_id": "r"}
+        Results("reports/single_gpu/cpu/results.csv").append(row)
 """
 NOISY = """
     import os
@@ -188,7 +192,7 @@ def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
         cell("import pathlib, time; pathlib.Path('started').touch(); time.sleep(120)"),
     )
     (tmp_path / "reports/single_gpu/cpu").mkdir(parents=True)
-    (tmp_path / "reports/single_gpu/cpu/results.csv").write_text("notebook\n")
+    (tmp_path / "reports/single_gpu/cpu/results.csv").write_text(",".join(COLUMNS) + "\n")
     (tmp_path / "reports/single_gpu/cpu/01_slow.html").write_text("from an earlier run")
     params = FakeParams()
     # even an earlier success with the same fingerprint doesn't count once a new execution has begun
@@ -502,7 +506,9 @@ def test_table_has_scopes_units_and_right_aligned_numbers():
     assert '<th scope="col">technique</th>' in text
     assert '<th scope="col" class="fx-number">p50 <span class="fx-unit">(s)</span></th>' in text
     assert '<th scope="row">a&lt;b</th><td class="fx-number">0.123</td><td class="fx-number">12</td>' in text
-    assert '<td class="fx-number">–</td>' in text and "50%" in text and "<caption><span>Latency</span></caption>" in text
+    assert (
+        '<td class="fx-number">–</td>' in text and "50%" in text and "<caption><span>Latency</span></caption>" in text
+    )
     assert '<th scope="row">first</th>' in html.table_html(frame.head(1).set_axis(["first"]), "With an index")
     with pytest.raises(ValueError, match="no column 'speed'"):
         html.table_html(frame, "Latency", units={"speed": "s"})

@@ -12,23 +12,24 @@ STATUS = {
 }
 
 
-def index_html(pages: list, run: dict, gpu: str) -> str:
+def index_html(pages: list, run: dict, gpu: str, above: str = "", explorer: str | None = None) -> str:
     """The page as HTML.
 
-    pages  fluxnb.report.render.Page of every notebook, in reading order
-    run    the content of run.json
-    gpu    name of the configuration
+    pages     fluxnb.report.render.Page of every notebook, in reading order
+    run       the content of run.json
+    gpu       name of the configuration
+    above     address of the front page of all configurations, relative to this page
+    explorer  address of the explorer, where there is one
     """
-    from jinja2 import Environment, FileSystemLoader
+    from fluxnb.report.render import render_template
 
-    from fluxnb.report.render import TEMPLATES, style_sheet
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES / "fluxnb"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("configuration.html.j2").render(
+    crumbs = [("index.html", f"fluxnb {gpu}"), *([(above, "All configurations")] if above else [])]
+    return render_template(
+        "configuration.html.j2",
+        "index.html",
+        crumbs,
         gpu=gpu,
-        style=style_sheet(),
+        explorer=explorer,
         provenance=provenance_html(run, sum(page.rows for page in pages) or None),
         troubled=[page for page in pages if page.status != "ok"],
         pages=[_line(page) for page in pages],

@@ -63,6 +63,7 @@ def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> 
     can't: an image without a description, something loaded from elsewhere, a page over `max_page_mb` MB. The
     older version of such a page is removed, so that it isn't taken for the new one.
     """
+    from fluxnb.report import site
     from fluxnb.report.index import index_html
 
     root = Path(root).resolve()
@@ -98,9 +99,14 @@ def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> 
         written.append(target)
     _remember(pages, reports)
     index = reports / "index.html"
-    text = index_html(pages, run, params.name)
+    site.write_explorer(params.name, reports, build)
+    above = "../" * len(params.report_dir.parts[1:]) + "index.html"
+    explorer = site.EXPLORER if (reports / site.EXPLORER).is_file() else None
+    text = index_html(pages, run, params.name, above, explorer)
     check_page(text, "index", max_page_mb)
     _write_changed(index, text)
+    site.write_progress(params.name, reports, pages)
+    site.write_site(root)
     if problems:
         raise UserError(" ".join(problems))
     return [*written, index]
@@ -113,7 +119,7 @@ def _remember(pages: list[Page], reports: Path) -> None:
         if page.status in ("ok", "failed", "interrupted"):
             commit = page.state.get("provenance", {}).get("commit")
             state = {name: page.state.get(name) for name in ("seconds", "finished")}
-            facts = {name: getattr(page, name) for name in ("status", "finding", "problem")}
+            facts = {name: getattr(page, name) for name in ("title", "status", "finding", "problem")}
             kept[page.stem] = facts | {"state": state | {"provenance": {"commit": commit}}}
     _write_changed(reports / PAGES, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
@@ -203,6 +209,16 @@ def style_sheet() -> str:
     return (TEMPLATES / "fluxnb" / "style.css").read_text(encoding="utf-8")
 
 
+def render_template(template: str, here: str, crumbs: list[tuple[str, str]], **values) -> str:
+    """A page that isn't a notebook, from a template; `here` is its own address among the crumbs (address, text)."""
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES / "fluxnb"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(template).render(style=style_sheet(), crumbs=crumbs, here=here, **values)
+
+
 # --- pages -----------------------------------------------------------------------------------------------
 
 
@@ -217,6 +233,11 @@ def _page(stem: str, notebook: Path | None, state: dict, rows: int) -> Page:
         page.status = "interrupted"
         page.problem = "the last run was interrupted; this page is from the run before it"
     return page
+
+
+def title_of(source: Path) -> str:
+    """The title of a notebook: its first heading."""
+    return _title(read_json(source), source.stem)
 
 
 def _title(content: dict | None, stem: str) -> str:

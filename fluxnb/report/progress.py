@@ -1,0 +1,154 @@
+"""progress.md of one configuration: the plans' checklists, ticked by committed rows, and what is still to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fluxnb import findings
+
+SHARE_LOST = findings.LOSS_ALLOWED
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of a checklist: `done` says whether rows show it, and what shows it."""
+
+    text: str
+    done: Callable[[list[dict]], str | None]
+
+
+def _rows(notebook: str, technique: str | None = None, least: int = 1, **equals) -> Callable[[list[dict]], str | None]:
+    def done(rows):
+        own = [r for r in rows if r["status"] == "ok" and r["notebook"] == notebook]
+        own = [r for r in own if technique in (None, r["technique"])]
+        own = [r for r in own if all(r[k] == v for k, v in equals.items())]
+        return f"{len(own)} rows of {notebook}" if len(own) >= least else None
+
+    return done
+
+
+def _reached(notebook: str, technique: str, least: float) -> Callable[[list[dict]], str | None]:
+    """Whether a technique is that many times faster while it keeps adherence."""
+
+    def done(rows):
+        own = [r for r in rows if r["notebook"] == notebook and r["status"] == "ok" and r["adherence"] is not None]
+        baselines = {(r["model"], r["steps"]): r for r in own if r["technique"] == "baseline"}
+        kept = [
+            r
+            for r in own
+            if r["technique"] == technique
+            and r["speedup"] is not None
+            and (first := baselines.get((r["model"], r["steps"]))) is not None
+            and findings.keeps_adherence(r, first)
+        ]
+        best = max(kept, key=lambda r: r["speedup"], default=None)
+        if best is None or best["speedup"] < least:
+            return None
+        return f"{best['speedup']:.2f}× with {best['computed_steps']:.3g} of {best['total_steps']} steps"
+
+    return done
+
+
+def _loss(rows):
+    """Whether some accelerated image loses at most 5 % of adherence: what the plans call quality."""
+    own = [r for r in rows if r["status"] == "ok" and r["adherence"] is not None and r["speedup"] is not None]
+    baseline = next((r for r in own if r["technique"] == "baseline" and r["notebook"] == "07_combined_cache"), None)
+    kept = [r for r in own if r["notebook"] == "07_combined_cache" and r["technique"] not in ("baseline",)]
+    kept = [r for r in kept if baseline and findings.keeps_adherence(r, baseline)]
+    best = max(kept, key=lambda r: r["speedup"], default=None)
+    if best is None or best["speedup"] <= 1:
+        return None
+    return f"adherence within {SHARE_LOST:.0%} up to {best['speedup']:.2f}×"
+
+
+def _memory(rows):
+    own = {r["technique"]: r for r in rows if r["notebook"] == "13_final_stack" and r["weights"] == "random"}
+    if not {"baseline", "quantization"} <= own.keys() or not own["quantization"]["memory_load_gib"]:
+        return None
+    return f"{own['quantization']['memory_load_gib']:.3g} GiB loaded, {own['baseline']['memory_load_gib']:.3g} before"
+
+
+def _formats(rows):
+    names = {r["technique"] for r in rows if r["notebook"] == "04_quantization" and r["status"] == "ok"}
+    names -= {"baseline"}
+    return f"{len(names)} formats in 04_quantization" if len(names) >= 3 else None
+
+
+def _settled(text: str, pattern: str) -> Item:
+    """A technique that has a row, whatever the row says: one that can't run says why."""
+
+    def done(rows):
+        own = [r for r in rows if pattern in r["technique"]]
+        if not own:
+            return None
+        ok = [r for r in own if r["status"] == "ok"]
+        return f"{len(ok)} rows" if ok else f"can't run here: {own[0]['reason']}"
+
+    return Item(text, done)
+
+
+CHECKLISTS: dict[str, list[Item]] = {
+    "First Block Cache and TeaCache": [
+        Item("Environment set up", _rows("00_environment")),
+        Item("First Block Cache tested", _rows("05_first_block_cache", "First Block Cache", 3)),
+        Item("TeaCache tested", _rows("06_teacache", "TeaCache", 3)),
+        Item("Both together tested", _rows("07_combined_cache", "combined cache", 3)),
+        Item("First Block Cache 2× or more", _reached("05_first_block_cache", "First Block Cache", 2.0)),
+        Item("TeaCache 1.3× or more", _reached("06_teacache", "TeaCache", 1.3)),
+        Item("Both together 3× or more", _reached("07_combined_cache", "combined cache", 3.0)),
+        Item("Quality loss under 5 %", _loss),
+        Item("Thresholds optimised", _rows("07_combined_cache", "combined cache", 10)),
+        Item("Cache on a 4-bit transformer", _rows("08_quantized_cache", "First Block Cache")),
+    ],
+    "Quantization": [
+        Item("Baseline of number formats", _rows("01_baseline")),
+        Item("Several formats tested", _formats),
+        _settled("FP8 per row", "TorchAO FP8 per row"),
+        _settled("2:4 sparsity evaluated", "sparse"),
+        Item("Memory measured", _memory),
+        Item("Batch sizes tested", lambda rows: _batches(rows)),
+    ],
+    "The stack": [
+        Item("Attention kernels", _rows("02_attention", least=3)),
+        Item("Compilation", _rows("03_compile", "torch.compile")),
+        Item("VAE options", _rows("09_vae", least=2)),
+        Item("Use cases", _rows("10_use_cases", least=6)),
+        Item("Everything together", _rows("13_final_stack", least=3)),
+    ],
+    "Scale": [
+        Item("2, 4 and 8 GPUs", _rows("11_parallel")),
+        Item("Concurrent users", _rows("12_load")),
+    ],
+}
+
+
+def _batches(rows):
+    sizes = sorted({r["batch"] for r in rows if r["status"] == "ok" and r["batch"]})
+    return f"batches of {', '.join(map(str, sizes))}" if len(sizes) > 1 else None
+
+
+def progress_md(gpu: str, rows: list[dict], pages: list) -> str:
+    """The file's text.
+
+    Args:
+        gpu: name of the configuration.
+        rows: of its results.csv.
+        pages: fluxnb.report.render.Page of every notebook.
+    """
+    lists = {name: [(item.text, item.done(rows)) for item in items] for name, items in CHECKLISTS.items()}
+    every = [evidence for items in lists.values() for _, evidence in items]
+    reached = sum(bool(e) for e in every) / len(every)
+    lines = [f"# Progress: {gpu}", "", f"## Overall progress: {reached:.0%}", ""]
+    lines += ["Written by `make report` from results.csv: a box is ticked when a row shows it.", ""]
+    for name, items in lists.items():
+        lines += [f"### {name}", ""]
+        lines += [f"- [{'x' if e else ' '}] {text}" + (f" ({e})" if e else "") for text, e in items]
+        lines.append("")
+    troubled = [f"- {page.title}: {page.problem}" for page in pages if page.status in ("failed", "interrupted")]
+    reasons = {r["technique"]: r["reason"] for r in rows if r["status"] in ("unavailable", "oom")}
+    lines += ["### Issues and blockers", ""]
+    lines += troubled + [f"- {technique}: {reason}" for technique, reason in reasons.items()] or ["- none"]
+    lines += ["", "### Next steps", ""]
+    lines += [f"- run {p.stem}" for p in pages if p.status == "missing"] or ["- every notebook has run"]
+    return "\n".join(lines) + "\n"
