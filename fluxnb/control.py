@@ -31,7 +31,7 @@ def edges(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.where(_edge_mask(image), 255, 0).astype(np.uint8)).convert("RGB")
 
 
-def agreement(image: Image.Image, condition: Image.Image, kind: str, within: int = 2) -> float:
+def agreement(image: Image.Image, condition: Image.Image, kind: str, within: int = 1) -> float:
     """How well an image follows its condition, 0 to 1.
 
     Edges: the F1 score of its own Canny edges against the condition's. Depth: the share of the depth map's steps

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from fluxnb import control, scenes
 from fluxnb.errors import UserError
 
 MARGIN = 0.03  # of the side: how far the mask reaches beyond what differs
+REACH = 16  # pixels, one token: masks are reduced to latents, and the decoder looks at its neighbours
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Material:
     mask: Image.Image
     edges: Image.Image
     depth: Image.Image
+
+    def outside(self, reach: int = REACH) -> np.ndarray:
+        """(height, width) booleans: what the mask leaves alone, less a border that the VAE's kernels reach across."""
+        return np.asarray(self.mask.filter(ImageFilter.MaxFilter(2 * reach + 1))) <= 127
 
     def condition(self, kind: str) -> Image.Image:
         """The condition of a kind of fluxnb.control.MODES."""

@@ -202,7 +202,7 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
         torch.set_default_dtype(kind)
         try:
             with torch.device(device):
-                made = FluxControlNetModel(**_FLUX_TRANSFORMER, **_CONTROLNET, guidance_embeds=True)
+                made = FluxControlNetModel(**{**_FLUX_TRANSFORMER, **_CONTROLNET, "guidance_embeds": True})
         finally:
             torch.set_default_dtype(default)
         randomize(made.to(kind), seed + 1)

@@ -528,11 +528,13 @@ class Study:
         if "inpainting" in own.use_case:
             inside = [np.asarray(m.mask) > 127 for m in started]
             through = [pipelines.through_vae(own.pipe, m.image) for m in started]
+            outside = [m.outside() for m in started]
+            given = [m.image for m in started]
             pairs = {
-                "psnr_inside_db": [(r, i, w) for r, i, w in zip(references, images, inside, strict=True)],
-                "psnr_outside_db": [(r, i, ~w) for r, i, w in zip(references, images, inside, strict=True)],
-                "kept_db": [(m.image, i, ~w) for m, i, w in zip(started, images, inside, strict=True)],
-                "kept_vae_db": [(m.image, t, ~w) for m, t, w in zip(started, through, inside, strict=True)],
+                "psnr_inside_db": zip(references, images, inside, strict=True),
+                "psnr_outside_db": zip(references, images, outside, strict=True),
+                "kept_db": zip(given, images, outside, strict=True),
+                "kept_vae_db": zip(given, through, outside, strict=True),
             }
             for name, found in pairs.items():
                 finite = [d for d in (quality.psnr(*pair) for pair in found) if d != math.inf]

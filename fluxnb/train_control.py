@@ -44,7 +44,7 @@ class Settings:
     drop_caption: float = 0.1
     guidance_low: float = 1.0
     guidance_high: float = 5.0
-    held_out: int = 100
+    held_out: int = 40
     seed: int = 0
 
     @staticmethod
@@ -223,13 +223,18 @@ def main(arguments: list[str] | None = None) -> int:
         print("time is over: the state is saved; run the same command again to go on")
         return 0
     export(run, controlnet, options.out)
-    rows = evaluate(pipelines.load_controlnet("embedded", "float32", "cpu", source=options.out), settings.held_out)
-    with (options.out / "evaluation.csv").open("w", newline="") as file:
+    print(json.dumps(write_evaluation(options.out, settings.held_out), indent=1))
+    return 0
+
+
+def write_evaluation(folder: Path, count: int) -> dict[str, float]:
+    """Evaluates the exported ControlNet; writes evaluation.csv beside it; returns the summary."""
+    rows = evaluate(pipelines.load_controlnet("embedded", "float32", "cpu", source=folder), count)
+    with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(json.dumps(summary(rows), indent=1))
-    return 0
+    return summary(rows)
 
 
 def summary(rows: list[dict]) -> dict[str, float]:

@@ -241,9 +241,10 @@ def test_nothing_outside_the_mask_changes_beyond_the_vae(pipes, drawn, use_case,
     pipe, techniques = pipes[use_case], [Cache(FirstBlock(0.2), Hold())] if cached else []
     with applied(pipe, *techniques):
         image = make(pipe, drawn)
-    inside = np.asarray(drawn.mask) > 127
+    inside, outside = np.asarray(drawn.mask) > 127, drawn.outside()
+    assert not (inside & outside).any() and outside.mean() > 0.4
     alone = pipelines.through_vae(pipe, drawn.image)
-    assert quality.psnr(image, drawn.image, ~inside) > quality.psnr(alone, drawn.image, ~inside) - 1.0
+    assert quality.psnr(image, drawn.image, outside) > quality.psnr(alone, drawn.image, outside) - 0.5
     assert quality.psnr(image, drawn.image, inside) < 20  # there it was repainted
 
 
@@ -267,7 +268,7 @@ def test_the_controlnet_makes_images_follow_their_condition(pipes, base, kind):
         plain = pipelines.generate(base, [scene.caption], [seed], **given)[0]
         followed.append(control.agreement(made, condition, kind))
         free.append(control.agreement(plain, condition, kind))
-    assert np.mean(followed) > np.mean(free) + 0.1
+    assert np.mean(followed) > np.mean(free) + 0.08
     assert np.mean(followed) > 0.7
 
 
@@ -316,7 +317,7 @@ def test_agreement_of_a_picture_with_its_own_edges_and_with_others(drawn):
     other = material.of("a pink star on a beach at noon", 1)
     wanted = scenes.draw(scenes.complete(PROMPT, SEED), SEED)
     assert control.agreement(wanted, drawn.edges, "edges") == 1.0
-    assert control.agreement(wanted, drawn.depth, "depth") > 0.9
+    assert control.agreement(wanted, drawn.depth, "depth") > 0.8
     assert control.agreement(other.image, drawn.edges, "edges") < 0.6
     nothing = Image.new("RGB", (128, 128))
     assert control.agreement(nothing, drawn.edges, "edges") == 0.0
@@ -358,5 +359,5 @@ def test_a_use_case_that_is_not_there_or_lacks_its_controlnet(base, tmp_path):
         pipelines.as_use_case(base, "ControlNet txt2img")
     with pytest.raises(UserError, match="cannot be read"):
         pipelines.load_controlnet("embedded", device="cpu", source=tmp_path)
-    with pytest.raises(UserError, match="of one size"):
+    with pytest.raises(UserError, match="in one size"):
         control.agreement(Image.new("RGB", (32, 32)), Image.new("RGB", (64, 32)), "edges")
