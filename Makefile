@@ -52,8 +52,8 @@ site: $(READY) ## make the front page, the ledger and the progress files again f
 analysis: $(READY) ## set the configurations beside each other (PRICES="h200=3.5": what a GPU hour costs)
 	$(PY) -m fluxnb analysis $(PRICES)
 
-explore: $(READY) ## open the notebooks in JupyterLab (ARGS=… is passed on)
-	$(PY) -m jupyterlab $(ARGS) notebooks
+explore: $(READY) ## open the live explorer in JupyterLab (ARGS=… is passed on)
+	$(PY) -m jupyterlab $(ARGS) explore.ipynb
 
 test: $(READY) ## run the tests (ARGS=… is passed on to pytest)
 	$(PY) -m pytest $(ARGS)

@@ -234,6 +234,7 @@ def generate(
     condition=None,
     kind: str = "edges",
     strength: float = 0.8,
+    on_step=None,
 ):
     """One image for each prompt, from its own seed.
 
@@ -246,6 +247,7 @@ def generate(
         condition: edges or depth (fluxnb.control), one PIL image or one for each prompt.
         kind: of the condition, a key of fluxnb.control.MODES.
         strength: share of the steps that image-to-image and inpainting run, in (0, 1].
+        on_step: called as on_step(step, latents) after every step.
 
     Returns:
         A list of PIL images, or latents (n, tokens, 64) with output_type="latent".
@@ -280,7 +282,23 @@ def generate(
         given |= _condition(pipe, own, condition, kind, len(prompts), (width, height))
     if own != USE_CASES["txt2img"]:  # what the VAE encodes is drawn from a distribution
         given["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if on_step is not None:
+
+        def after_step(_, step, __, tensors):
+            on_step(step, tensors["latents"])
+            return tensors
+
+        given["callback_on_step_end"] = after_step
     return pipe(prompts, **given).images
+
+
+@torch.no_grad()
+def preview(pipe, latents: torch.Tensor, model: Model):
+    """The first of half-made latents (n, tokens, 64) as a PIL image of the model's own size."""
+    unpacked = pipe._unpack_latents(latents[:1], model.side, model.side, pipe.vae_scale_factor)
+    unpacked = unpacked / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+    pixels = pipe.vae.decode(unpacked.to(pipe.vae.dtype)).sample
+    return pipe.image_processor.postprocess(pixels.float(), output_type="pil")[0]
 
 
 def _pictures(given, count: int, size: tuple[int, int], missing: str, what: str) -> list:

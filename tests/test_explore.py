@@ -1,0 +1,105 @@
+"""The live explorer: what it foresees, and what running, stopping and keeping do to its widgets."""
+
+import time
+
+import pytest
+
+from fluxnb import explore
+from fluxnb.errors import UserError
+
+POINTS = {0.0: 1.0, 0.1: 1.4, 0.2: 2.0, 0.4: 2.6}
+
+
+def test_a_speed_between_measured_ones_is_on_the_line_between_them():
+    assert explore.predict(POINTS, 0.15) == pytest.approx(1.7)
+    assert explore.predict(POINTS, 0.2) == pytest.approx(2.0)
+    assert explore.predict(POINTS, 0.5) is None and explore.predict({0.1: 1.2}, 0.1) is None
+
+
+def test_the_error_of_a_prediction_is_measured_by_leaving_points_out():
+    first = abs(1.5 / 1.4 - 1)
+    second = abs((1.4 + (2.6 - 1.4) / 3) / 2.0 - 1)
+    assert explore.prediction_error(POINTS) == pytest.approx((first + second) / 2)
+    assert explore.prediction_error({0.0: 1.0, 1.0: 2.0}) is None
+
+
+def test_only_plain_thresholds_are_predicted_from():
+    common = {"technique": "TeaCache", "model": "embedded", "steps": 28}
+    rows = [
+        {**common, "settings": {"threshold": 0.2, "inputs": "a"}, "speedup": 2.0},
+        {**common, "settings": {"threshold": 0.2, "inputs": "b"}, "speedup": 3.0},
+        {**common, "settings": {"threshold": 0.4, "warm_up": 6}, "speedup": 9.0},
+        {**common, "settings": {"threshold": 0.6}, "speedup": None},
+    ]
+    assert explore.measured(rows, "TeaCache") == {0.2: 2.5}
+
+
+def test_a_gate_that_is_not_there():
+    with pytest.raises(UserError, match="choose one of none, First Block Cache"):
+        explore.gate_of("clairvoyance", 0.1, 0.1, 2, "embedded")
+
+
+@pytest.fixture(scope="module")
+def explorer():
+    made = explore.Explorer()
+    made.steps.value = 8
+    return made
+
+
+def test_the_first_image_is_there_within_seconds_and_follows_the_threshold(explorer):
+    started = time.perf_counter()
+    explorer.threshold.value = 0.3
+    explorer.start().wait()
+    assert (
+        time.perf_counter() - started < 15
+    )  # two images of eight steps; a browser shows the first preview long before
+    assert explorer.bar.value == 8 and " of 8 steps" in explorer.said.value and " dB" in explorer.said.value
+    first = explorer.after.value
+    assert first.startswith(b"\x89PNG") and first != explorer.before.value
+    explorer.threshold.value = 0.0
+    explorer.start().wait()
+    assert explorer.after.value != first and "identical" in explorer.said.value
+    assert not explorer.run.disabled and explorer.stop.disabled and not explorer.keep.disabled
+
+
+@pytest.mark.parametrize("gate", explore.GATES)
+@pytest.mark.parametrize("predictor", list(explore.PREDICTORS))
+def test_every_choice_runs(explorer, gate, predictor):
+    explorer.gate.value, explorer.predictor.value = gate, predictor
+    explorer.start().wait()
+    assert "Error" not in explorer.said.value and "running" not in explorer.said.value
+    explorer.gate.value, explorer.predictor.value = "First Block Cache", "hold"
+
+
+def test_stop_ends_it_and_the_next_run_is_whole(explorer):
+    explorer.steps.value, before = 50, explorer.after.value
+    explorer.seed.value = 7
+    job = explorer.start()
+    while explorer.bar.value < 2 or explorer.bar.max != 50:
+        time.sleep(0.005)
+    explorer.stop.click()
+    job.wait()
+    assert explorer.said.value == "stopped: nothing was made" and explorer.bar.value < 50
+    assert explorer.after.value == before and not explorer.run.disabled
+    explorer.steps.value, explorer.seed.value = 8, 0
+    explorer.start().wait()
+    assert "stopped" not in explorer.said.value and explorer.bar.value == 8
+
+
+def test_what_was_made_can_be_kept_once(explorer):
+    explorer.keep.click()
+    explorer.keep.click()
+    assert len(explorer.kept) == len(explorer.shelf.children) == 1
+
+
+def test_thresholds_that_were_measured_say_so_and_others_are_predicted(explorer):
+    explorer.rows = [
+        {"technique": "First Block Cache", "model": "embedded", "steps": 28, "settings": {"threshold": t}, "speedup": v}
+        for t, v in POINTS.items()
+    ]
+    explorer.threshold.value = 0.2
+    assert explorer.predicted.value == "measured at this threshold: 2.00×"
+    explorer.threshold.value = 0.3
+    assert explorer.predicted.value.startswith("<em>predicted</em>: 2.30×")
+    explorer.threshold.value = 0.9
+    assert "no measured" in explorer.predicted.value
