@@ -52,6 +52,7 @@ def make_site(options) -> int:
     root = params.find_folder().parent
     for found in site.configurations(root):
         site.write_progress(found.name, found.folder, found.pages)
+    site.write_readme(root)
     _say_where(site.write_site(root)[:1])
     return 0
 

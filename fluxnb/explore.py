@@ -129,38 +129,40 @@ class Explorer:
         self.job: Job | None = None
         self._baselines: dict[tuple, Made] = {}
 
-        wide = w.Layout(width="26rem")
         style = {"description_width": "7rem"}
-        self.gate = w.Dropdown(options=GATES, value="First Block Cache", description="Gate", layout=wide, style=style)
+        self.gate = w.Dropdown(
+            options=GATES, value="First Block Cache", description="Gate", layout=_wide(), style=style
+        )
         self.threshold = w.FloatSlider(
             value=0.12,
             min=0,
             max=1,
             step=0.01,
             description="Threshold",
-            layout=wide,
+            layout=_wide(),
             style=style,
             continuous_update=True,
         )
         self.second = w.FloatSlider(
-            value=0.1, min=0, max=1, step=0.01, description="and after block 1", layout=wide, style=style
+            value=0.1, min=0, max=1, step=0.01, description="and after block 1", layout=_wide(), style=style
         )
-        self.every = w.IntSlider(value=3, min=1, max=8, description="Every n-th step", layout=wide, style=style)
-        self.predictor = w.Dropdown(options=list(PREDICTORS), description="Reuse", layout=wide, style=style)
-        self.warm_up = w.IntSlider(value=0, min=0, max=12, description="Computed first", layout=wide, style=style)
+        self.every = w.IntSlider(value=3, min=1, max=8, description="Every n-th step", layout=_wide(), style=style)
+        self.predictor = w.Dropdown(options=list(PREDICTORS), description="Reuse", layout=_wide(), style=style)
+        self.warm_up = w.IntSlider(value=0, min=0, max=12, description="Computed first", layout=_wide(), style=style)
         self.prompt = w.Combobox(
-            value=chosen.study.prompts[0], options=list(chosen.study.prompts), description="Prompt", layout=wide,
+            value=chosen.study.prompts[0], options=list(chosen.study.prompts), description="Prompt", layout=_wide(),
             style=style,
         )  # fmt: skip
-        self.seed = w.IntText(value=0, description="Seed", layout=wide, style=style)
-        self.steps = w.IntSlider(value=28, min=2, max=50, description="Steps", layout=wide, style=style)
+        self.seed = w.IntText(value=0, description="Seed", layout=_wide(), style=style)
+        self.steps = w.IntSlider(value=28, min=2, max=50, description="Steps", layout=_wide(), style=style)
         self.run = w.Button(description="Run", button_style="primary", icon="play")
         self.stop = w.Button(description="Stop", icon="stop", disabled=True)
         self.keep = w.Button(description="Keep", icon="bookmark", disabled=True)
-        self.bar = w.IntProgress(value=0, min=0, max=28, layout=wide)
+        self.bar = w.IntProgress(value=0, min=0, max=28, layout=_wide())
         self.said = w.HTML()
         self.predicted = w.HTML()
-        self.before, self.after = (w.Image(format="png", width=256, height=256) for _ in range(2))
+        nothing = _png(Image.new("RGB", (self.model.side, self.model.side), (128, 128, 128)))
+        self.before, self.after = (w.Image(value=nothing, format="png", width=256, height=256) for _ in range(2))
         self.shelf = w.HBox(layout=w.Layout(flex_flow="row wrap"))
         controls = [self.gate, self.threshold, self.second, self.every, self.predictor, self.warm_up]
         controls += [self.prompt, self.seed, self.steps, self.predicted, w.HBox([self.run, self.stop, self.keep])]
@@ -279,6 +281,13 @@ class Explorer:
         small = w.Image(format="png", width=128, height=128, value=_png(self.latest.image))
         words = w.HTML(f"{self.latest.label}<br>{self.latest.computed} of {self.latest.total} steps")
         self.shelf.children = (*self.shelf.children, w.VBox([small, words]))
+
+
+def _wide():
+    """A layout of its own for each widget: one that is shared would hide them all."""
+    import ipywidgets as w
+
+    return w.Layout(width="26rem")
 
 
 def _png(image: Image.Image) -> bytes:

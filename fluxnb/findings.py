@@ -335,6 +335,7 @@ def engine_sentence(rows: list[dict]) -> str:
 UNITS = {"first": "s", "p50": "s", "per step": "ms", "load": "GiB", "peak": "GiB", "PSNR": "dB"}
 LOSSLESS = 40.0  # dB of mean PSNR from which a difference is taken as lossless
 CARDS = (16, 24, 48, 80)  # GiB
+LEAST_PEAK = 0.1  # GiB: what lies below is chance
 SPARE = 0.05  # share of a card that isn't counted on
 
 
@@ -416,7 +417,9 @@ def matrix(rows: list[dict], ceilings=None, work=None):
 
 
 def _with_units(frame):
-    """The frame with the units of its columns, for html.table."""
+    """The frame with the units of its columns, for html.table; without peaks that are too small to be measured."""
+    if "peak" in frame and not frame["peak"].max() >= LEAST_PEAK:
+        frame = frame.drop(columns="peak")
     frame.attrs["units"] = {column: unit for column, unit in UNITS.items() if column in frame}
     return frame
 
@@ -521,7 +524,7 @@ def recommendations(rows: list[dict], judged: list[dict]):
         "fastest, lossless (40 dB or more)": (lossless, lambda r: -r["speedup"]),
         "fastest, adherence within 5 %": (within, lambda r: -r["speedup"]),
     }
-    if max(r["memory_peak_gib"] or 0.0 for r in ok) >= 1:  # below that, what is measured is chance
+    if max(r["memory_peak_gib"] or 0.0 for r in ok) >= LEAST_PEAK:
         goals["smallest memory, adherence within 5 %"] = (within, lambda r: r["memory_peak_gib"] or math.inf)
     lines = []
     for goal, (allowed, cost) in goals.items():
@@ -649,8 +652,8 @@ def use_case_table(cases: dict[str, list[dict]]):
         line = {"use case": case, "steps run": rows[0]["total_steps"], "baseline": rows[0]["latency_p50"]}
         line |= {r["label"]: r["speedup"] if r["status"] == "ok" else None for r in rows[1:]}
         lines.append(line | {"peak": rows[0]["memory_peak_gib"]})
-    frame = pd.DataFrame(lines).set_index("use case")
-    frame.attrs["units"] = {"baseline": "s", "peak": "GiB"}
+    frame = _with_units(pd.DataFrame(lines).set_index("use case"))
+    frame.attrs["units"]["baseline"] = "s"
     return frame
 
 

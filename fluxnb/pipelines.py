@@ -453,6 +453,7 @@ def _quiet() -> None:
         "torch.utils._pytree",
         "diffusers.quantizers.torchao.torchao_quantizer",
         "diffusers.models.modeling_utils",
+        "bitsandbytes.backends.cpu.ops",
     ):
         logging.getLogger(name).setLevel(logging.ERROR)
     import transformers.utils.logging

@@ -89,11 +89,11 @@ class Tab:
 
 
 @contextlib.contextmanager
-def browser():
+def browser(*more):
     """A headless browser with a profile of its own; yields the address of one page's websocket."""
     with tempfile.TemporaryDirectory(prefix="fluxnb-browser-", ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [BROWSER, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [BROWSER, *FLAGS, *more, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,

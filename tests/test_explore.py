@@ -46,6 +46,18 @@ def explorer():
     return made
 
 
+def test_each_gate_shows_its_own_settings(explorer):
+    shown = {}
+    for gate in explore.GATES:
+        explorer.gate.value = gate
+        widgets = ("threshold", "second", "every", "prompt")
+        shown[gate] = {name for name in widgets if getattr(explorer, name).layout.display != "none"}
+    explorer.gate.value = "First Block Cache"
+    assert shown["none"] == {"prompt"} and shown["First Block Cache"] == {"prompt", "threshold"}
+    assert shown["both, one after the other"] == {"prompt", "threshold", "second"}
+    assert shown["fixed interval"] == {"prompt", "every"}
+
+
 def test_the_first_image_is_there_within_seconds_and_follows_the_threshold(explorer):
     started = time.perf_counter()
     explorer.threshold.value = 0.3
@@ -54,11 +66,11 @@ def test_the_first_image_is_there_within_seconds_and_follows_the_threshold(explo
         time.perf_counter() - started < 15
     )  # two images of eight steps; a browser shows the first preview long before
     assert explorer.bar.value == 8 and " of 8 steps" in explorer.said.value and " dB" in explorer.said.value
-    first = explorer.after.value
-    assert first.startswith(b"\x89PNG") and first != explorer.before.value
+    first = bytes(explorer.after.value)
+    assert first.startswith(b"\x89PNG") and first != bytes(explorer.before.value)
     explorer.threshold.value = 0.0
     explorer.start().wait()
-    assert explorer.after.value != first and "identical" in explorer.said.value
+    assert bytes(explorer.after.value) != first and "identical" in explorer.said.value
     assert not explorer.run.disabled and explorer.stop.disabled and not explorer.keep.disabled
 
 
@@ -72,7 +84,7 @@ def test_every_choice_runs(explorer, gate, predictor):
 
 
 def test_stop_ends_it_and_the_next_run_is_whole(explorer):
-    explorer.steps.value, before = 50, explorer.after.value
+    explorer.steps.value, before = 50, bytes(explorer.after.value)
     explorer.seed.value = 7
     job = explorer.start()
     while explorer.bar.value < 2 or explorer.bar.max != 50:
@@ -80,7 +92,7 @@ def test_stop_ends_it_and_the_next_run_is_whole(explorer):
     explorer.stop.click()
     job.wait()
     assert explorer.said.value == "stopped: nothing was made" and explorer.bar.value < 50
-    assert explorer.after.value == before and not explorer.run.disabled
+    assert bytes(explorer.after.value) == before and not explorer.run.disabled
     explorer.steps.value, explorer.seed.value = 8, 0
     explorer.start().wait()
     assert "stopped" not in explorer.said.value and explorer.bar.value == 8

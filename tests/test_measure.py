@@ -199,6 +199,10 @@ class Pipe:
         def __init__(self, clock):
             self.clock = clock
 
+        def encode(self, image):
+            self.clock.now += 3
+            return "latents of the image"
+
         def decode(self, latents, return_dict=True):
             self.clock.now += 5
             return "image" if not return_dict else {"sample": "image"}
@@ -210,10 +214,14 @@ class Pipe:
         self.clock.now += 2
         return f"embedding of {prompt}"
 
-    def __call__(self, decode=True, encodings=1, fail=None):
+    def __call__(self, decode=True, encodings=1, fail=None, first=False, image=False):
         self.clock.now += 0.25  # checks of the inputs
+        if first:
+            self.vae.encode("image")
         for _ in range(encodings):
             assert self.encode_prompt("cat") == "embedding of cat"
+        if image:
+            self.vae.encode("image")
         if fail == "denoise":
             raise RuntimeError("a broken step")
         self.clock.now += 10
@@ -243,6 +251,14 @@ def test_stages_adds_up_two_encodings_of_guidance(clock, pipe):
     with measure.stages(pipe, clock.synchronize, clock) as times:
         pipe(encodings=2)
     assert (times.text_s, times.denoise_s, times.vae_s) == (4, 10, 5)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_stages_count_the_encoding_of_an_image_to_the_vae(clock, pipe, first):
+    with measure.stages(pipe, clock.synchronize, clock) as times:
+        pipe(first=first, image=not first)
+    assert (times.text_s, times.denoise_s, times.vae_s) == (2, 10, 8)
+    assert "encode" not in vars(pipe.vae)
 
 
 def test_stages_without_decoding_or_encoding(clock, pipe):
@@ -282,6 +298,9 @@ def test_stages_restores_a_torch_module():
     torch = pytest.importorskip("torch")
 
     class Vae(torch.nn.Module):
+        def encode(self, image):
+            return image
+
         def decode(self, latents):
             return latents
 

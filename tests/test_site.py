@@ -1,6 +1,7 @@
 """The front page, the ledger, the progress files and the explorer: computed from rows, alike in a browser."""
 
 import asyncio
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -188,6 +189,15 @@ def test_the_front_page_links_to_what_is_there(committed):
     assert "ledger.html" in linked and "single_gpu/cpu/index.html" in linked
     for href in linked:
         assert (committed / "reports" / href).is_file(), href
+
+
+def test_the_table_of_the_readme_is_what_the_rows_say(committed):
+    shutil.copy(ROOT / "README.md", committed)
+    before = (committed / "README.md").read_text(encoding="utf-8")
+    assert site.write_readme(committed)
+    assert (committed / "README.md").read_text(encoding="utf-8") == before, "the README's table is old: run make site"
+    assert before.count("| h200 |") >= 2 and before.count("| cpu |") >= 2
+    assert not site.write_readme(committed / "notebooks")  # no README, no marks
 
 
 def test_smoke_tests_are_no_results(committed):
@@ -426,3 +436,35 @@ def test_the_ledger_filters_and_sorts(committed):
     assert start[2] == f"{start[0]} of {start[0]} claims"
     assert low == "–" and high == "10.14×"
     assert some[0] < start[0] and 0 < found[0] < some[0]
+
+
+# --- accessibility ---
+
+
+@in_a_browser
+@pytest.mark.parametrize("name", ["index.html", "ledger.html", "single_gpu/cpu/index.html", "explorer"])
+def test_axe_finds_nothing_serious(committed, explored, name):
+    """axe-core (Deque), which axe-core-python brings along, in the page; no network."""
+    from tornado.websocket import websocket_connect
+
+    axe = Path(importlib.util.find_spec("axe_core_python").origin).with_name("axe.min.js").read_text(encoding="utf-8")
+    page = explored[2] if name == "explorer" else committed / "reports" / name
+
+    async def run(address):
+        tab = Tab(await websocket_connect(address, max_message_size=2**28))
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            await tab.call(f"{domain}.enable")
+        await tab.open(page.as_uri())
+        await tab.call("Runtime.evaluate", expression=axe)
+        await tab.value("void axe.run().then((r) => { window.found = r; })")
+        for _ in range(300):
+            if await tab.value("Boolean(window.found)"):
+                break
+            await asyncio.sleep(0.1)
+        return await tab.value(
+            "window.found.violations.map((v) => [v.impact, v.id, v.nodes.length, v.nodes[0].html.slice(0, 120)])"
+        )
+
+    with browser() as address:
+        found = asyncio.run(run(address))
+    assert [v for v in found if v[0] in ("serious", "critical")] == []

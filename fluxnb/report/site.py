@@ -115,6 +115,41 @@ def write_explorer(gpu: str, folder: Path, build: Path) -> Path | None:
     return folder / EXPLORER
 
 
+MARKS = ("<!-- results: written by `make site` -->", "<!-- end of results -->")
+
+
+def results_table(found: list[Configuration]) -> str:
+    """The README's table: for each configuration the best choice for each goal, as Markdown."""
+    lines = [
+        "| configuration | goal | choose | speedup | per image | PSNR | adherence |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for c in found:
+        table = recipes(c)
+        if table is None:
+            continue
+        for goal, row in table.iterrows():
+            psnr = "identical" if not row["PSNR"] or row["PSNR"] != row["PSNR"] else f"{row['PSNR']:.1f} dB"
+            kept = "" if row["adherence"] is None or row["adherence"] != row["adherence"] else f"{row['adherence']:.0%}"
+            seconds = f"{row['p50']:.2f} s"
+            lines.append(
+                f"| {c.name} | {goal} | {row['choose']} | {row['speedup']:.2f}× | {seconds} | {psnr} | {kept} |"
+            )
+    return "\n".join(lines)
+
+
+def write_readme(root: Path) -> bool:
+    """Puts the table between the README's marks; whether the README has them."""
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if not all(mark in text for mark in MARKS):
+        return False
+    before, rest = text.split(MARKS[0], 1)
+    after = rest.split(MARKS[1], 1)[1]
+    write_atomic(path, f"{before}{MARKS[0]}\n{results_table(configurations(root))}\n{MARKS[1]}{after}")
+    return True
+
+
 # --- the front page ---------------------------------------------------------------------------------------
 
 
@@ -165,7 +200,28 @@ def _labelled(row: dict) -> dict:
         return {**row, "label": _cache_label(row["technique"], settings)}
     if row["technique"].startswith("fewer steps"):
         return {**row, "label": f"{row['technique']}: {row['steps']}"}
+    if row["notebook"] == "13_final_stack" and row["technique"] != "baseline":
+        return {**row, "label": _stack_label(settings) or row["technique"]}
     return {**row, "label": row["technique"]}
+
+
+_SAID = {  # setting of a stack -> words for its value
+    "quantization": lambda v: v.replace("torchao", "TorchAO"),
+    "compile": lambda v: f"compiled {v}",
+    "fused_qkv": lambda v: "fused QKV",
+    "fused_gelu": lambda v: "fused GELU",
+    "attention": lambda v: f"{v} attention",
+    "vae": lambda v: f"VAE {v}",
+    "cuda_graph": lambda v: "CUDA graph",
+    "mask": lambda v: f"{v.count('1')} of {len(v)} steps computed",
+    "every": lambda v: f"every {v} steps computed",
+    "order": lambda v: f"Taylor {v}",
+}
+
+
+def _stack_label(settings: dict) -> str:
+    """What is switched on, in words."""
+    return ", ".join(say(settings[name]) for name, say in _SAID.items() if settings.get(name))
 
 
 def _cache_label(technique: str, settings: dict) -> str:
