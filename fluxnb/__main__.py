@@ -46,12 +46,13 @@ def render_again(options) -> int:
 
 
 def make_site(options) -> int:
-    """The front page, the ledger and the progress files, from the committed tables."""
+    """The front page, the ledger, indexes and progress files, from the committed tables."""
     from fluxnb.report import site
 
     root = params.find_folder().parent
     for found in site.configurations(root):
         site.write_progress(found.name, found.folder, found.pages)
+        site.write_index(root, found)
     site.write_readme(root)
     _say_where(site.write_site(root)[:1])
     return 0

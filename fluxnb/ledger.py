@@ -155,8 +155,23 @@ def tables(root: Path) -> dict[str, list[dict]]:
     found = {}
     for path in sorted((root / "reports").glob("*/**/results.csv")):
         if path.parent.name != "smoke":
-            found.setdefault(path.parent.name, []).extend(Results(path).rows())
+            found[configuration(path.parent)] = latest(Results(path).rows())
     return found
+
+
+def latest(rows: list[dict]) -> list[dict]:
+    """The rows of each notebook that are of the machine it was last run on: figures of two machines aren't mixed."""
+    last = {}
+    for row in rows:
+        if row["measured_at"] >= last.get(row["notebook"], row)["measured_at"]:
+            last[row["notebook"]] = row
+    return [row for row in rows if row["machine"] == last[row["notebook"]]["machine"]]
+
+
+def configuration(folder: Path) -> str:
+    """The name of the configuration whose reports are in a folder: h200, or h200x2 for two of them."""
+    count = folder.parent.name.removesuffix("gpu")
+    return f"{folder.name}x{count}" if count.isdigit() else folder.name
 
 
 def entries(rows: dict[str, list[dict]]) -> list[Entry]:

@@ -6,12 +6,13 @@ be made again from a clone without executing anything.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from fluxnb import findings, ledger
 from fluxnb.report import html, read_json, sources, write_atomic
-from fluxnb.report.index import STATUS
+from fluxnb.report.index import STATUS, index_html
 from fluxnb.report.progress import progress_md
 from fluxnb.report.render import PAGES, TEMPLATES, Page, check_page, render_template, title_of
 from fluxnb.report.run import duration
@@ -53,22 +54,24 @@ def configurations(root: Path) -> list[Configuration]:
         folder = path.parent
         if folder.name == "smoke":
             continue
-        kept = read_json(folder / PAGES)
-        pages = []
+        kept, rows = read_json(folder / PAGES), ledger.latest(Results(path).rows())
+        counts, pages = Counter(r["notebook"] for r in rows), []
         for source in sources(root):
             if facts := kept.get(source.stem):
                 page = Page(source.stem, facts.get("title", source.stem), facts["status"], facts["state"])
+                page.rows = counts[source.stem]
                 page.finding, page.problem = facts["finding"], facts["problem"]
             else:
                 page = Page(source.stem, title_of(source), "missing", problem="not run yet")
             pages.append(page)
-        found.append(Configuration(folder.name, folder, read_json(folder / "run.json"), pages, Results(path).rows()))
+        name = ledger.configuration(folder)
+        found.append(Configuration(name, folder, read_json(folder / "run.json"), pages, rows))
     return sorted(found, key=lambda c: (c.name == "cpu", c.name))
 
 
 def write_progress(gpu: str, folder: Path, pages: list[Page]) -> None:
     """progress.md of one configuration."""
-    rows = Results(folder / "results.csv").rows() if (folder / "results.csv").is_file() else []
+    rows = ledger.latest(Results(folder / "results.csv").rows()) if (folder / "results.csv").is_file() else []
     write_atomic(folder / "progress.md", progress_md(gpu, rows, pages))
 
 
@@ -99,6 +102,15 @@ def write_site(root: Path) -> list[Path]:
         write_atomic(root / "reports" / name, text)
         written.append(root / "reports" / name)
     return written
+
+
+def write_index(root: Path, c: Configuration) -> None:
+    """The index of one configuration, from what is remembered of its pages."""
+    above = "../" * len(c.folder.relative_to(root / "reports").parts) + "index.html"
+    explorer = EXPLORER if (c.folder / EXPLORER).is_file() else None
+    text = index_html(c.pages, c.run, c.name, above, explorer)
+    check_page(text, "index")
+    write_atomic(c.folder / "index.html", text)
 
 
 def write_explorer(gpu: str, folder: Path, build: Path) -> Path | None:
@@ -319,7 +331,7 @@ def _reports(root: Path, c: Configuration) -> list[dict]:
             "status_text": STATUS[page.status],
             "finding": page.finding,
             "time": duration(page.state["seconds"]) if page.state.get("seconds") is not None else "–",
-            "rows": sum(r["notebook"] == page.stem for r in c.rows),
+            "rows": page.rows,
             "date": (page.state.get("finished") or "–")[:10],
         }
         for page in sorted(c.pages, key=lambda p: p.stem)
