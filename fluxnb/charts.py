@@ -229,7 +229,7 @@ def waterfall(phases: list[str], seconds: list[float], gib: list[float], psnr: l
 def curves(frame, panels: list[str], x: str = "step", y: str = "loss", by: str = "stage"):
     """One small panel for each stage of a training run, logarithmic loss."""
     style()
-    figure, all_axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 2.9))
+    figure, (all_axes,) = plt.subplots(1, len(panels), squeeze=False, figsize=(3.1 * len(panels), 2.9))
     for axes, panel in zip(all_axes, panels, strict=True):
         part = frame[frame[by] == panel]
         axes.plot(part[x], part[y], color=_PALETTE[0], lw=1.2)

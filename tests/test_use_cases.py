@@ -13,7 +13,7 @@ from fluxnb.cache import Cache, FirstBlock, Hold, Interval, Schedule, Taylor, Te
 from fluxnb.compilation import Regional
 from fluxnb.errors import UserError
 from fluxnb.precision import TorchAO, block_layers
-from fluxnb.technique import applied
+from fluxnb.technique import applied, networks
 
 MODEL = pipelines.describe("embedded")
 PROMPT, SEED, STEPS = "a blue cube left of a yellow ball on grass at sunset", 3, 10
@@ -185,22 +185,25 @@ def test_blocks_compile_without_breaks_and_without_compiling_again(pipes, drawn,
     assert apart(make(pipe, drawn, steps=4), plain) == math.inf
 
 
-def test_the_controlnet_is_quantized_too(base, controlnet, drawn):
-    own = pipelines.as_use_case(base, "ControlNet txt2img", controlnet)
-    plain = make(own, drawn, steps=4)
-    with applied(own, technique := TorchAO("int8 weight-only")):
-        both = len(block_layers(base.transformer)) + len(block_layers(controlnet))
-        assert technique.proof["layers"] == technique.proof["of"] == both
-        assert 25 < apart(make(own, drawn, steps=4), plain) < math.inf
-    assert apart(make(own, drawn, steps=4), plain) == math.inf
+@every_use_case
+def test_transformer_and_controlnet_are_quantized(pipes, drawn, use_case):
+    pipe = pipes[use_case]
+    plain = make(pipe, drawn, steps=4)
+    with applied(pipe, technique := TorchAO("int8 weight-only"), Cache(FirstBlock(0.0))):
+        layers = sum(len(block_layers(network)) for network in networks(pipe))
+        assert technique.proof["layers"] == technique.proof["of"] == layers
+        assert 25 < apart(make(pipe, drawn, steps=4), plain) < math.inf
+    assert apart(make(pipe, drawn, steps=4), plain) == math.inf
 
 
-def test_the_attention_kernel_is_the_controlnets_too(pipes, controlnet):
-    processors = [m.processor for m in controlnet.modules() if hasattr(m, "processor")]
-    with applied(pipes["ControlNet txt2img"], Attention("flash")):
-        assert {p._attention_backend.value for p in processors} == {"native_flash"} or all(
-            "flash" in p._attention_backend.value for p in processors
-        )
+@every_use_case
+def test_the_attention_kernel_is_chosen_in_transformer_and_controlnet(pipes, drawn, use_case):
+    pipe = pipes[use_case]
+    plain = make(pipe, drawn, steps=4)
+    processors = [m.processor for network in networks(pipe) for m in network.modules() if hasattr(m, "processor")]
+    with applied(pipe, Attention("flash")):
+        assert all("flash" in p._attention_backend.value for p in processors)
+        assert apart(make(pipe, drawn, steps=4), plain) > 45
     assert {p._attention_backend for p in processors} == {None}
 
 
