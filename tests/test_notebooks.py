@@ -128,7 +128,8 @@ def rows(folder):
 
 def test_the_report_has_every_page_the_rows_and_the_provenance(folder):
     made = {path.name for path in folder.iterdir()}
-    assert made == {"index.html", "pages.json", "results.csv", "run.json", *(f"{path.stem}.html" for path in NOTEBOOKS)}
+    beside = {"index.html", "explorer.html", "pages.json", "progress.md", "results.csv", "run.json"}
+    assert made == beside | {f"{path.stem}.html" for path in NOTEBOOKS}
     about = json.loads((folder / "run.json").read_text())
     assert {"versions", "machine", "params", "commit", "started_at"} <= set(about)
     assert {name: state["status"] for name, state in about["notebooks"].items()} == {

@@ -80,7 +80,8 @@ def test_the_columns_and_their_order():
         "reason,n,latency_min,latency_p25,latency_p50,latency_p90,latency_p99,latency_avg,load_s,warmup_s,first_s,"
         "text_s,denoise_s,vae_s,images_per_s,memory_load_gib,memory_avg_gib,memory_peak_gib,gpu_util_avg,gpu_memory_avg_pct,"
         "speedup,speedup_ci_low,speedup_ci_high,computed_steps,total_steps,psnr_db,psnr_min_db,psnr_identical,ssim,ssim_min,"
-        "adherence,adherence_min,seed,samples,proof,machine,versions,measured_at,run_id"
+        "adherence,adherence_min,psnr_inside_db,psnr_outside_db,kept_db,kept_vae_db,agreement,"
+        "seed,samples,proof,machine,versions,measured_at,run_id"
     )
 
 

@@ -69,7 +69,7 @@ class FakePipe:
 
     def __init__(self):
         self.transformer = SimpleNamespace(device=torch.device("cpu"))
-        self.vae = SimpleNamespace(decode=lambda: None)
+        self.vae = SimpleNamespace(encode=lambda: None, decode=lambda: None)
         self.components = {}
 
     def encode_prompt(self):
