@@ -161,11 +161,11 @@ def tables(root: Path) -> dict[str, list[dict]]:
 
 def latest(rows: list[dict]) -> list[dict]:
     """The rows of each notebook that are of the machine it was last run on: figures of two machines aren't mixed."""
-    last = {}
+    last: dict[str, tuple[str, str]] = {}  # notebook -> when and on which machine
     for row in rows:
-        if row["measured_at"] >= last.get(row["notebook"], row)["measured_at"]:
-            last[row["notebook"]] = row
-    return [row for row in rows if row["machine"] == last[row["notebook"]]["machine"]]
+        run = (str(row["measured_at"] or ""), row["machine"])
+        last[row["notebook"]] = max(last.get(row["notebook"], run), run, key=lambda r: r[0])
+    return [row for row in rows if row["machine"] == last[row["notebook"]][1]]
 
 
 def configuration(folder: Path) -> str:

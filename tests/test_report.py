@@ -570,3 +570,12 @@ def test_written_files_are_whole_or_absent(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         report.write_atomic(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_no_page_says_where_an_environment_is(tmp_path):
+    from fluxnb.report.render import _clean_text
+
+    said = f"{tmp_path}/notebooks/x.py and /opt/some where/else "
+    said += "/home/me/.venv/lib/python3.11/site-packages/torch/a.py:7: b"
+    cleaned = _clean_text(said, tmp_path)
+    assert cleaned == "notebooks/x.py and /opt/some where/else site-packages/torch/a.py:7: b"

@@ -34,6 +34,7 @@ SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg
 # A progress bar as tqdm draws it: "37%|███▋      | 37/100 [00:01<00:02, 30.1it/s]", "12it [00:03, 4.0it/s]".
 PROGRESS_BAR = re.compile(r"\d+%\||\d+(it|B|k|M)? \[\d+:\d\d")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+PACKAGES = re.compile(r"(?:/[^\s/:'\"]+)+/(?=(?:site|dist)-packages/)")  # where an environment happens to be
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 PAGES = "pages.json"  # what the index says of each page
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
@@ -349,7 +350,7 @@ def _clean_stream(text: str, root: Path) -> str:
 
 def _clean_text(text: str, root: Path) -> str:
     """Without terminal colours and without the folders of the machine it ran on."""
-    text = ANSI.sub("", text).replace(f"{root}{os.sep}", "")
+    text = PACKAGES.sub("", ANSI.sub("", text).replace(f"{root}{os.sep}", ""))
     home = str(Path.home())
     return text.replace(f"{home}{os.sep}", f"~{os.sep}") if home != os.sep else text
 
