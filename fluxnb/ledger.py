@@ -164,7 +164,7 @@ def latest(rows: list[dict]) -> list[dict]:
     last: dict[str, tuple[str, str]] = {}  # notebook -> when and on which machine
     for row in rows:
         run = (str(row["measured_at"] or ""), row["machine"])
-        last[row["notebook"]] = max(last.get(row["notebook"], run), run, key=lambda r: r[0])
+        last[row["notebook"]] = max(run, last.get(row["notebook"], run), key=lambda r: r[0])  # the later of two alike
     return [row for row in rows if row["machine"] == last[row["notebook"]][1]]
 
 

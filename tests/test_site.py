@@ -163,7 +163,9 @@ def test_progress_is_ticked_by_rows():
 def test_progress_names_what_cannot_run():
     rows = [row(technique="TorchAO FP8 per row", status="unavailable", reason="needs a GPU")]
     text = progress.progress_md("cpu", rows, [])
-    assert "- [x] FP8 per row (can't run here: needs a GPU)" in text
+    assert "- [ ] FP8 per row (can't run here: needs a GPU)" in text  # said, not ticked
+    ran = progress.progress_md("cpu", [row(technique="TorchAO FP8 per row")], [])
+    assert "- [x] FP8 per row (1 row)" in ran
     assert "- TorchAO FP8 per row: needs a GPU" in text
 
 

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 from fluxnb import findings
 
-SHARE_LOST = findings.LOSS_ALLOWED
-
 
 @dataclass(frozen=True)
 class Item:
-    """A line of a checklist: `done` says whether rows show it, and what shows it."""
+    """A line of a checklist: `done` says whether rows show it, and what shows it; `why_not` what keeps it open."""
 
     text: str
     done: Callable[[list[dict]], str | None]
+    why_not: Callable[[list[dict]], str | None] = lambda rows: None
 
 
 def _rows(notebook: str, technique: str | None = None, least: int = 1, **equals) -> Callable[[list[dict]], str | None]:
@@ -59,7 +58,7 @@ def _loss(rows):
     best = max(kept, key=lambda r: r["speedup"], default=None)
     if best is None or best["speedup"] <= 1:
         return None
-    return f"adherence within {SHARE_LOST:.0%} up to {best['speedup']:.2f}×"
+    return f"adherence within {findings.LOSS_ALLOWED:.0%} up to {best['speedup']:.2f}×"
 
 
 def _memory(rows):
@@ -75,17 +74,24 @@ def _formats(rows):
     return f"{len(names)} formats in 04_quantization" if len(names) >= 3 else None
 
 
-def _settled(text: str, pattern: str) -> Item:
-    """A technique that has a row, whatever the row says: one that can't run says why."""
+def _evaluated(text: str, pattern: str) -> Item:
+    """A technique, by part of its name: done when it ran; where it can't, its row says why."""
 
     def done(rows):
-        own = [r for r in rows if pattern in r["technique"]]
-        if not own:
-            return None
-        ok = [r for r in own if r["status"] == "ok"]
-        return f"{len(ok)} rows" if ok else f"can't run here: {own[0]['reason']}"
+        ok = [r for r in rows if pattern in r["technique"] and r["status"] == "ok"]
+        return f"{len(ok)} row{'s' if len(ok) > 1 else ''}" if ok else None
 
-    return Item(text, done)
+    def why_not(rows):
+        reason = next((r["reason"] for r in rows if pattern in r["technique"] and r["reason"]), None)
+        return reason and f"can't run here: {reason}"
+
+    return Item(text, done, why_not)
+
+
+def _batches(rows):
+    own = [r for r in rows if r["status"] == "ok" and r["notebook"] == "04_quantization" and r["batch"]]
+    sizes = sorted({r["batch"] for r in own})
+    return f"batches of {', '.join(map(str, sizes))}" if len(sizes) > 1 else None
 
 
 CHECKLISTS: dict[str, list[Item]] = {
@@ -104,10 +110,10 @@ CHECKLISTS: dict[str, list[Item]] = {
     "Quantization": [
         Item("Baseline of number formats", _rows("01_baseline")),
         Item("Several formats tested", _formats),
-        _settled("FP8 per row", "TorchAO FP8 per row"),
-        _settled("2:4 sparsity evaluated", "sparse"),
+        _evaluated("FP8 per row", "TorchAO FP8 per row"),
+        _evaluated("2:4 sparsity evaluated", "sparse"),
         Item("Memory measured", _memory),
-        Item("Batch sizes tested", lambda rows: _batches(rows)),
+        Item("Batch sizes tested", _batches),
     ],
     "The stack": [
         Item("Attention kernels", _rows("02_attention", least=3)),
@@ -123,11 +129,6 @@ CHECKLISTS: dict[str, list[Item]] = {
 }
 
 
-def _batches(rows):
-    sizes = sorted({r["batch"] for r in rows if r["status"] == "ok" and r["batch"]})
-    return f"batches of {', '.join(map(str, sizes))}" if len(sizes) > 1 else None
-
-
 def progress_md(gpu: str, rows: list[dict], pages: list) -> str:
     """The file's text.
 
@@ -136,14 +137,16 @@ def progress_md(gpu: str, rows: list[dict], pages: list) -> str:
         rows: of its results.csv.
         pages: fluxnb.report.render.Page of every notebook.
     """
-    lists = {name: [(item.text, item.done(rows)) for item in items] for name, items in CHECKLISTS.items()}
+    lists = {name: [(item, item.done(rows)) for item in items] for name, items in CHECKLISTS.items()}
     every = [evidence for items in lists.values() for _, evidence in items]
     reached = sum(bool(e) for e in every) / len(every)
     lines = [f"# Progress: {gpu}", "", f"## Overall progress: {reached:.0%}", ""]
     lines += ["Written by `make report` from results.csv: a box is ticked when a row shows it.", ""]
     for name, items in lists.items():
         lines += [f"### {name}", ""]
-        lines += [f"- [{'x' if e else ' '}] {text}" + (f" ({e})" if e else "") for text, e in items]
+        for item, evidence in items:
+            said = evidence or item.why_not(rows)
+            lines.append(f"- [{'x' if evidence else ' '}] {item.text}" + (f" ({said})" if said else ""))
         lines.append("")
     troubled = [f"- {page.title}: {page.problem}" for page in pages if page.status in ("failed", "interrupted")]
     reasons = {r["technique"]: r["reason"] for r in rows if r["status"] in ("unavailable", "oom")}
