@@ -1,9 +1,8 @@
 """GELU without a pass over memory of its own: inside the product before it, or inside the rounding after it.
 
 At FLUX's size the feed-forward activations of one block are 113 MB (4,608 tokens of 12,288 numbers of 2 bytes).
-Compiled, they are written by a matrix product,
-read and written again by GELU and a concatenation and, with FP8, read twice more for the largest value and for the
-rounding. Two ways to spare that, chosen by what the layers are:
+Compiled, they are written by a matrix product, read and written again by GELU and a concatenation and, with FP8, read
+twice more for the largest value and for the rounding. Two ways to spare that, chosen by what the layers are:
 
     bfloat16          GELU in the epilogue of the product before it (cuBLASLt's), and no concatenation: a single
                       block's last product is done in two parts
