@@ -572,9 +572,11 @@ def test_written_files_are_whole_or_absent(tmp_path, monkeypatch):
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
-def test_no_page_says_where_an_environment_is(tmp_path):
+def test_no_page_says_where_an_environment_is(tmp_path, monkeypatch):
     from fluxnb.report.render import _clean_text
 
+    monkeypatch.syspath_prepend("/mnt/wheels")  # PYTHONPATH
+    assert _clean_text("/mnt/wheels/torchao/api.py:1: c", tmp_path) == "torchao/api.py:1: c"
     said = f"{tmp_path}/notebooks/x.py and /opt/some where/else "
     said += "/home/me/.venv/lib/python3.11/site-packages/torch/a.py:7: b"
     cleaned = _clean_text(said, tmp_path)

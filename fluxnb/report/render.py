@@ -8,6 +8,7 @@ import html
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -350,7 +351,11 @@ def _clean_stream(text: str, root: Path) -> str:
 
 def _clean_text(text: str, root: Path) -> str:
     """Without terminal colours and without the folders of the machine it ran on."""
-    text = PACKAGES.sub("", ANSI.sub("", text).replace(f"{root}{os.sep}", ""))
+    text = ANSI.sub("", text)
+    imported = [path for path in sys.path if Path(path).is_absolute() and len(Path(path).parts) > 2]
+    for folder in sorted((str(root), *imported), key=len, reverse=True):  # the innermost first
+        text = text.replace(f"{folder}{os.sep}", "")
+    text = PACKAGES.sub("", text)
     home = str(Path.home())
     return text.replace(f"{home}{os.sep}", f"~{os.sep}") if home != os.sep else text
 
