@@ -132,6 +132,8 @@ MARKS = ("<!-- results: written by `make site` -->", "<!-- end of results -->")
 
 def results_table(found: list[Configuration]) -> str:
     """The README's table: for each configuration the best choice for each goal, as Markdown."""
+    import pandas as pd
+
     lines = [
         "| configuration | goal | choose | speedup | per image | PSNR | adherence |",
         "|---|---|---|---|---|---|---|",
@@ -141,8 +143,11 @@ def results_table(found: list[Configuration]) -> str:
         if table is None:
             continue
         for goal, row in table.iterrows():
-            psnr = "identical" if not row["PSNR"] or row["PSNR"] != row["PSNR"] else f"{row['PSNR']:.1f} dB"
-            kept = "" if row["adherence"] is None or row["adherence"] != row["adherence"] else f"{row['adherence']:.0%}"
+            kept = "–" if pd.isna(row["adherence"]) else f"{row['adherence']:.0%}"
+            # without a judged image there is none to call identical: it is the order of operations that differs
+            psnr = (
+                ("same arithmetic" if kept == "–" else "identical") if pd.isna(row["PSNR"]) else f"{row['PSNR']:.1f} dB"
+            )
             seconds = f"{row['p50']:.2f} s"
             lines.append(
                 f"| {c.name} | {goal} | {row['choose']} | {row['speedup']:.2f}× | {seconds} | {psnr} | {kept} |"
