@@ -1,4 +1,4 @@
-"""The live explorer of explore.ipynb: any gate, threshold, predictor, prompt and seed, on this machine.
+"""The live explorer of explore.ipynb: any use case, gate, threshold, predictor, prompt and seed, on this machine.
 
     from fluxnb.explore import Explorer
     Explorer()
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
-from fluxnb import params, pipelines, quality
+from fluxnb import control, material, params, pipelines, quality
 from fluxnb.cache import Cache, Cascade, FirstBlock, Hold, Interval, Taylor, TeaCache, teacache
 from fluxnb.errors import UserError
 from fluxnb.results import Results
@@ -32,12 +32,13 @@ PREVIEW_EVERY = 4  # steps between two previews: decoding one takes about as lon
 # --- what can be said without running ---------------------------------------------------------------------
 
 
-def measured(rows: list[dict], technique: str) -> dict[float, float]:
+def measured(rows: list[dict], technique: str, use_case: str = "txt2img") -> dict[float, float]:
     """Threshold -> measured speedup of a technique that has a threshold and nothing else set, on the embedded model."""
     found: dict[float, list[float]] = {}
     for r in rows:
-        plain = set(r["settings"]) <= {"threshold", "dtype", "inputs"}
-        if r["technique"] == technique and plain and r["model"] == "embedded" and r["steps"] == 28 and r["speedup"]:
+        plain = set(r["settings"]) <= {"threshold", "dtype", "inputs"} and r["technique"] == technique
+        same = r["model"] == "embedded" and r["steps"] == 28 and r["use_case"] == use_case
+        if plain and same and r["speedup"]:
             found.setdefault(float(r["settings"]["threshold"]), []).append(r["speedup"])
     return {t: sum(v) / len(v) for t, v in sorted(found.items())}
 
@@ -74,11 +75,22 @@ class Made:
     total: int
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What decides the baseline image."""
+
+    use_case: str
+    prompt: str
+    seed: int
+    steps: int
+    kind: str
+    strength: float
+
+
 @dataclass
 class Job:
     """A generation in the background. `stop()` ends it after the current step."""
 
-    pipe: object
     stopped: threading.Event = field(default_factory=threading.Event)
     thread: threading.Thread | None = None
 
@@ -121,7 +133,7 @@ class Explorer:
         import ipywidgets as w
 
         chosen, root = params.load(gpu), params.find_folder().parent
-        self.model, self.pipe = pipelines.describe(model), pipelines.load(model)
+        self.model, self._pipes = pipelines.describe(model), {"txt2img": pipelines.load(model)}
         table = root / chosen.report_dir / "results.csv"
         self.rows = [r for r in Results(table).rows() if r["status"] == "ok"] if table.is_file() else []
         self.kept: list[Made] = []
@@ -130,6 +142,13 @@ class Explorer:
         self._baselines: dict[tuple, Made] = {}
 
         style = {"description_width": "7rem"}
+        self.use_case = w.Dropdown(
+            options=list(pipelines.USE_CASES), description="Use case", layout=_wide(), style=style
+        )
+        self.kind = w.Dropdown(options=list(control.MODES), description="Condition", layout=_wide(), style=style)
+        self.strength = w.FloatSlider(
+            value=0.8, min=0.1, max=1, step=0.05, description="Strength", layout=_wide(), style=style
+        )
         self.gate = w.Dropdown(
             options=GATES, value="First Block Cache", description="Gate", layout=_wide(), style=style
         )
@@ -162,18 +181,33 @@ class Explorer:
         self.said = w.HTML()
         self.predicted = w.HTML()
         nothing = _png(Image.new("RGB", (self.model.side, self.model.side), (128, 128, 128)))
-        self.before, self.after = (w.Image(value=nothing, format="png", width=256, height=256) for _ in range(2))
+        self.start_from, self.before, self.after = (
+            w.Image(value=nothing, format="png", width=256, height=256) for _ in range(3)
+        )
         self.shelf = w.HBox(layout=w.Layout(flex_flow="row wrap"))
-        controls = [self.gate, self.threshold, self.second, self.every, self.predictor, self.warm_up]
+        controls = [
+            self.use_case,
+            self.kind,
+            self.strength,
+            self.gate,
+            self.threshold,
+            self.second,
+            self.every,
+            self.predictor,
+            self.warm_up,
+        ]
         controls += [self.prompt, self.seed, self.steps, self.predicted, w.HBox([self.run, self.stop, self.keep])]
+        self.beginning = w.VBox([w.Label("starts from"), self.start_from])
         pictures = w.HBox(
             [
                 w.VBox([w.Label("baseline"), self.before]),
                 w.VBox([w.Label("this setting"), self.after]),
-            ]
+                self.beginning,
+            ],
+            layout=w.Layout(flex_flow="row wrap"),
         )
         self.box = w.VBox([w.HBox([w.VBox(controls), w.VBox([pictures, self.bar, self.said])]), self.shelf])
-        for widget in (self.gate, self.threshold):
+        for widget in (self.use_case, self.gate, self.threshold):
             widget.observe(lambda _: self._foresee(), "value")
         self.run.on_click(lambda _: self.start())
         self.stop.on_click(lambda _: self.job and self.job.stop())
@@ -186,14 +220,17 @@ class Explorer:
     # --- what is foreseen ---
 
     def _foresee(self) -> None:
-        name, threshold = self.gate.value, self.threshold.value
-        for widget, gates in (
-            (self.threshold, GATES[1:4]),
-            (self.second, GATES[3:4]),
-            (self.every, GATES[4:]),
+        name, threshold, use_case = self.gate.value, self.threshold.value, self.use_case.value
+        for widget, shown in (
+            (self.threshold, name in GATES[1:4]),
+            (self.second, name in GATES[3:4]),
+            (self.every, name in GATES[4:]),
+            (self.kind, pipelines.takes_condition(use_case)),
+            (self.strength, pipelines.takes_image(use_case)),
+            (self.beginning, use_case != "txt2img"),
         ):
-            widget.layout.display = None if name in gates else "none"
-        points = measured(self.rows, name)
+            widget.layout.display = None if shown else "none"
+        points = measured(self.rows, name, use_case)
         if threshold in points:
             self.predicted.value = f"measured at this threshold: {points[threshold]:.2f}×"
         elif (speed := predict(points, threshold)) is not None:
@@ -209,33 +246,50 @@ class Explorer:
         """Begins to make the image of the current setting; the baseline first, if this input has none yet."""
         try:
             gate = gate_of(self.gate.value, self.threshold.value, self.second.value, self.every.value, self.model.name)
+            wanted = self._wanted()
         except UserError as error:
             self.said.value = str(error)
-            return Job(self.pipe)
+            return Job()
         if gate is not None:
             gate.warm_up = self.warm_up.value
         cache = Cache(gate, PREDICTORS[self.predictor.value]()) if gate is not None else None
         self.run.disabled, self.stop.disabled, self.keep.disabled = True, False, True
-        self.job = job = Job(self.pipe)
-        job.thread = threading.Thread(target=self._work, args=(job, cache), daemon=True)
+        self.job = job = Job()
+        job.thread = threading.Thread(target=self._work, args=(job, cache, wanted), daemon=True)
         job.thread.start()
         return job
 
-    def _work(self, job: Job, cache: Cache | None) -> None:
-        key = (self.prompt.value, self.seed.value, self.steps.value)
+    def _wanted(self) -> Wanted:
+        """What the widgets ask for, and the picture it starts from on show."""
+        use_case, prompt, seed = self.use_case.value, self.prompt.value, self.seed.value
+        wanted = Wanted(use_case, prompt, seed, self.steps.value, self.kind.value, self.strength.value)
+        if use_case != "txt2img":
+            given = material.of(prompt, seed, self.model.side, self.model.side)
+            picture = given.image if pipelines.takes_image(use_case) else given.condition(wanted.kind)
+            _show(self.start_from, picture)
+        return wanted
+
+    def pipe(self, use_case: str):
+        """The pipeline of a use case; they share their weights."""
+        if use_case not in self._pipes:
+            controlnet = pipelines.load_controlnet(self.model.name) if pipelines.takes_condition(use_case) else None
+            self._pipes[use_case] = pipelines.as_use_case(self._pipes["txt2img"], use_case, controlnet)
+        return self._pipes[use_case]
+
+    def _work(self, job: Job, cache: Cache | None, wanted: Wanted) -> None:
         try:
-            if key not in self._baselines:
-                if (made := self._make(job, None, self.before, "baseline", *key)) is None:
+            if wanted not in self._baselines:
+                if (made := self._make(job, None, self.before, "baseline", wanted)) is None:
                     return
-                self._baselines[key] = made
-            baseline = self._baselines[key]
+                self._baselines[wanted] = made
+            baseline = self._baselines[wanted]
             _show(self.before, baseline.image)
             if cache is None:
                 self.latest = baseline
                 _show(self.after, baseline.image)
                 self.said.value = f"baseline: {baseline.seconds:.2f} s"
                 return
-            made = self._make(job, cache, self.after, cache.label, *key)
+            made = self._make(job, cache, self.after, cache.label, wanted)
             if made is None:
                 return
             self.latest = made
@@ -244,7 +298,8 @@ class Explorer:
             self.said.value = (
                 f"{made.label}: {speed:.2f}×, {made.computed} of {made.total} steps, {decibels}, {made.seconds:.2f} s"
             )
-            if (foreseen := predict(measured(self.rows, self.gate.value), self.threshold.value)) is not None:
+            points = measured(self.rows, self.gate.value, wanted.use_case)
+            if (foreseen := predict(points, self.threshold.value)) is not None:
                 self.said.value += f"; predicted were {foreseen:.2f}× ({foreseen / speed - 1:+.0%})"
         except Exception as error:  # noqa: BLE001  a thread has no one else to tell
             self.said.value = f"{type(error).__name__}: {error}"
@@ -253,19 +308,26 @@ class Explorer:
                 self.said.value = "stopped: nothing was made"
             self.run.disabled, self.stop.disabled, self.keep.disabled = False, True, self.latest is None
 
-    def _make(self, job: Job, cache: Cache | None, picture, label: str, prompt: str, seed: int, steps: int):
+    def _make(self, job: Job, cache: Cache | None, picture, label: str, wanted: Wanted):
+        pipe, steps = self.pipe(wanted.use_case), pipelines.steps_run(wanted.use_case, wanted.steps, wanted.strength)
         self.bar.max, self.bar.value, self.said.value = steps, 0, f"{label}: running"
 
         def on_step(step, latents):
             self.bar.value = step + 1
             if job.stopped.is_set():
-                self.pipe._interrupt = True
+                pipe._interrupt = True
             elif step % PREVIEW_EVERY == PREVIEW_EVERY - 1 and step + 1 < steps:
-                _show(picture, pipelines.preview(self.pipe, latents, self.model))
+                _show(picture, pipelines.preview(pipe, latents, self.model))
 
+        given = {}
+        if wanted.use_case != "txt2img":
+            drawn = material.of(wanted.prompt, wanted.seed, self.model.side, self.model.side)
+            given = drawn.arguments(wanted.kind) | {"strength": wanted.strength}
         started = time.perf_counter()
-        with applied(self.pipe, *([cache] if cache else [])), torch.no_grad():
-            (image,) = pipelines.generate(self.pipe, [prompt], [seed], model=self.model, steps=steps, on_step=on_step)
+        with applied(pipe, *([cache] if cache else [])), torch.no_grad():
+            (image,) = pipelines.generate(
+                pipe, [wanted.prompt], [wanted.seed], model=self.model, steps=wanted.steps, on_step=on_step, **given
+            )
         if job.stopped.is_set():
             return None
         _show(picture, image)

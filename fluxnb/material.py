@@ -35,6 +35,10 @@ class Material:
         """The condition of a kind of fluxnb.control.MODES."""
         return {"edges": self.edges, "depth": self.depth}[kind]
 
+    def arguments(self, kind: str) -> dict:
+        """All of it as `pipelines.generate` takes it."""
+        return {"image": self.image, "mask": self.mask, "condition": self.condition(kind), "kind": kind}
+
 
 def of(prompt: str, seed: int, width: int = scenes.SIZE, height: int = scenes.SIZE) -> Material:
     """The material for a prompt; the same for the same prompt and seed, at any size.

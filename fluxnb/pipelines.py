@@ -161,6 +161,21 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     return pipe.to(device)
 
 
+def takes_image(use_case: str) -> bool:
+    """Whether a use case starts from an image."""
+    return not use_case.endswith("txt2img")
+
+
+def takes_condition(use_case: str) -> bool:
+    """Whether a use case has a ControlNet."""
+    return use_case.startswith("ControlNet")
+
+
+def steps_run(use_case: str, steps: int, strength: float) -> int:
+    """How many of `steps` are run, counted as diffusers counts: fewer where an image is the start."""
+    return steps - int(max(steps - min(steps * strength, steps), 0)) if takes_image(use_case) else steps
+
+
 def as_use_case(pipe, use_case: str, controlnet=None):
     """The pipeline of another use case with the same components: nothing is loaded or held twice.
 

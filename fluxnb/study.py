@@ -155,7 +155,7 @@ class Subject:
         return replace(self, built=(*self.built, *techniques), load_s=None, load_gib=None, _pipe=None, _missing=None)
 
     def _load_controlnet(self):
-        if not self.use_case.startswith("ControlNet"):
+        if not pipelines.takes_condition(self.use_case):
             return None
         return pipelines.load_controlnet(self.model.name, self.dtype, source=self.controlnet)
 
@@ -173,9 +173,7 @@ class Subject:
 
     def runs(self, steps: int) -> int:
         """How many of `steps` are run: fewer where an image is the start."""
-        if self.use_case in ("txt2img", "ControlNet txt2img"):
-            return steps
-        return steps - int(max(steps - min(steps * self.strength, steps), 0))  # as diffusers counts
+        return pipelines.steps_run(self.use_case, steps, self.strength)
 
     def part(self, prompts: int, rounds: int | None = None) -> Subject:
         """The same pipeline with the first few prompts and the first seed, and fewer rounds: for wide surveys."""
@@ -203,10 +201,10 @@ class Subject:
     def digest(self) -> str:
         """Changes when prompts, seeds, guidance, weights or what the use case starts from do."""
         determines = [self.prompts, self.seeds, self.guidance, self.fingerprint]
-        if "ControlNet" in self.use_case:
+        if pipelines.takes_condition(self.use_case):
             own = control.FOLDER if self.model.name == "embedded" else self.model.name
             determines += [self.kind, _fingerprint(str(self.controlnet or own))]
-        if self.use_case not in ("txt2img", "ControlNet txt2img"):
+        if pipelines.takes_image(self.use_case):
             determines.append(self.strength)
         text = json.dumps(determines)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -539,7 +537,7 @@ class Study:
             for name, found in pairs.items():
                 finite = [d for d in (quality.psnr(*pair) for pair in found) if d != math.inf]
                 row[name] = statistics.fmean(finite) if finite else None
-        if own.use_case.startswith("ControlNet"):
+        if pipelines.takes_condition(own.use_case):
             row["agreement"] = statistics.fmean(
                 control.agreement(i, m.condition(own.kind), own.kind) for i, m in zip(images, started, strict=True)
             )

@@ -1,10 +1,13 @@
 """The live explorer: what it foresees, and what running, stopping and keeping do to its widgets."""
 
+import io
+import math
 import time
 
 import pytest
+from PIL import Image
 
-from fluxnb import explore
+from fluxnb import explore, material, pipelines, quality
 from fluxnb.errors import UserError
 
 POINTS = {0.0: 1.0, 0.1: 1.4, 0.2: 2.0, 0.4: 2.6}
@@ -24,14 +27,16 @@ def test_the_error_of_a_prediction_is_measured_by_leaving_points_out():
 
 
 def test_only_plain_thresholds_are_predicted_from():
-    common = {"technique": "TeaCache", "model": "embedded", "steps": 28}
+    common = {"technique": "TeaCache", "model": "embedded", "steps": 28, "use_case": "txt2img"}
     rows = [
         {**common, "settings": {"threshold": 0.2, "inputs": "a"}, "speedup": 2.0},
         {**common, "settings": {"threshold": 0.2, "inputs": "b"}, "speedup": 3.0},
         {**common, "settings": {"threshold": 0.4, "warm_up": 6}, "speedup": 9.0},
         {**common, "settings": {"threshold": 0.6}, "speedup": None},
+        {**common, "settings": {"threshold": 0.2}, "speedup": 1.5, "use_case": "inpainting"},
     ]
     assert explore.measured(rows, "TeaCache") == {0.2: 2.5}
+    assert explore.measured(rows, "TeaCache", "inpainting") == {0.2: 1.5}
 
 
 def test_a_gate_that_is_not_there():
@@ -98,6 +103,32 @@ def test_stop_ends_it_and_the_next_run_is_whole(explorer):
     assert "stopped" not in explorer.said.value and explorer.bar.value == 8
 
 
+@pytest.mark.parametrize("use_case", list(pipelines.USE_CASES))
+def test_every_use_case_shows_what_it_starts_from_and_runs(explorer, use_case):
+    explorer.use_case.value, explorer.strength.value, explorer.kind.value = use_case, 0.5, "depth"
+    explorer.threshold.value = 0.3
+    explorer.start().wait()
+    shown = {n for n in ("kind", "strength", "beginning") if getattr(explorer, n).layout.display != "none"}
+    began = {"strength"} if pipelines.takes_image(use_case) else set()
+    steered = {"kind"} if pipelines.takes_condition(use_case) else set()
+    assert shown == began | steered | ({"beginning"} if began | steered else set())
+    steps = 4 if began else 8
+    assert f" of {steps} steps" in explorer.said.value and " dB" in explorer.said.value
+    drawn = material.of(explorer.prompt.value, explorer.seed.value)
+    if began or steered:
+        on_show = Image.open(io.BytesIO(explorer.start_from.value))
+        assert quality.psnr(on_show, drawn.image if began else drawn.depth) == math.inf
+    explorer.use_case.value = "txt2img"
+
+
+def test_an_input_that_nothing_can_be_drawn_for(explorer):
+    explorer.use_case.value, prompt = "img2img", explorer.prompt.value
+    explorer.prompt.value = "colourless green ideas"
+    explorer.start()
+    assert explorer.said.value.startswith("No picture can be drawn for") and not explorer.run.disabled
+    explorer.use_case.value, explorer.prompt.value = "txt2img", prompt
+
+
 def test_what_was_made_can_be_kept_once(explorer):
     explorer.keep.click()
     explorer.keep.click()
@@ -106,7 +137,14 @@ def test_what_was_made_can_be_kept_once(explorer):
 
 def test_thresholds_that_were_measured_say_so_and_others_are_predicted(explorer):
     explorer.rows = [
-        {"technique": "First Block Cache", "model": "embedded", "steps": 28, "settings": {"threshold": t}, "speedup": v}
+        {
+            "technique": "First Block Cache",
+            "model": "embedded",
+            "use_case": "txt2img",
+            "steps": 28,
+            "settings": {"threshold": t},
+            "speedup": v,
+        }
         for t, v in POINTS.items()
     ]
     explorer.threshold.value = 0.2
