@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass, field
 
 from fluxnb.cache.engine import RECORDED, attribute
+from fluxnb.modulation import AHEAD
 from fluxnb.technique import Unavailable, networks
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
@@ -21,30 +22,26 @@ class Regional:
 
     Args:
         mode: torch.compile's; None for its default.
-        options: Inductor's settings, by name, instead of a mode.
     """
 
     mode: str | None = None
-    options: dict | None = None
     name: str = "torch.compile"
     proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
-        how = [self.mode] if self.mode else [f"{name}={value}" for name, value in (self.options or {}).items()]
-        return ", ".join(["compiled blocks", *how])
+        return "compiled blocks" + (f", {self.mode}" if self.mode else "")
 
     @property
     def settings(self) -> dict:
-        how = {"mode": self.mode, "options": self.options}
-        return {"compile": "blocks", **{name: value for name, value in how.items() if value}}
+        return {"compile": "blocks", **({"mode": self.mode} if self.mode else {})}
 
     def apply(self, pipe):
         """Compiles the blocks at their first call; returns the function that makes them eager again."""
         _needs_compile()
         blocks = [b for n in networks(pipe) for b in (*n.transformer_blocks, *n.single_transformer_blocks)]
         for block in blocks:
-            block.compile(fullgraph=True, mode=self.mode, options=self.options)
+            block.compile(fullgraph=True, mode=self.mode)
         self.proof = {"compiled": f"{len(blocks)} blocks"}
 
         def undo():
@@ -80,6 +77,8 @@ class Whole:
         transformer = pipe.transformer
         if self.mode in ("reduce-overhead", "max-autotune") and transformer.device.type != "cuda":
             raise Unavailable("needs a CUDA GPU: this mode of torch.compile is about CUDA graphs")
+        if hasattr(transformer, AHEAD):
+            raise Unavailable("needs a transformer without ModulationAhead, which decides between two steps")
         transformer.compile(fullgraph=True, mode=self.mode)
         self.proof = {"compiled": "1 transformer"}
 
@@ -111,6 +110,8 @@ class CudaGraph:
             raise Unavailable("needs a CUDA GPU: CUDA graphs are recordings of its kernels")
         if transformer._compiled_call_impl is not None:
             raise Unavailable("needs the blocks compiled (Regional), not the transformer as a whole")
+        if hasattr(transformer, AHEAD):
+            raise Unavailable("needs to be put on before ModulationAhead, which acts between two replays")
         original = transformer.forward
         graphs: dict[tuple, tuple] = {}
 

@@ -468,7 +468,19 @@ def fits(rows: list[dict]):
 
 
 # settings that change the order of operations at most, and what of these is nevertheless another arithmetic
-_SAME = ("dtype", "inputs", "compile", "mode", "options", "fused_qkv", "fused_gelu", "cuda_graph", "vae_mode")
+_SAME = (
+    "dtype",
+    "inputs",
+    "compile",
+    "mode",
+    "options",
+    "fused_qkv",
+    "fused_gelu",
+    "fused_rope",
+    "modulation",
+    "cuda_graph",
+    "vae_mode",
+)
 _EXACT = {
     "attention": ("default", "cudnn", "flash", "efficient", "math", "flash 3", "flash 4"),
     "vae": ("eager", "channels-last", "compiled", "sliced"),

@@ -1,4 +1,4 @@
-"""GELU without a pass over memory of its own: inside the product before it, or inside the rounding after it.
+"""Passes over memory that a compiled block needn't make: GELU, rounding to FP8, norm and rotary positions.
 
 At FLUX's size the feed-forward activations of one block are 113 MB (4,608 tokens of 12,288 numbers of 2 bytes).
 Compiled, they are written by a matrix product, read and written again by GELU and a concatenation and, with FP8, read
@@ -7,6 +7,9 @@ twice more for the largest value and for the rounding. Two ways to spare that, c
     bfloat16          GELU in the epilogue of the product before it (cuBLASLt's), and no concatenation: a single
                       block's last product is done in two parts
     TorchAO FP8 row   GELU, concatenation, largest value and rounding as one kernel: one read, one write
+
+Query and key are normalised, turned by their positions and, in a double block, put behind the text's: `FusedRoPE` does
+it in one kernel that reads and writes each number once.
 
 The arithmetic is that of the layers as they were, which tests assert.
 """
@@ -18,7 +21,9 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers.models.attention import FeedForward
-from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxSingleTransformerBlock
 from torch import nn
 from torch.nn import functional
 
@@ -206,3 +211,121 @@ class _RoundingSingleBlock(_SingleBlock):
 
 
 _ROUNDING = {FeedForward: _RoundingFeedForward, FluxSingleTransformerBlock: _RoundingSingleBlock}
+
+
+# --- norm and rotary positions ----------------------------------------------------------------------------
+
+
+@dataclass
+class FusedRoPE:
+    """RMS norm, rotary positions and the joining of text and image as one kernel for query and key; a technique.
+
+    Compiled by PyTorch they are a reduction and further passes. Apply it before compilation; an attention kernel may
+    be chosen before or after.
+    """
+
+    name: str = "fused RoPE"
+    label: str = "fused RoPE"
+    settings: dict = field(default_factory=lambda: {"fused_rope": True})
+    proof: dict = field(default_factory=dict, init=False)
+
+    def apply(self, pipe):
+        """Exchanges the attention processors; returns the function that undoes it."""
+        transformer = pipe.transformer
+        if transformer.device.type == "cuda" and transformer.dtype != torch.bfloat16:
+            raise Unavailable(f"needs the model in bfloat16, and it is in {transformer.dtype}")
+        layers = [b.attn for b in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
+        strange = {type(a.processor).__name__ for a in layers} - {FluxAttnProcessor.__name__}
+        if strange:
+            raise Unavailable(f"needs diffusers' own attention processors, and finds {', '.join(sorted(strange))}")
+        for attention in layers:
+            attention.processor.__class__ = _NormRopeProcessor
+        self.proof = {"norm and rope": f"of {len(layers)} layers in fluxnb::norm_rope"}
+
+        def undo():
+            for attention in layers:
+                attention.processor.__class__ = FluxAttnProcessor
+
+        return undo
+
+
+@torch.library.custom_op("fluxnb::norm_rope", mutates_args=())
+def norm_rope(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    text: torch.Tensor | None,
+    text_weight: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Queries or keys normalised and turned by their positions, the text's before the image's.
+
+    Args:
+        x: (batch, tokens, heads, width) as the projection gives them.
+        weight: (width,) of the RMS norm over each head.
+        text, text_weight: the same for the text's tokens, which stand first; or None.
+        cos, sin: (all tokens, width) float32, of diffusers' FluxPosEmbed.
+        eps: of the norm.
+
+    Returns:
+        (batch, all tokens, heads, width), contiguous, in x's number format.
+    """
+    normed = functional.rms_norm(x, weight.shape, weight, eps)
+    if text is not None:
+        normed = torch.cat([functional.rms_norm(text, text_weight.shape, text_weight, eps), normed], dim=1)
+    return apply_rotary_emb(normed, (cos, sin), sequence_dim=1).contiguous()
+
+
+@norm_rope.register_fake
+def _(x, weight, text, text_weight, cos, sin, eps):
+    n, tokens, heads, width = x.shape
+    return x.new_empty((n, tokens + (0 if text is None else text.shape[1]), heads, width))
+
+
+@norm_rope.register_kernel("cuda")
+def _(x, weight, text, text_weight, cos, sin, eps):
+    from fluxnb import triton_kernels
+
+    return triton_kernels.norm_rope(x, weight, text, text_weight, cos, sin, eps)
+
+
+class _NormRopeProcessor(FluxAttnProcessor):
+    """diffusers' processor with `norm_rope` in it."""
+
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
+    ):  # fmt: skip
+        text = attn.added_kv_proj_dim is not None
+        if attn.fused_projections:
+            image_qkv = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+            text_qkv = attn.to_added_qkv(encoder_hidden_states).chunk(3, dim=-1) if text else (None,) * 3
+        else:
+            image_qkv = [layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v)]
+            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj) if text else ()
+            text_qkv = [layer(encoder_hidden_states) for layer in added] or (None,) * 3
+
+        def heads(x):
+            return None if x is None else x.unflatten(-1, (-1, attn.head_dim))
+
+        (query, key, value), (text_query, text_key, text_value) = map(heads, image_qkv), map(heads, text_qkv)
+        norm_q, norm_k = (attn.norm_added_q.weight, attn.norm_added_k.weight) if text else (None, None)
+        eps = attn.norm_q.eps
+        query = norm_rope(query, attn.norm_q.weight, text_query, norm_q, *image_rotary_emb, eps)
+        key = norm_rope(key, attn.norm_k.weight, text_key, norm_k, *image_rotary_emb, eps)
+        if text:
+            value = torch.cat([text_value, value], dim=1)
+        attended = dispatch_attention_fn(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
+        )
+        attended = attended.flatten(2, 3).to(query.dtype)
+        if not text:
+            return attended
+        before = encoder_hidden_states.shape[1]
+        out = attn.to_out[1](attn.to_out[0](attended[:, before:].contiguous()))
+        return out, attn.to_add_out(attended[:, :before].contiguous())

@@ -145,10 +145,12 @@ USE_CASES = (
 
 COMPILED = (
     "blocks",
-    "fused GELU",
     "fused QKV",
-    "multi-kernel",
+    "fused GELU",
+    "fused RoPE",
+    "modulation ahead",
     "CUDA graph",
+    "all",
     "max-autotune",
     "transformer",
     "reduce-overhead",

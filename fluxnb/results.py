@@ -96,6 +96,7 @@ class Results:
         self.path = Path(path)
         self._rows: list[dict] = []
         self._finished: dict[tuple, dict] = {}
+        self._errors: dict[tuple, dict] = {}
         self._seen = None  # the state of the file that _rows was read from
 
     def append(self, row: dict) -> None:
@@ -118,8 +119,9 @@ class Results:
                 f"{self.path} cannot be written: {error.strerror}; make it writable or make room."
             ) from None
 
-    def find(self, key_columns: dict) -> dict | None:
-        """The newest finished row (status ok, oom or unavailable) with this key, or None.
+    def find(self, key_columns: dict, errors: bool = False) -> dict | None:
+        """The newest finished row (status ok, oom or unavailable) with this key; with `errors`, the newest error of a
+        key that has no finished row; or None.
 
         `key_columns` gives values of `KEY`; what is left out counts as empty, as it does in `append`, so one
         dict serves for both. The row has every column: numbers, text, None; settings as dict, samples as
@@ -132,7 +134,7 @@ class Results:
         _check_always(key_columns)
         key = tuple(_encoded(name, key_columns.get(name)) for name in KEY)
         self._read()
-        row = self._finished.get(key)
+        row = self._finished.get(key) or (self._errors.get(key) if errors else None)
         return _copy(row) if row else None
 
     def rows(self) -> list[dict]:
@@ -211,7 +213,7 @@ class Results:
                 with self._open(os.O_RDONLY) as fd:
                     self._refresh(fd, repair=False)
         except FileNotFoundError:
-            self._rows, self._finished, self._seen = [], {}, None
+            self._rows, self._finished, self._errors, self._seen = [], {}, {}, None
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror}.") from None
 
@@ -232,7 +234,7 @@ class Results:
             os.ftruncate(fd, whole)
         if rows and repair and not data.startswith(_HEADER.encode()):
             self._upgrade(fd, data, rows)
-        self._rows, self._finished = [], {}
+        self._rows, self._finished, self._errors = [], {}, {}
         for row in rows:
             self._add(row)
         self._seen = _state(fd)
@@ -253,8 +255,7 @@ class Results:
 
     def _add(self, row: dict) -> None:
         self._rows.append(row)
-        if row["status"] in FINISHED:
-            self._finished[_key_of(row)] = row
+        (self._finished if row["status"] in FINISHED else self._errors)[_key_of(row)] = row
 
     def _parsed(self, data: bytes, whole: int) -> list[dict]:
         """The rows of the first `whole` bytes, all complete lines. Raises UserError naming the line."""

@@ -14,6 +14,8 @@ from torch import nn
 from fluxnb.precision import Quantizer
 from fluxnb.technique import Unavailable
 
+ROWS = 32  # cuSPARSELt's INT8 kernels want a multiple of it
+
 
 def pruned(weight: torch.Tensor) -> torch.Tensor:
     """(rows, columns) weights with the two smallest of every four columns set to zero."""
@@ -41,8 +43,10 @@ class SparseInt8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         values, scale = rounded(x.reshape(-1, self.in_features))
+        rows = len(values)
+        values = nn.functional.pad(values, (0, 0, 0, -rows % ROWS))
         out = torch._cslt_sparse_mm(self.weight, values.t(), alpha=self.scale, out_dtype=torch.bfloat16).t()
-        out = (out * scale).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
+        out = (out[:rows] * scale).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
 
 

@@ -323,12 +323,11 @@ class Study:
                 measured = {"status": "ok", **measure.summary(samples), **(also() if also else {})}
             except Unavailable as reason:
                 measured = {"status": "unavailable", "reason": str(reason)}
-            except torch.cuda.OutOfMemoryError as error:
-                torch.cuda.empty_cache()
-                measured = {"status": "oom", "reason": str(error).splitlines()[0]}
+            except RuntimeError as error:
+                measured = _failure(error)
             self.results.append({**key, **measured, "measured_at": now(), "run_id": self.run_id})
         self._progress(1, technique)
-        return self.results.find(key)
+        return self.results.find(key, errors=True)
 
     def steps(self, subject: Subject) -> int:
         """The full number of denoising steps for this model."""
@@ -369,23 +368,30 @@ class Study:
 
         Args:
             judge: compare images too (for trained weights; random ones are never judged).
-            profile: note in the row's proof which kernels took the most time, and each kind's share of a step.
+            profile: note in the row's proof which kernels took the most time, and each kind's share of a step; a row
+                without is measured again.
 
         Returns:
-            The finished rows of these candidates as a list of dicts, the baseline's first, each with its
-            `label`; columns as in fluxnb.results.
+            The rows of these candidates as a list of dicts, the baseline's first, each with its `label`; columns as
+            in fluxnb.results. What failed for lack of memory or otherwise is a row too; a baseline that fails raises.
         """
         everything = [baseline, *candidates]
         self._total += len(everything)
-        todo = [c for c in everything if not self.results.find(self.key(subject, c))]
+        todo = [c for c in everything if not self._is_there(self.key(subject, c), profile)]
         if len(todo) < len(everything):
             self._progress(len(everything) - len(todo), "found in the results")
         judge = judge and subject.model.judged
         size = self.params.study.group
         for start in range(0, len(todo), size):
             self._measure_group(subject, baseline, todo[start : start + size], judge, profile)
-        rows = [self.results.find(self.key(subject, c)) for c in everything]
+        rows = [self.results.find(self.key(subject, c), errors=True) for c in everything]
         return [{**row, "label": c.label} for row, c in zip(rows, everything, strict=True)]
+
+    def _is_there(self, key: dict, profile: bool) -> bool:
+        row = self.results.find(key)
+        if row and profile and row["status"] == "ok" and torch.cuda.is_available():
+            return row["computed_steps"] != row["total_steps"] or "step_ms" in (row["proof"] or {})
+        return bool(row)
 
     def compare_built(
         self, subject: Subject, baseline: Candidate, candidates: list[Candidate], judge=True, profile=False
@@ -423,8 +429,8 @@ class Study:
                 runnable.append((candidate, self._prepare(subject, baseline, candidate, judge, profile)))
             except Unavailable as reason:
                 self._append(subject, candidate, {"status": "unavailable", "reason": str(reason)})
-            except torch.cuda.OutOfMemoryError as error:
-                self._out_of_memory(subject, candidate, error)
+            except RuntimeError as error:
+                self._failed(subject, baseline, candidate, error)
         if not runnable:
             return
         runners = [self._runner(subject, candidate) for candidate, _ in runnable]
@@ -432,9 +438,9 @@ class Study:
         runs |= {f"candidate {i}": runner.run for i, runner in enumerate(runners)}
         try:
             samples = measure.interleave(runs, subject.rounds)
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:
             for candidate, _ in runnable:
-                self._out_of_memory(subject, candidate, error)
+                self._failed(subject, baseline, candidate, error)
             return
         for i, (candidate, prepared) in enumerate(runnable):
             taken = samples[f"candidate {i}"]
@@ -451,9 +457,11 @@ class Study:
             }
             self._append(subject, candidate, measured)
 
-    def _out_of_memory(self, subject, candidate, error) -> None:
-        torch.cuda.empty_cache()
-        self._append(subject, candidate, {"status": "oom", "reason": str(error).splitlines()[0]})
+    def _failed(self, subject, baseline, candidate, error: RuntimeError) -> None:
+        """A row for what PyTorch or a library refused to run; without its baseline a comparison is nothing."""
+        self._append(subject, candidate, _failure(error))
+        if candidate is baseline and not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise error
 
     def _prepare(self, subject, baseline, candidate, judge: bool, profile: bool) -> dict:
         """Warm-up, memory and quality of one candidate: the untimed part of its row."""
@@ -675,6 +683,17 @@ def _fingerprint(name: str) -> str:
         digest.update(path.name.encode())
         digest.update(path.read_bytes() if path.stat().st_size < 2**28 else str(path.stat().st_size).encode())
     return digest.hexdigest()[:16]
+
+
+def _failure(error: RuntimeError) -> dict:
+    """The columns of what went wrong, with the line of the message that says most."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        return {"status": "oom", "reason": str(error).splitlines()[0]}
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    # torch.compile puts the name of the backend first and what happened behind it
+    said = lines[1] if len(lines) > 1 and lines[0].endswith("raised:") else lines[0]
+    return {"status": "error", "reason": f"{type(error).__name__}: {said}"}
 
 
 def need(rows: list[dict], **equals) -> list[dict]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fluxnb import attention, ceilings, compilation, fused, measure, pipelines, sparsity, vae
+from fluxnb import attention, ceilings, compilation, fused, measure, modulation, pipelines, sparsity, vae
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
 from fluxnb.params import TORCHAO
@@ -269,6 +269,105 @@ def test_the_kernel_rounds_as_pytorch_does(n):
     assert torch.allclose(scale_on_gpu, scale, rtol=0.01)
     # a GELU one bfloat16 step away may round to the next FP8 value
     assert (on_gpu.float() != rounded.float()).float().mean() < 0.02
+
+
+# --- norm and rotary positions in one kernel, modulations ahead ---
+
+
+def test_norm_and_positions_in_one_kernel_are_the_same_arithmetic(pipe):
+    plain = latents(pipe)
+    kinds = {type(m.processor).__name__ for m in pipe.transformer.modules() if hasattr(m, "processor")}
+    with applied(pipe, technique := fused.FusedRoPE()):
+        assert technique.proof == {"norm and rope": "of 12 layers in fluxnb::norm_rope"}
+        assert torch.equal(latents(pipe), plain)
+        with applied(pipe, attention.Attention("math")):
+            assert torch.allclose(latents(pipe), plain, atol=1e-3)
+    with applied(pipe, compilation.FusedQKV(), fused.FusedRoPE()):
+        assert torch.allclose(latents(pipe), plain, atol=1e-3)
+    with applied(pipe, fused.FusedRoPE(), compilation.Regional()):
+        breaks = compilation.counters()["breaks"]
+        assert torch.allclose(latents(pipe), plain, atol=1e-3)
+        assert compilation.counters()["breaks"] == breaks
+    assert {type(m.processor).__name__ for m in pipe.transformer.modules() if hasattr(m, "processor")} == kinds
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for a GPU")
+@pytest.mark.parametrize("text", [0, 64])
+def test_the_kernel_norms_and_turns_as_pytorch_does(text):
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape):
+        return torch.randn(*shape, generator=generator).bfloat16()
+
+    qkv, tokens = drawn(2, 96, 3 * 24 * 128), 96 + text
+    x = qkv.chunk(3, dim=-1)[1].unflatten(-1, (24, 128))  # a part of a fused projection, as in the model
+    given = [x, drawn(128), drawn(2, text, 24, 128) if text else None, drawn(128) if text else None]
+    given += [torch.randn(tokens, 128, generator=generator) for _ in range(2)]
+    exact = fused.norm_rope(*given, 1e-6)
+    on_gpu = fused.norm_rope(*(None if t is None else t.cuda() for t in given), 1e-6).cpu()
+    assert on_gpu.shape == (2, tokens, 24, 128)
+    assert torch.allclose(on_gpu.float(), exact.float(), rtol=0.02, atol=0.02)
+    assert (on_gpu != exact).float().mean() < 0.05  # a norm one bfloat16 step away
+
+
+def test_modulations_ahead_are_those_of_every_step(pipe):
+    plain, layers = latents(pipe, 6), list(pipe.transformer.state_dict())
+    with applied(pipe, technique := modulation.ModulationAhead()):
+        assert technique.proof == {"modulations": "of 17 layers, all steps at once"}
+        assert torch.allclose(latents(pipe, 6), plain, atol=1e-4)
+        assert torch.allclose(latents(pipe, 3), latents(pipe, 3)) and torch.allclose(latents(pipe, 6), plain, atol=1e-4)
+        with pytest.raises(UserError, match="^The modulations are computed ahead already"):
+            modulation.ModulationAhead().apply(pipe)
+    assert list(pipe.transformer.state_dict()) == layers and torch.equal(latents(pipe, 6), plain)
+
+
+def test_each_modulation_is_read_once_per_image(pipe):
+    calls = []
+    linear = pipe.transformer.single_transformer_blocks[0].norm.linear
+    handle = linear.register_forward_hook(lambda m, given, out: calls.append(len(given[0])))
+    with applied(pipe, modulation.ModulationAhead()):
+        latents(pipe, 5)
+    handle.remove()
+    assert calls == [5]
+
+
+def test_modulations_ahead_under_caches_compilation_and_batches(pipe):
+    prompts, seeds = ["a red ball", "a blue cup", "a cat"], [1, 2, 3]
+
+    def batch():
+        return pipelines.generate(pipe, prompts, seeds, model=MODEL, steps=5, output_type="latent")
+
+    plain = batch()
+    with applied(pipe, cache := first_block(0.1)):
+        cached, mask = batch(), cache.trace.mask
+    with applied(pipe, modulation.ModulationAhead()):
+        assert torch.allclose(batch(), plain, atol=1e-4)
+        with applied(pipe, cache := first_block(0.1)):
+            assert torch.allclose(batch(), cached, atol=1e-4) and cache.trace.mask == mask
+    with applied(pipe, compilation.Regional(), modulation.ModulationAhead()):
+        assert torch.allclose(batch(), plain, atol=1e-3) and latents(pipe).isfinite().all()
+
+
+def test_a_transformer_called_by_itself_computes_its_modulations(pipe):
+    seen = []
+    handle = pipe.transformer.register_forward_pre_hook(lambda m, a, given: seen.append(given), with_kwargs=True)
+    latents(pipe, 3)
+    handle.remove()
+    with torch.no_grad():
+        exact = [pipe.transformer(**given)[0] for given in seen]
+        with applied(pipe, modulation.ModulationAhead()):
+            for given, one in zip(reversed(seen), reversed(exact), strict=True):
+                assert torch.allclose(pipe.transformer(**given)[0], one, atol=1e-4)
+            latents(pipe, 3)
+            strange = {**seen[1], "timestep": seen[1]["timestep"] * 0.9}
+            assert pipe.transformer(**strange)[0].isfinite().all()
+
+
+def test_modulations_ahead_do_not_go_into_a_recording_or_a_whole_graph(pipe):
+    with applied(pipe, modulation.ModulationAhead()), pytest.raises(Unavailable, match="^needs a transformer without"):
+        compilation.Whole().apply(pipe)
+    with applied(pipe, compilation.Whole()), pytest.raises(Unavailable, match="^needs the blocks compiled"):
+        modulation.ModulationAhead().apply(pipe)
 
 
 def test_gelu_is_not_fused_into_what_has_no_kernel_for_it(pipe):

@@ -30,7 +30,7 @@ PROMISED = (
 
 
 class Broken:
-    """A technique whose `apply` raises."""
+    """A technique whose `apply` raises, or does nothing."""
 
     settings = {"level": 1}
 
@@ -39,6 +39,8 @@ class Broken:
         self.error = error
 
     def apply(self, pipe):
+        if self.error is None:
+            return lambda: None
         raise self.error
 
 
@@ -222,6 +224,18 @@ def test_out_of_memory_is_a_row_and_the_others_go_on(begin, made):
     _, failed, fewer = s.compare(subject, study.plain(STEPS), [broken, study.fewer_steps(2)])
     assert (failed["status"], failed["reason"]) == ("oom", "tried to allocate 90 GiB")
     assert fewer["status"] == "ok"
+
+
+def test_what_a_library_refuses_is_a_row_that_is_tried_again(begin, made):
+    s, subject = begin()
+    refusal = RuntimeError("backend='inductor' raised:\nTypeError: no such kernel\n\nSet TORCH_LOGS")
+    broken = study.using(Broken("odd", refusal), STEPS)
+    baseline, failed, fewer = s.compare(subject, study.plain(STEPS), [broken, study.fewer_steps(2)])
+    assert (failed["status"], failed["reason"]) == ("error", "RuntimeError: TypeError: no such kernel")
+    assert baseline["status"] == fewer["status"] == "ok"
+    s, subject = begin()
+    working = study.using(Broken("odd", None), STEPS)
+    assert s.compare(subject, study.plain(STEPS), [working])[1]["status"] == "ok"
 
 
 @pytest.mark.parametrize("weights", ["trained", "random"])

@@ -227,6 +227,8 @@ _SAID = {  # setting of a stack -> words for its value
     "compile": lambda v: f"compiled {v}",
     "fused_qkv": lambda v: "fused QKV",
     "fused_gelu": lambda v: "fused GELU",
+    "fused_rope": lambda v: "fused RoPE",
+    "modulation": lambda v: f"modulation {v}",
     "attention": lambda v: f"{v} attention",
     "vae": lambda v: f"VAE {v}",
     "cuda_graph": lambda v: "CUDA graph",
