@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 
 import torch
 from diffusers.models.attention import FeedForward
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxSingleTransformerBlock
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
 from torch import nn
 from torch.nn import functional
 
+from fluxnb.processor import filled
 from fluxnb.technique import Unavailable
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -234,19 +234,14 @@ class FusedRoPE:
         transformer = pipe.transformer
         if transformer.device.type == "cuda" and transformer.dtype != torch.bfloat16:
             raise Unavailable(f"needs the model in bfloat16, and it is in {transformer.dtype}")
-        layers = [b.attn for b in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)]
-        strange = {type(a.processor).__name__ for a in layers} - {FluxAttnProcessor.__name__}
-        if strange:
-            raise Unavailable(f"needs diffusers' own attention processors, and finds {', '.join(sorted(strange))}")
-        for attention in layers:
-            attention.processor.__class__ = _NormRopeProcessor
-        self.proof = {"norm and rope": f"of {len(layers)} layers in fluxnb::norm_rope"}
+        with contextlib.ExitStack() as stack:
+            count = stack.enter_context(filled(transformer, "_positions", _norm_rope))
+            self.proof = {"norm and rope": f"of {count} layers in fluxnb::norm_rope"}
+            return stack.pop_all().close
 
-        def undo():
-            for attention in layers:
-                attention.processor.__class__ = FluxAttnProcessor
 
-        return undo
+def _norm_rope(x, norm, text, text_norm, rotary):
+    return norm_rope(x, norm.weight, text, None if text is None else text_norm.weight, *rotary, norm.eps)
 
 
 @torch.library.custom_op("fluxnb::norm_rope", mutates_args=())
@@ -288,44 +283,3 @@ def _(x, weight, text, text_weight, cos, sin, eps):
     from fluxnb import triton_kernels
 
     return triton_kernels.norm_rope(x, weight, text, text_weight, cos, sin, eps)
-
-
-class _NormRopeProcessor(FluxAttnProcessor):
-    """diffusers' processor with `norm_rope` in it."""
-
-    def __call__(
-        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
-    ):  # fmt: skip
-        text = attn.added_kv_proj_dim is not None
-        if attn.fused_projections:
-            image_qkv = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-            text_qkv = attn.to_added_qkv(encoder_hidden_states).chunk(3, dim=-1) if text else (None,) * 3
-        else:
-            image_qkv = [layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v)]
-            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj) if text else ()
-            text_qkv = [layer(encoder_hidden_states) for layer in added] or (None,) * 3
-
-        def heads(x):
-            return None if x is None else x.unflatten(-1, (-1, attn.head_dim))
-
-        (query, key, value), (text_query, text_key, text_value) = map(heads, image_qkv), map(heads, text_qkv)
-        norm_q, norm_k = (attn.norm_added_q.weight, attn.norm_added_k.weight) if text else (None, None)
-        eps = attn.norm_q.eps
-        query = norm_rope(query, attn.norm_q.weight, text_query, norm_q, *image_rotary_emb, eps)
-        key = norm_rope(key, attn.norm_k.weight, text_key, norm_k, *image_rotary_emb, eps)
-        if text:
-            value = torch.cat([text_value, value], dim=1)
-        attended = dispatch_attention_fn(
-            query,
-            key,
-            value,
-            attn_mask=attention_mask,
-            backend=self._attention_backend,
-            parallel_config=self._parallel_config,
-        )
-        attended = attended.flatten(2, 3).to(query.dtype)
-        if not text:
-            return attended
-        before = encoder_hidden_states.shape[1]
-        out = attn.to_out[1](attn.to_out[0](attended[:, before:].contiguous()))
-        return out, attn.to_add_out(attended[:, :before].contiguous())

@@ -147,7 +147,8 @@ class _Table:
             del self._streams[name]
         # looked up by its value, on the device; a step that nobody announced becomes NaN instead of a wrong image
         found = stream.steps == timestep[:1]
-        return torch.where(found.any(), stream.rows[found.int().argmax()], torch.nan)
+        row = stream.rows.index_select(0, found.int().argmax(keepdim=True))[0]
+        return torch.where(found.any(), row, torch.nan)
 
     def _coming(self, timestep) -> torch.Tensor | None:
         """The steps of the image that begins with this call, as its pipeline scales them; None if none does."""

@@ -605,18 +605,18 @@ class Study:
 
 
 def _transformer_inputs(subject: Subject, batch: int) -> dict:
-    """What the pipeline gives its transformer at a first step, as keyword arguments."""
+    """What the pipeline gives its transformer at the first of two steps, as keyword arguments."""
     inputs = list(itertools.islice(itertools.cycle(subject.inputs), batch))
     transformer, given = subject.pipe.transformer, {}
 
     def note(*args, **kwargs):
         assert not args, "diffusers' FLUX pipelines name every argument"
-        given.update(kwargs)
+        given.update({} if given else kwargs)
         return original(**kwargs)
 
     original = transformer.forward
     with attribute(transformer, "forward", note):
-        subject.batch(inputs, 1)
+        subject.batch(inputs, 2)
     return given
 
 

@@ -26,6 +26,7 @@ from fluxnb.errors import UserError
 
 _MARK = "_fluxnb_cache"
 RECORDED = "_fluxnb_recorded"  # set on a transformer whose steps are replayed from a recording
+SHARED = "_fluxnb_shared"  # set on a transformer that has a share of the tokens: the process group that has them all
 
 
 class Cache:
@@ -154,6 +155,7 @@ class Cache:
             )
             if not doubles or not singles:
                 raise UserError("The transformer needs double and single blocks for its blocks to be cached.")
+            self.gate.share(getattr(transformer, SHARED, None))
             stream = self._stream(kwargs.get("pooled_projections"))
             step = stream["step"] = _StepRun(self, stream)
             blocks = [

@@ -31,6 +31,7 @@ class Gate:
     name = "gate"
     point = RESIDUAL  # where it looks and decides
     looks_at_input = False  # whether the modulated input has to be worked out for it
+    group = None  # the ranks that have the other tokens of the same image
 
     def __init__(self, warm_up: int = 0, compute_last: bool = False, longest_run: int | None = None):
         if warm_up < 0 or (longest_run is not None and longest_run < 1):
@@ -63,6 +64,10 @@ class Gate:
     def start(self, total: int | None) -> None:
         """A generation of `total` steps begins (None: unknown). Raises UserError if the gate can't serve it."""
 
+    def share(self, group) -> None:
+        """From now on each rank of the process group has some of the tokens, and all decide together; None: alone."""
+        self.group = group
+
     def new_state(self) -> dict:
         """The memory of one trajectory; the conditional and the unconditional pass have one each."""
         return {}
@@ -79,7 +84,7 @@ class Gate:
         """True: reuse, False: compute, None: ask again at the next point."""
         if point != self.point:
             return None
-        return self.decide(state, index, *read([self.measure(state, index, seen)]))
+        return self.decide(state, index, *read([self.measure(state, index, seen)], self.group))
 
     def computed(self, state: dict, index: int, residual: torch.Tensor) -> None:
         """The step was computed in full; `residual` is what the first block added."""
@@ -122,7 +127,7 @@ class FirstBlock(_Thresholded):
     """Reuses while the first block's residual has changed little since the last computed step.
 
     indicator = mean |r_now - r_computed| / mean |r_computed|, reused below `threshold`; 0 never reuses.
-    One decision for the whole batch; averaged over ranks where a process group is up, so that ranks can't
+    One decision for the whole batch; averaged over the ranks that share an image, so that they can't
     disagree. Source: First Block Cache of ParaAttention (Cheng, 2024), after TeaCache (Liu et al., 2024).
     """
 
@@ -301,6 +306,11 @@ class _Two(Gate):
         for gate in self.gates:
             gate.start(total)
 
+    def share(self, group):
+        super().share(group)
+        for gate in self.gates:
+            gate.share(group)
+
     def new_state(self):
         return {"states": tuple(gate.new_state() for gate in self.gates), "said": [None, None], "due": {}}
 
@@ -356,7 +366,7 @@ class _Together(_Two):
                 state["due"][i] = gate.measure(own, index, seen)
         if point != self.point:
             return None
-        changes = read([state["due"][0], state["due"][1]])
+        changes = read([state["due"][0], state["due"][1]], self.group)
         state["due"] = {}
         pairs = zip(self.gates, state["states"], changes, strict=True)
         state["said"] = [gate.decide(own, index, change) for gate, own, change in pairs]
@@ -388,14 +398,14 @@ def change(now: torch.Tensor, before: torch.Tensor) -> Pair:
     return (now - before).abs().mean(), before.abs().mean()
 
 
-def read(measured: list[Pair | None]) -> list[float | None]:
-    """The relative changes, averaged over ranks where a process group is up: one host synchronisation in all."""
+def read(measured: list[Pair | None], group=None) -> list[float | None]:
+    """The relative changes, averaged over the ranks of a process group: one host synchronisation in all."""
     pairs = [pair for pair in measured if pair is not None]
     if not pairs:
         return [None] * len(measured)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if group is not None:
         together = torch.stack([torch.stack(pair) for pair in pairs])
-        torch.distributed.all_reduce(together)
+        torch.distributed.all_reduce(together, group=group)
         pairs = list(together)
     ratios = iter(torch.stack([size_of / of for size_of, of in pairs]).tolist())
     return [None if pair is None else next(ratios) for pair in measured]

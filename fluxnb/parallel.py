@@ -1,0 +1,226 @@
+"""One image on several GPUs: its tokens, its weights or its pixels divided over the ranks of a process group.
+
+    context parallelism   every rank has all weights and some of the tokens; attention exchanges what it needs
+        all-gather        keys and values of all tokens come to every rank (Llama 3's way; any number of heads)
+        Ulysses           tokens are exchanged for heads, there and back (DeepSpeed-Ulysses, 2023)
+        both              Ulysses inside groups, all-gather between them (USP, Fang & Zhao, 2024)
+    FSDP                  every rank has some of the weights and fetches each block's before it runs (FSDP2)
+    VAE rows              every rank decodes some rows of the picture, exactly (`fluxnb.vae_rows`)
+    replicas              every rank makes an image of its own: nothing is divided
+
+These are techniques, applied on every rank alike; `fluxnb.ranks` starts the ranks. Caches compose: the engine averages
+what its gates measure over the ranks that share an image, so no rank can decide otherwise than the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as collectives
+
+from fluxnb.cache.engine import SHARED, attribute
+from fluxnb.errors import UserError
+from fluxnb.processor import filled
+from fluxnb.technique import Unavailable
+
+
+@dataclass
+class ContextParallel:
+    """The tokens of one image divided over the ranks; a technique.
+
+    Args:
+        ulysses: ranks that exchange tokens for heads; divides the heads.
+        gather: groups of such ranks, between which keys and values are gathered.
+
+    Their product is the number of ranks. Text tokens and image tokens are divided each for itself, so both have to be
+    divisible by it.
+    """
+
+    ulysses: int = 1
+    gather: int = 1
+    name: str = "context parallel"
+    proof: dict = field(default_factory=dict, init=False)
+
+    @property
+    def label(self) -> str:
+        parts = [("Ulysses", self.ulysses), ("all-gather", self.gather)]
+        return " × ".join(f"{name} {degree}" for name, degree in parts if degree > 1) or "one rank"
+
+    @property
+    def settings(self) -> dict:
+        return {"ulysses": self.ulysses, "gather": self.gather}
+
+    def apply(self, pipe):
+        """Divides from the next call on; returns the function that undoes it."""
+        transformer, degree = pipe.transformer, self.ulysses * self.gather
+        _check_group(degree, self.label)
+        heads = transformer.config.num_attention_heads
+        if heads % self.ulysses:
+            raise Unavailable(f"needs a number of ranks that divides {heads} heads, and Ulysses is {self.ulysses}")
+        device = transformer.device.type
+        mesh = _mesh(device, self.gather, self.ulysses)
+        group = dist.group.WORLD
+        exchange = functools.partial(
+            _exchange,
+            ulysses=mesh["ulysses"].get_group() if self.ulysses > 1 else None,
+            gather=mesh["gather"].get_group() if self.gather > 1 else None,
+        )
+        with contextlib.ExitStack() as stack:
+            count = stack.enter_context(filled(transformer, "_exchange", exchange))
+            stack.enter_context(attribute(transformer, "forward", _divided(transformer, group)))
+            stack.enter_context(attribute(transformer, SHARED, group))
+            self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
+            return stack.pop_all().close
+
+
+def _check_group(degree: int, label: str) -> None:
+    if not dist.is_initialized():
+        raise Unavailable(f"needs {degree} ranks, started by fluxnb.ranks")
+    if dist.get_world_size() != degree:
+        raise UserError(
+            f"{label} is for {degree} ranks and there are {dist.get_world_size()}: choose degrees whose product is that."
+        )
+
+
+@functools.lru_cache
+def _mesh(device: str, gather: int, ulysses: int):
+    """Neighbouring ranks are a Ulysses group. Kept: a process group can't be taken down while others use it."""
+    return dist.device_mesh.init_device_mesh(device, (gather, ulysses), mesh_dim_names=("gather", "ulysses"))
+
+
+# --- what is divided --------------------------------------------------------------------------------------
+
+# argument of the transformer -> dimension of the tokens
+_TOKENS = {"hidden_states": 1, "encoder_hidden_states": 1, "img_ids": 0, "txt_ids": 0}
+_RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
+
+
+def _divided(transformer, group):
+    """The transformer's forward on this rank's share of the tokens; every rank has the whole output."""
+    original, world, rank = transformer.forward, dist.get_world_size(group), dist.get_rank(group)
+    names = list(inspect.signature(type(transformer).forward).parameters)[1:]
+
+    def share(tensor, dim):
+        return tensor.chunk(world, dim)[rank]
+
+    @functools.wraps(original)
+    def forward(*args, **given):
+        given = {**dict(zip(names, args, strict=False)), **given}
+        text, image = given["encoder_hidden_states"].shape[1], given["hidden_states"].shape[1]
+        if text % world or image % world:
+            raise UserError(
+                f"{image} image tokens and {text} text tokens can't be divided by {world} ranks: choose a size of image "
+                "and text (max_sequence_length) that can, or another number of ranks."
+            )
+        given |= {name: share(given[name], dim) for name, dim in _TOKENS.items()}
+        for name in _RESIDUALS:
+            if given.get(name) is not None:
+                given[name] = _Shares(given[name], share)
+        out = original(**given)
+        whole = collectives.all_gather_tensor(out[0].contiguous(), 1, group)
+        return (_waited(whole), *out[1:]) if isinstance(out, tuple) else type(out)(sample=_waited(whole))
+
+    return forward
+
+
+class _Shares:
+    """A ControlNet's residuals, each divided when it is asked for: they may not have been worked out before."""
+
+    def __init__(self, residuals, share):
+        self.residuals, self.share = residuals, share
+
+    def __len__(self) -> int:
+        return len(self.residuals)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        return self.share(self.residuals[i], 1)
+
+
+# --- what attention exchanges -----------------------------------------------------------------------------
+
+
+def _exchange(attend, query, key, value, ulysses, gather):
+    """Attention over the tokens of all ranks.
+
+    Args:
+        attend: (query, key, value) -> output, attention of this rank.
+        query, key, value: (batch, tokens of this rank, heads, width).
+        ulysses, gather: process groups, None for no exchange of that kind.
+
+    Returns:
+        (batch, tokens of this rank, heads, width). Tokens come in another order than on one GPU, which attention
+        does not depend on.
+    """
+    if ulysses is not None:
+        query, key, value = _to_heads(torch.stack([query, key, value], 2), ulysses).unbind(2)
+    if gather is not None:
+        key, value = _of_all(torch.stack([key, value], 2), gather).unbind(2)
+    out = attend(query, key, value)
+    return out if ulysses is None else _to_tokens(out, ulysses)
+
+
+def _to_heads(x, group):
+    """(batch, tokens, parts, heads, width): all tokens of the group, this rank's share of the heads."""
+    world = dist.get_world_size(group)
+    parts = x.unflatten(3, (world, -1)).permute(3, 0, 1, 2, 4, 5).contiguous()  # what goes to each rank
+    came = _waited(collectives.all_to_all_single(parts.flatten(0, 1), None, None, group)).unflatten(0, (world, -1))
+    return came.transpose(0, 1).flatten(1, 2)
+
+
+def _to_tokens(x, group):
+    """(batch, tokens of the group, heads, width) back to this rank's tokens with all heads."""
+    world = dist.get_world_size(group)
+    parts = x.unflatten(1, (world, -1)).transpose(0, 1).contiguous()
+    came = _waited(collectives.all_to_all_single(parts.flatten(0, 1), None, None, group)).unflatten(0, (world, -1))
+    return came.permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def _of_all(x, group):
+    """(batch, tokens, …): the tokens of all ranks of the group."""
+    world = dist.get_world_size(group)
+    came = _waited(collectives.all_gather_tensor(x.contiguous(), 0, group)).unflatten(0, (world, -1))
+    return came.transpose(0, 1).flatten(1, 2)
+
+
+def _waited(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.wait() if isinstance(tensor, collectives.AsyncCollectiveTensor) else tensor
+
+
+# --- weights divided --------------------------------------------------------------------------------------
+
+
+@dataclass
+class FullyShard:
+    """Every rank keeps a share of the weights and fetches each block's when it runs (FSDP2); a technique to build in.
+
+    For memory, not for speed: every image of every rank waits for weights. It can't be taken back.
+    """
+
+    name: str = "FSDP"
+    label: str = "FSDP"
+    settings: dict = field(default_factory=lambda: {"fsdp": True})
+    proof: dict = field(default_factory=dict, init=False)
+
+    def apply(self, pipe):
+        """Divides the weights; what it returns raises, because torch can't put them together again in place."""
+        from torch.distributed.fsdp import fully_shard
+
+        if not dist.is_initialized() or dist.get_world_size() < 2:
+            raise Unavailable("needs at least 2 ranks, started by fluxnb.ranks")
+        transformer, world = pipe.transformer, dist.get_world_size()
+        mesh = dist.device_mesh.init_device_mesh(transformer.device.type, (world,))
+        blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+        for block in blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(transformer, mesh=mesh)
+        self.proof = {"sharded": f"{len(blocks)} blocks over {world} ranks"}
+
+        def undo():
+            raise UserError("FSDP can't be taken off a pipeline: load it again.")
+
+        return undo

@@ -1,0 +1,102 @@
+"""FLUX's attention as diffusers computes it, with the two places where a technique may put something else.
+
+Positions: norm and rotation of query and key as one operation (`fluxnb.fused.FusedRoPE`). Attending: what happens to
+query, key and value, which a transformer sharded over several GPUs exchanges first (`fluxnb.parallel`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers import transformer_flux
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+
+from fluxnb.technique import Unavailable
+
+PLACES = ("_positions", "_exchange")
+
+
+class Processor(FluxAttnProcessor):
+    """diffusers' processor; a place that nobody has filled does what diffusers does.
+
+    `_positions(x, norm, text, text_norm, rotary)` gives queries or keys, `_exchange(attend, query, key, value)` the
+    attention's output; all are (batch, tokens, heads, width).
+    """
+
+    _positions = None
+    _exchange = None
+
+    def __call__(
+        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
+    ):  # fmt: skip
+        text = attn.added_kv_proj_dim is not None
+        if attn.fused_projections:
+            of_image = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+            of_text = attn.to_added_qkv(encoder_hidden_states).chunk(3, dim=-1) if text else (None,) * 3
+        else:
+            of_image = [layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v)]
+            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj) if text else ()
+            of_text = [layer(encoder_hidden_states) for layer in added] or (None,) * 3
+        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in of_image)
+        if text:
+            text_query, text_key, text_value = (x.unflatten(-1, (-1, attn.head_dim)) for x in of_text)
+            value = torch.cat([text_value, value], dim=1)
+        else:
+            text_query = text_key = None
+        positions = self._positions or _positions
+        query = positions(query, attn.norm_q, text_query, attn.norm_added_q if text else None, image_rotary_emb)
+        key = positions(key, attn.norm_k, text_key, attn.norm_added_k if text else None, image_rotary_emb)
+
+        def attend(query, key, value):
+            return transformer_flux.dispatch_attention_fn(  # looked up there: SageAttention is put there
+                query,
+                key,
+                value,
+                attn_mask=attention_mask,
+                backend=self._attention_backend,
+                parallel_config=self._parallel_config,
+            )
+
+        exchange = self._exchange or _exchange
+        attended = exchange(attend, query, key, value).flatten(2, 3).to(query.dtype)
+        if not text:
+            return attended
+        before = encoder_hidden_states.shape[1]
+        out = attn.to_out[1](attn.to_out[0](attended[:, before:].contiguous()))
+        return out, attn.to_add_out(attended[:, :before].contiguous())
+
+
+def _positions(x, norm, text, text_norm, rotary):
+    x = norm(x)
+    if text is not None:
+        x = torch.cat([text_norm(text), x], dim=1)
+    return x if rotary is None else apply_rotary_emb(x, rotary, sequence_dim=1)
+
+
+def _exchange(attend, query, key, value):
+    return attend(query, key, value)
+
+
+@contextlib.contextmanager
+def filled(transformer, place: str, function):
+    """One of `PLACES` of every attention layer is filled inside; the layers' number is what `as` gives.
+
+    Raises Unavailable where a layer's processor isn't diffusers' own (an IP-adapter's, say).
+    """
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    processors = [block.attn.processor for block in blocks]
+    strange = {type(p).__name__ for p in processors} - {FluxAttnProcessor.__name__, Processor.__name__}
+    if strange:
+        raise Unavailable(f"needs diffusers' own attention processors, and finds {', '.join(sorted(strange))}")
+    for processor in processors:
+        processor.__class__ = Processor
+        vars(processor)[place] = function
+    try:
+        yield len(processors)
+    finally:
+        for processor in processors:
+            vars(processor).pop(place, None)
+            if not any(name in vars(processor) for name in PLACES):
+                processor.__class__ = FluxAttnProcessor
