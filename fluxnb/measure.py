@@ -146,13 +146,14 @@ def kernels(run: Callable[[], object], top: int = 3) -> list[str]:
 
 
 KERNEL_KINDS = {
+    "communication": re.compile(r"nccl|c10d|gloo|all_gather|all_to_all|allgather|alltoall", re.IGNORECASE),
     "attention": re.compile(r"sdpa|flash|fmha|attention|attn", re.IGNORECASE),
     "matrix products": re.compile(r"gemm|gemv|nvjet|cutlass|cublas|linear|mm$|mm_|_mm|splitk|marlin", re.IGNORECASE),
 }
 
 
 def by_kind(spent: dict[str, tuple[float, int]]) -> dict[str, float]:
-    """Milliseconds of the kernels of each kind: attention, matrix products, and whatever else runs."""
+    """Milliseconds of the kernels of each kind: between GPUs, attention, matrix products, whatever else runs."""
     parts = {**dict.fromkeys(KERNEL_KINDS, 0.0), "the rest": 0.0}
     for name, (time_s, _) in spent.items():
         kind = next((kind for kind, pattern in KERNEL_KINDS.items() if pattern.search(name)), "the rest")

@@ -5,7 +5,7 @@
         Ulysses           tokens are exchanged for heads, there and back (DeepSpeed-Ulysses, 2023)
         both              Ulysses inside groups, all-gather between them (USP, Fang & Zhao, 2024)
     FSDP                  every rank has some of the weights and fetches each block's before it runs (FSDP2)
-    VAE rows              every rank decodes some rows of the picture, exactly (`fluxnb.vae_rows`)
+    VAE rows              every rank decodes some rows of the picture, exactly (`fluxnb.parallel_vae`)
     replicas              every rank makes an image of its own: nothing is divided
 
 These are techniques, applied on every rank alike; `fluxnb.ranks` starts the ranks. Caches compose: the engine averages
@@ -83,7 +83,7 @@ def _check_group(degree: int, label: str) -> None:
         raise Unavailable(f"needs {degree} ranks, started by fluxnb.ranks")
     if dist.get_world_size() != degree:
         raise UserError(
-            f"{label} is for {degree} ranks and there are {dist.get_world_size()}: choose degrees whose product is that."
+            f"{label} is for {degree} ranks and there are {dist.get_world_size()}: choose degrees with that product."
         )
 
 
@@ -114,8 +114,8 @@ def _divided(transformer, group):
         text, image = given["encoder_hidden_states"].shape[1], given["hidden_states"].shape[1]
         if text % world or image % world:
             raise UserError(
-                f"{image} image tokens and {text} text tokens can't be divided by {world} ranks: choose a size of image "
-                "and text (max_sequence_length) that can, or another number of ranks."
+                f"{image} image tokens and {text} text tokens can't be divided by {world} ranks: choose a size and a "
+                "max_sequence_length that can, or another number of ranks."
             )
         given |= {name: share(given[name], dim) for name, dim in _TOKENS.items()}
         for name in _RESIDUALS:

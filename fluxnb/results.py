@@ -66,6 +66,7 @@ COLUMNS: dict[str, str] = {
     "kept_db": "float",  # outside the mask, against the given image
     "kept_vae_db": "float",  # the same of the given image through the VAE alone: no pipeline keeps more
     "agreement": "float",  # with the ControlNet's condition
+    "telemetry": "json",  # of the GPUs meanwhile: utilisation, memory, clocks, power, temperature, throttling
     "seed": "int",
     "samples": "json",
     "proof": "json",
@@ -118,6 +119,17 @@ class Results:
             raise UserError(
                 f"{self.path} cannot be written: {error.strerror}; make it writable or make room."
             ) from None
+
+    def merge(self, other: str | Path) -> int:
+        """Appends the rows of another table that this one lacks, such as another machine's; gives their number.
+
+        A row is the same if every value is. Nothing is replaced: of two rows with one key the later one is found.
+        """
+        known = {json.dumps(row, sort_keys=True) for row in self.rows()}
+        new = [row for row in Results(other).rows() if json.dumps(row, sort_keys=True) not in known]
+        for row in new:
+            self.append({name: value for name, value in row.items() if value is not None})
+        return len(new)
 
     def find(self, key_columns: dict, errors: bool = False) -> dict | None:
         """The newest finished row (status ok, oom or unavailable) with this key; with `errors`, the newest error of a
@@ -427,7 +439,7 @@ def _decoded(name: str, cell: str):
         value = json.loads(cell)
     except ValueError:
         raise ValueError(f"{name} is {cell[:40]!r}") from None
-    if name in ("settings", "proof") and isinstance(value, dict):
+    if name in ("settings", "proof", "telemetry") and isinstance(value, dict):
         return value
     if name == "samples" and isinstance(value, list):
         return [_float(name, v) for v in value]

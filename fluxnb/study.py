@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fluxnb import compilation, control, material, measure, params, pipelines, probe, quality, telemetry
+from fluxnb import compilation, control, material, measure, params, pipelines, probe, quality, ranks, telemetry
 from fluxnb.cache.engine import attribute
 from fluxnb.errors import UserError
 from fluxnb.results import Results, now
@@ -54,6 +54,7 @@ class Candidate:
     settings: dict = field(default_factory=dict)
     subject: Subject | None = None  # another pipeline than the baseline's, say in another number format
     batch: int = 1  # images made at once
+    gpus: int = 1  # that it runs on
 
 
 def plain(
@@ -350,7 +351,7 @@ class Study:
             "weights": own.model.weights,
             "use_case": own.use_case,
             "gpu": self.params.name,
-            "gpus": 1,
+            "gpus": candidate.gpus,
             "width": own.width,
             "height": own.height,
             "steps": candidate.steps,
@@ -410,6 +411,37 @@ class Study:
                 if candidate.subject:
                     candidate.subject.release()
         return rows
+
+    def spread(self, subject: Subject, candidates: list[Candidate], limit_s: float = 1200.0) -> list[dict]:
+        """Measures candidates on several ranks, each beside the same on one of them alone (`fluxnb.scaling`).
+
+        A rank that fails is an error row of the candidate that ran, and the ones after it are measured by new ranks.
+
+        Args:
+            candidates: all on the same number of GPUs, `Candidate.gpus`.
+            limit_s: for one start of ranks; what takes longer is ended.
+
+        Returns:
+            Their rows, each with its `label`.
+        """
+        self._total += len(candidates)
+        todo = [c for c in candidates if not self.results.find(self.key(subject, c))]
+        self._progress(len(candidates) - len(todo), "found in the results")
+        unloaded = {id(c.subject): c.subject and replace(c.subject, _pipe=None) for c in todo}  # ranks load their own
+        while todo:
+            (world,) = {c.gpus for c in todo}
+            given = [replace(c, subject=unloaded[id(c.subject)]) for c in todo]
+            try:
+                for measured in ranks.run(
+                    "fluxnb.scaling:measure", world, replace(subject, _pipe=None), given, limit_s=limit_s
+                ):
+                    self._append(subject, todo.pop(0), measured)
+            except ranks.RankError as error:
+                if not todo:
+                    break
+                self._append(subject, todo.pop(0), _failure(error))
+        rows = [self.results.find(self.key(subject, c), errors=True) for c in candidates]
+        return [{**row, "label": c.label} for row, c in zip(rows, candidates, strict=True)]
 
     def survey(self, subject: Subject, baseline: Candidate, candidate: Candidate) -> dict:
         """Quality and computed steps of one setting, untimed: a row without latencies, found again like any other."""
@@ -496,6 +528,7 @@ class Study:
         row["proof"] = self._proof(own, candidate, before, profile) or None
         if sampler.result:
             row |= {name: sampler.result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct")}
+            row["telemetry"] = sampler.result
         return row | self._judge(subject, baseline, candidate) if judge and candidate.batch == 1 else row
 
     def _proof(self, own: Subject, candidate: Candidate, before: dict[str, int], profile: bool) -> dict:
@@ -505,7 +538,7 @@ class Study:
         if "compiled" in proof:
             proof |= {name: count - before[name] for name, count in compilation.counters().items()}
         if profile and not _trace(candidate):  # a cache may prescribe the number of steps
-            given = _transformer_inputs(own, candidate.batch)
+            given = transformer_inputs(own, candidate.batch)
             with applied(own.pipe, *candidate.techniques), torch.no_grad():
                 own.pipe.transformer(**given)
                 spent = measure.kernel_times(lambda: own.pipe.transformer(**given))
@@ -604,7 +637,7 @@ class Study:
                 file.write(json.dumps(line) + "\n")
 
 
-def _transformer_inputs(subject: Subject, batch: int) -> dict:
+def transformer_inputs(subject: Subject, batch: int) -> dict:
     """What the pipeline gives its transformer at the first of two steps, as keyword arguments."""
     inputs = list(itertools.islice(itertools.cycle(subject.inputs), batch))
     transformer, given = subject.pipe.transformer, {}

@@ -527,6 +527,7 @@ import sys, torch
 from fluxnb.cache import gates
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[1]), world_size=2)
 gate = gates.FirstBlock(0.15)
+gate.share(torch.distributed.group.WORLD)
 state = gate.new_state()
 gate.computed(state, 0, torch.ones(1, 4, 8))
 own = torch.full((1, 4, 8), 1.1 if sys.argv[1] == "0" else 1.3)  # alone, one rank would reuse and one compute

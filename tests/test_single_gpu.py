@@ -163,7 +163,12 @@ def test_kernels_are_named_by_what_took_longest():
 
 def test_kernels_belong_to_a_kind():
     spent = {"nvjet_sm90_tst": (2e-3, 4), "cudnn_sdpa_fprop": (1e-3, 1), "triton_red_fused": (5e-4, 2), "mm": (1e-3, 1)}
-    assert measure.by_kind(spent) == {"attention": 1.0, "matrix products": 3.0, "the rest": 0.5}
+    assert measure.by_kind(spent) == {
+        "communication": 0.0,
+        "attention": 1.0,
+        "matrix products": 3.0,
+        "the rest": 0.5,
+    }
     a = torch.randn(300, 300)
     parts = measure.by_kind(measure.kernel_times(lambda: (a @ a).exp()))
     assert parts["matrix products"] > 0 and parts["the rest"] > 0 and parts["attention"] == 0

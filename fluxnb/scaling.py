@@ -1,0 +1,149 @@
+"""Measures on several ranks: a candidate spread over them beside the same on one rank alone.
+
+`measure` runs on every rank, started by `fluxnb.ranks`; `fluxnb.study.Study.spread` calls it and keeps what it emits.
+While a candidate is timed alone, every rank makes an image of its own: that is the replicas' throughput as well.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from fluxnb import measure as timing
+from fluxnb import quality, telemetry
+from fluxnb.parallel import ContextParallel, FullyShard
+from fluxnb.parallel_vae import ParallelVAE
+from fluxnb.technique import Unavailable, applied
+
+SPREADING = (ContextParallel, FullyShard, ParallelVAE)
+WARM_UP = 2
+COMPILED_VARIANTS = 64  # of one block, before torch.compile gives up: each way of spreading is one
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Every rank makes images of its own; a technique that changes nothing."""
+
+    name: str = "replicas"
+    label: str = "replicas"
+
+    @property
+    def settings(self) -> dict:
+        return {"replicas": True}
+
+    def apply(self, pipe):
+        """Nothing."""
+        return lambda: None
+
+
+def alone(techniques: tuple) -> tuple:
+    """What of the techniques one rank can have by itself."""
+    return tuple(t for t in techniques if not isinstance(t, SPREADING))
+
+
+def measure(rank, subject, candidates: list) -> None:
+    """Emits one row's columns for each candidate, in their order.
+
+    Args:
+        subject: a study.Subject whose pipeline isn't loaded yet.
+        candidates: study.Candidate; those that share a subject share its pipeline.
+    """
+    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+    for candidate in candidates:
+        own = candidate.subject or subject
+        try:
+            row = {"status": "ok", **_measured(rank, own, candidate)}
+        except Unavailable as reason:  # every rank has the same, so all come here
+            row = {"status": "unavailable", "reason": str(reason)}
+        rank.emit(row)
+
+
+def _measured(rank, own, candidate) -> dict:
+    single = own if alone(own.built) == own.built else replace(own, built=alone(own.built), _pipe=None)
+    pipe, steps = own.pipe, candidate.steps
+    given = own.inputs[rank.rank % len(own.inputs)]
+
+    def together():
+        with applied(pipe, *candidate.techniques):
+            return own.generate(*own.inputs[0], steps)
+
+    def by_itself(inputs=given):
+        with applied(single.pipe, *alone(candidate.techniques)):
+            return single.generate(*inputs, steps)
+
+    replicas = any(isinstance(t, Replicas) for t in candidate.techniques)
+    runs = {"alone": by_itself} if replicas else {"together": together, "alone": by_itself}
+    with timing.memory(pipe.transformer.device) as memory:  # before another pipeline is loaded beside it
+        for _ in range(WARM_UP):
+            next(iter(runs.values()))()
+    exact = None if replicas else by_itself(own.inputs[0])
+    with telemetry.Sampler() as sampler:
+        for run in runs.values():
+            for _ in range(WARM_UP - 1):
+                run()
+        samples = timing.interleave(runs, own.rounds, synchronize=_meet)
+    taken = {name: _slowest(values) for name, values in samples.items()}
+    of = taken["alone" if replicas else "together"]
+    images = rank.world if replicas else 1
+    row = {
+        **timing.summary(of),
+        "images_per_s": images * len(of) / sum(of),
+        "total_steps": steps,
+        "computed_steps": steps,
+        "load_s": own.load_s,
+        "memory_load_gib": own.load_gib,
+        "memory_peak_gib": max(_from_all(memory.peak_gib)),
+    }
+    if not replicas:
+        ratio, low, high = timing.speedup(taken["alone"], of)
+        row |= {"speedup": ratio, "speedup_ci_low": low, "speedup_ci_high": high}
+    if sampler.result:
+        row |= {name: sampler.result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct")}
+        row["telemetry"] = sampler.result
+    proof = {k: v for t in (*own.built, *candidate.techniques) for k, v in getattr(t, "proof", {}).items()}
+    proof["alone_s"] = statistics.median(taken["alone"])
+    if masks := [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]:
+        everywhere = _from_all(masks[0])
+        proof["decisions"] = "identical on all ranks" if len(set(everywhere)) == 1 else everywhere
+        row["computed_steps"] = masks[0].count("1")
+    elif not replicas:
+        proof |= _profile(own, candidate)
+    if exact is not None and own.model.judged:
+        row |= quality.compare([exact], [together()])
+    return row | {"proof": proof}
+
+
+def _profile(own, candidate) -> dict:
+    """One step's kernels by kind on the first rank, and the share of them that moves data between ranks."""
+    from fluxnb.study import transformer_inputs
+
+    with applied(own.pipe, *candidate.techniques), torch.no_grad():
+        given = transformer_inputs(own, candidate.batch)
+        own.pipe.transformer(**given)
+        _meet()
+        spent = timing.kernel_times(lambda: own.pipe.transformer(**given))
+    parts = timing.by_kind(spent)
+    share = parts["communication"] / sum(parts.values())
+    rounded = {kind: round(time_ms, 3) for kind, time_ms in parts.items()}
+    return {"step_ms": rounded, "communication": share, "kernels": timing.longest(spent)}
+
+
+def _meet() -> None:
+    """All ranks are here, and their devices are done."""
+    timing.synchronize()
+    dist.barrier()
+    timing.synchronize()
+
+
+def _slowest(samples: list[float]) -> list[float]:
+    """Round by round what the slowest rank took: the image is there when the last one is done."""
+    return [max(values) for values in zip(*_from_all(samples), strict=True)]
+
+
+def _from_all(value) -> list:
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found

@@ -1,0 +1,132 @@
+"""What tests run on ranks: functions that `fluxnb.ranks` finds by name."""
+
+import os
+import signal
+import time
+
+import torch
+import torch.distributed as dist
+
+from fluxnb import compilation, fused, modulation, pipelines
+from fluxnb.parallel import ContextParallel, FullyShard
+from fluxnb.parallel_vae import ParallelVAE
+from fluxnb.technique import Unavailable, applied
+
+MODEL = pipelines.describe("embedded")
+
+
+def latents(pipe, steps=4):
+    return pipelines.generate(pipe, ["a red ball"], [1], model=MODEL, steps=steps, output_type="latent")
+
+
+def everywhere(value):
+    found = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def same_image(rank, spreads):
+    """For each technique, the largest difference to one rank's latents, on any rank."""
+    pipe = pipelines.load("embedded", device="cpu")
+    plain = latents(pipe)
+    for spread in spreads:
+        with applied(pipe, spread):
+            difference = (latents(pipe) - plain).abs().max().item()
+        rank.emit({"label": spread.label, "difference": max(everywhere(difference))})
+    rank.emit({"label": "afterwards", "difference": max(everywhere((latents(pipe) - plain).abs().max().item()))})
+
+
+def same_decisions(rank, caches, steps):
+    """For each cache: its mask on every rank, the mask of one rank alone, and the difference of the latents."""
+    pipe = pipelines.load("embedded", device="cpu")
+    for cache in caches:
+        with applied(pipe, cache):
+            plain, alone = latents(pipe, steps), cache.trace.mask
+        with applied(pipe, ContextParallel(gather=rank.world), cache):
+            difference = (latents(pipe, steps) - plain).abs().max().item()
+        masks = everywhere(cache.trace.mask)
+        rank.emit({"label": cache.label, "masks": masks, "alone": alone, "difference": difference})
+
+
+def composed(rank):
+    """Differences of what is put on top of each other, and graph breaks under compilation."""
+    pipe = pipelines.load("embedded", device="cpu")
+    plain, spread = latents(pipe), ContextParallel(gather=rank.world)
+    for label, techniques in {
+        "fused": (compilation.FusedQKV(), fused.FusedRoPE(), spread, modulation.ModulationAhead()),
+        "compiled": (fused.FusedRoPE(), spread, compilation.Regional()),
+    }.items():
+        before = compilation.counters()["breaks"]
+        with applied(pipe, *techniques):
+            difference = (latents(pipe) - plain).abs().max().item()
+        breaks = compilation.counters()["breaks"] - before
+        rank.emit({"label": label, "difference": difference, "breaks": breaks})
+    FullyShard().apply(pipe)
+    rank.emit({"label": "sharded weights", "difference": (latents(pipe) - plain).abs().max().item(), "breaks": 0})
+
+
+def exact_picture(rank):
+    """The decoder divided over ranks: its difference to one rank's, also afterwards."""
+    pipe = pipelines.load("embedded", device="cpu")
+    given = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = pipe.vae.decode(given).sample
+        with applied(pipe, spread := ParallelVAE()):
+            divided = pipe.vae.decode(given).sample
+        after = pipe.vae.decode(given).sample
+    rank.emit({"difference": (divided - plain).abs().max().item(), "after": torch.equal(after, plain), **spread.proof})
+
+
+def with_controlnet(rank, cache):
+    """A ControlNet's residuals under context parallelism, with and without a cache that holds them."""
+    pipe = pipelines.as_use_case(
+        pipelines.load("embedded", device="cpu"), "ControlNet txt2img", pipelines.load_controlnet("embedded")
+    )
+    from fluxnb import material
+
+    given = material.of("a red ball on grass", 0).arguments("edges")
+
+    def made():
+        return pipelines.generate(
+            pipe, ["a red ball on grass"], [1], model=MODEL, steps=6, output_type="latent", **given
+        )
+
+    for techniques in ((), (cache,)):
+        with applied(pipe, *techniques):
+            plain = made()
+        with applied(pipe, ContextParallel(gather=rank.world), *techniques):
+            rank.emit({"difference": (made() - plain).abs().max().item()})
+
+
+def what_it_says(rank, spread):
+    """The message of a technique that can't be applied, or of the image that can't be made."""
+    pipe = pipelines.load("embedded", device="cpu")
+    try:
+        with applied(pipe, spread):
+            latents(pipe)
+    except Unavailable as reason:
+        rank.emit({"said": str(reason)})
+
+
+def small_text(rank):
+    pipe = pipelines.load("embedded", device="cpu")
+    with applied(pipe, ContextParallel(gather=rank.world)):
+        pipe("a cat", max_sequence_length=23, num_inference_steps=1, width=128, height=128)
+
+
+def fails(rank):
+    rank.emit({"began": True})
+    if rank.rank == 1:
+        raise ValueError("no such thing")
+    dist.barrier()
+
+
+def dies(rank):
+    if rank.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def hangs(rank):
+    rank.emit({"pids": everywhere(os.getpid())})
+    time.sleep(600)

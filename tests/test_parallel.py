@@ -1,0 +1,163 @@
+"""One image on several ranks: gloo processes on the CPU, started as a user starts them."""
+
+import dataclasses
+import time
+
+import on_ranks
+import psutil
+import pytest
+import torch
+
+from fluxnb import params, ranks, scaling, study
+from fluxnb.cache import Cache, Cascade, FirstBlock, Taylor, TeaCache, teacache
+from fluxnb.errors import UserError
+from fluxnb.parallel import ContextParallel, FullyShard
+from fluxnb.parallel_vae import ParallelVAE
+from fluxnb.technique import Unavailable
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these ranks are CPU processes")
+
+
+def run(function, world, *arguments, limit_s=120.0):
+    return list(ranks.run(f"on_ranks:{function.__name__}", world, *arguments, limit_s=limit_s))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_image_of_several_ranks_is_that_of_one(world):
+    spreads = [ContextParallel(gather=world)]
+    *spread, after = run(on_ranks.same_image, world, spreads)
+    assert [s["label"] for s in spread] == [s.label for s in spreads]
+    assert all(s["difference"] < 1e-3 for s in spread) and after["difference"] == 0
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_all_ranks_decide_what_one_rank_decides(world):
+    coefficients = teacache.coefficients("embedded")
+    caches = [Cache(FirstBlock(t)) for t in (0.05, 0.12, 0.3)]
+    caches += [Cache(TeaCache(0.3, coefficients)), Cache(FirstBlock(0.2), Taylor(2))]
+    caches += [Cache(Cascade(TeaCache(0.2, coefficients), FirstBlock(0.1)))]
+    found = run(on_ranks.same_decisions, world, caches, 14)
+    assert len({decided["alone"] for decided in found}) > 3  # the thresholds tell steps apart
+    for decided in found:
+        assert decided["masks"] == [decided["alone"]] * world and decided["difference"] < 1e-2, decided["label"]
+
+
+def test_it_composes_with_fused_parts_compilation_and_sharded_weights():
+    for made in run(on_ranks.composed, 2, limit_s=240):
+        assert made["difference"] < 1e-3 and made["breaks"] == 0, made["label"]
+
+
+def test_a_divided_decoder_makes_the_picture_of_a_whole_one():
+    (made,) = run(on_ranks.exact_picture, 4)
+    assert made["difference"] < 1e-4 and made["after"] and made["decoded"] == "25 convolutions in 4 shares of the rows"
+
+
+def test_a_controlnet_s_residuals_are_divided_too():
+    cache = Cache(FirstBlock(0.2), hold_controlnet=True)
+    plain, cached = run(on_ranks.with_controlnet, 2, cache)
+    assert plain["difference"] < 1e-3 and cached["difference"] < 1e-3
+
+
+# --- what goes wrong ---
+
+
+@pytest.mark.parametrize("technique", [ContextParallel(gather=2), FullyShard(), ParallelVAE()])
+def test_without_ranks_it_says_what_it_needs(technique):
+    from fluxnb import pipelines
+
+    with pytest.raises(Unavailable, match="^needs .* ranks, started by fluxnb.ranks$"):
+        technique.apply(pipelines.load("embedded", device="cpu"))
+
+
+def test_heads_that_cannot_be_divided():
+    (answer,) = run(on_ranks.what_it_says, 2, ContextParallel(ulysses=2))
+    assert answer["said"] == "needs a number of ranks that divides 5 heads, and Ulysses is 2"
+
+
+def test_degrees_that_are_not_the_number_of_ranks():
+    with pytest.raises(ranks.RankError, match="all-gather 3 is for 3 ranks and there are 2: choose degrees"):
+        run(on_ranks.what_it_says, 2, ContextParallel(gather=3))
+
+
+def test_tokens_that_cannot_be_divided():
+    with pytest.raises(ranks.RankError, match="64 image tokens and 23 text tokens can't be divided by 2 ranks"):
+        run(on_ranks.small_text, 2)
+
+
+def test_a_rank_that_fails_ends_the_run_with_its_message():
+    heard = []
+    with pytest.raises(ranks.RankError, match="^Rank 1 of 2 failed: ValueError: no such thing; the others were ended"):
+        for result in ranks.run("on_ranks:fails", 2, limit_s=60):
+            heard.append(result)
+    assert heard == [{"began": True}]  # what was said before is kept
+
+
+def test_a_rank_that_dies_ends_the_run():
+    with pytest.raises(ranks.RankError, match="^Rank 1 of 2 was killed by signal 9"):
+        run(on_ranks.dies, 2)
+
+
+def test_a_run_that_hangs_is_ended_and_nothing_is_left():
+    started, pids = time.monotonic(), []
+    with pytest.raises(ranks.RankError, match="^The 2 ranks were not done after 12 s and were ended"):
+        for result in ranks.run("on_ranks:hangs", 2, limit_s=12):
+            pids += result["pids"]
+    assert time.monotonic() - started < 30 and len(pids) == 2
+    assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+
+
+def test_a_caller_that_stops_listening_ends_the_run():
+    run_ = ranks.run("on_ranks:hangs", 2, limit_s=300)
+    pids = next(run_)["pids"]
+    run_.close()
+    assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+
+
+def test_more_gpus_than_there_are(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="^4 GPUs are asked for and 2 are here"):
+        next(ranks.run("on_ranks:hangs", 4))
+
+
+# --- measuring ---
+
+
+@pytest.fixture
+def begun(tmp_path):
+    s = study.Study(params.load("cpu"), "11_parallel", tmp_path)
+    subject = s.subject("embedded")
+    return s, dataclasses.replace(subject, prompts=("a red ball", "a blue cup"), seeds=(0,), rounds=3)
+
+
+def candidate(*techniques, gpus=2, **more):
+    chosen = {name: v for t in techniques for name, v in t.settings.items()}
+    return study.Candidate(techniques[0].name, techniques[0].label, 3, techniques, chosen, gpus=gpus, **more)
+
+
+def test_spreading_is_measured_beside_one_rank_alone(begun):
+    s, subject = begun
+    candidates = [
+        candidate(scaling.Replicas()),
+        candidate(ContextParallel(gather=2)),
+        candidate(ContextParallel(gather=2), Cache(FirstBlock(0.5))),
+        candidate(ContextParallel(ulysses=2)),
+    ]
+    replicas, spread, cached, heads = s.spread(subject, candidates, limit_s=200)
+    assert replicas["gpus"] == spread["gpus"] == 2 and replicas["status"] == spread["status"] == "ok"
+    assert replicas["images_per_s"] == pytest.approx(2 * 3 / sum(replicas["samples"]))
+    assert spread["speedup"] == pytest.approx(spread["proof"]["alone_s"] / spread["latency_p50"], rel=1e-6)
+    assert spread["psnr_identical"] or spread["psnr_db"] > 45
+    assert 0 < spread["proof"]["communication"] < 1
+    assert cached["proof"]["decisions"] == "identical on all ranks" and cached["computed_steps"] < 3
+    assert (heads["status"], heads["reason"][:28]) == ("unavailable", "needs a number of ranks that")
+    again = s.spread(subject, candidates, limit_s=1e-3)  # nothing is measured twice
+    assert again == [replicas, spread, cached, heads]
+
+
+def test_a_failing_rank_is_a_row_and_the_next_candidate_runs(begun):
+    s, subject = begun
+    candidates = [candidate(ContextParallel(gather=3)), candidate(scaling.Replicas())]
+    failed, replicas = s.spread(subject, candidates, limit_s=120)
+    assert failed["status"] == "error" and "for 3 ranks and there are 2" in failed["reason"]
+    assert replicas["status"] == "ok"
