@@ -63,7 +63,8 @@ class Attention:
         if self.kind.startswith("sage") and width not in SAGE_WIDTHS:
             raise Unavailable(f"needs heads of width {', '.join(map(str, SAGE_WIDTHS))}, and this model's have {width}")
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_implementation(self.kind))
+            if self.kind == "flash 4":
+                stack.callback(_flash_4())
             backend = KINDS[self.kind][1]
             if backend is None:
                 flux = importlib.import_module("diffusers.models.transformers.transformer_flux")
@@ -121,7 +122,10 @@ def function(kind: str):
 
     def run(q, k, v):
         try:
-            with _implementation(kind), sdpa_kernel(chosen):
+            with contextlib.ExitStack() as stack:
+                if kind == "flash 4":
+                    stack.callback(_flash_4())
+                stack.enter_context(sdpa_kernel(chosen))
                 return scaled_dot_product_attention(q, k, v)
         except RuntimeError as error:
             raise Unavailable(
@@ -172,19 +176,12 @@ def _check(kind: str, device: torch.device, dtype: torch.dtype) -> None:
             )
 
 
-@contextlib.contextmanager
-def _implementation(kind: str):
-    """FlashAttention 4 goes in PyTorch's place of FlashAttention 2, process-wide, while this is open."""
-    if kind != "flash 4":
-        yield
-        return
+def _flash_4():
+    """FlashAttention 4 goes in PyTorch's place of FlashAttention 2, process-wide; returns what takes it out."""
     from torch.nn import attention
 
     attention.activate_flash_attention_impl("FA4")
-    try:
-        yield
-    finally:
-        attention.restore_flash_attention_impl()
+    return attention.restore_flash_attention_impl
 
 
 def _restore(processors, backends) -> None:

@@ -26,7 +26,7 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from torch import nn
 from torch.nn import functional
 
-from fluxnb.processor import filled
+from fluxnb.processor import fill
 from fluxnb.technique import Unavailable
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -235,7 +235,7 @@ class FusedRoPE:
         if transformer.device.type == "cuda" and transformer.dtype != torch.bfloat16:
             raise Unavailable(f"needs the model in bfloat16, and it is in {transformer.dtype}")
         with contextlib.ExitStack() as stack:
-            count = stack.enter_context(filled(transformer, "_positions", _norm_rope))
+            count = fill(transformer, "_positions", _norm_rope, stack)
             self.proof = {"norm and rope": f"of {count} layers in fluxnb::norm_rope"}
             return stack.pop_all().close
 

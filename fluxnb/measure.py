@@ -6,6 +6,7 @@ drift hit the baseline and every candidate alike. torch is imported where it is 
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import time
@@ -94,12 +95,24 @@ def interleave(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, at least 1 is needed")
     samples: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(rounds):
-        for name in reversed(runs) if i % 2 else runs:
-            samples[name].append(timed(runs[name], synchronize, clock))
-            if progress:
-                progress(name, i)
+    with _settled_heap():
+        for i in range(rounds):
+            for name in reversed(runs) if i % 2 else runs:
+                samples[name].append(timed(runs[name], synchronize, clock))
+                if progress:
+                    progress(name, i)
     return samples
+
+
+@contextmanager
+def _settled_heap():
+    """Garbage collection leaves alone what was there before: what earlier measurements compiled costs no time here."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def timed(

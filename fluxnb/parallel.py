@@ -25,7 +25,7 @@ import torch.distributed._functional_collectives as collectives
 
 from fluxnb.cache.engine import SHARED, attribute
 from fluxnb.errors import UserError
-from fluxnb.processor import filled
+from fluxnb.processor import fill
 from fluxnb.technique import Unavailable
 
 
@@ -71,7 +71,7 @@ class ContextParallel:
             gather=mesh["gather"].get_group() if self.gather > 1 else None,
         )
         with contextlib.ExitStack() as stack:
-            count = stack.enter_context(filled(transformer, "_exchange", exchange))
+            count = fill(transformer, "_exchange", exchange, stack)
             stack.enter_context(attribute(transformer, "forward", _divided(transformer, group)))
             stack.enter_context(attribute(transformer, SHARED, group))
             self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
@@ -224,3 +224,56 @@ class FullyShard:
             raise UserError("FSDP can't be taken off a pipeline: load it again.")
 
         return undo
+
+
+# --- diffusers' own ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class DiffusersParallel:
+    """diffusers' own context parallelism, to compare with; a technique.
+
+    Args:
+        ulysses, ring: degrees; their product is the number of ranks. Its ring gathers all keys and values at first
+            and attends to one rank's after the other.
+    """
+
+    ulysses: int = 1
+    ring: int = 1
+    name: str = "diffusers' context parallel"
+    proof: dict = field(default_factory=dict, init=False)
+
+    @property
+    def label(self) -> str:
+        parts = [("Ulysses", self.ulysses), ("ring", self.ring)]
+        return "diffusers " + (" × ".join(f"{name} {degree}" for name, degree in parts if degree > 1) or "one rank")
+
+    @property
+    def settings(self) -> dict:
+        return {"diffusers_ulysses": self.ulysses, "diffusers_ring": self.ring}
+
+    def apply(self, pipe):
+        """Divides from the next call on; returns the function that undoes it, which diffusers has none for."""
+        from diffusers import ContextParallelConfig
+        from diffusers.hooks.context_parallel import remove_context_parallel
+
+        transformer = pipe.transformer
+        _check_group(self.ulysses * self.ring, self.label)
+        if transformer.device.type != "cuda":
+            raise Unavailable("needs GPUs: diffusers' context parallelism looks for an accelerator")
+        heads = transformer.config.num_attention_heads
+        if heads % self.ulysses:
+            raise Unavailable(f"needs a number of ranks that divides {heads} heads, and Ulysses is {self.ulysses}")
+        processors = [module.processor for module in transformer.modules() if hasattr(module, "processor")]
+        chosen = {getattr(p._attention_backend, "value", p._attention_backend) for p in processors}
+        if self.ring > 1 and chosen & {None, "native"}:
+            raise Unavailable("needs an attention kernel that gives the softmax's sums: put Attention('cudnn') first")
+        transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=self.ulysses, ring_degree=self.ring))
+        self.proof = {"divided": f"{len(processors)} attention layers over {self.ulysses * self.ring} ranks"}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(attribute(transformer, SHARED, dist.group.WORLD))
+            stack.callback(remove_context_parallel, transformer, transformer._cp_plan)
+            stack.callback(setattr, transformer, "_parallel_config", None)
+            for processor in processors:
+                stack.callback(setattr, processor, "_parallel_config", None)
+            return stack.pop_all().close

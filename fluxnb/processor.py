@@ -79,9 +79,8 @@ def _exchange(attend, query, key, value):
     return attend(query, key, value)
 
 
-@contextlib.contextmanager
-def filled(transformer, place: str, function):
-    """One of `PLACES` of every attention layer is filled inside; the layers' number is what `as` gives.
+def fill(transformer, place: str, function, undo: contextlib.ExitStack) -> int:
+    """Fills one of `PLACES` in every attention layer and gives their number; `undo` empties it again.
 
     Raises Unavailable where a layer's processor isn't diffusers' own (an IP-adapter's, say).
     """
@@ -93,10 +92,12 @@ def filled(transformer, place: str, function):
     for processor in processors:
         processor.__class__ = Processor
         vars(processor)[place] = function
-    try:
-        yield len(processors)
-    finally:
-        for processor in processors:
-            vars(processor).pop(place, None)
-            if not any(name in vars(processor) for name in PLACES):
-                processor.__class__ = FluxAttnProcessor
+    undo.callback(_empty, processors, place)
+    return len(processors)
+
+
+def _empty(processors: list, place: str) -> None:
+    for processor in processors:
+        vars(processor).pop(place, None)
+        if not any(name in vars(processor) for name in PLACES):
+            processor.__class__ = FluxAttnProcessor

@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 from fluxnb import measure as timing
 from fluxnb import quality, telemetry
-from fluxnb.parallel import ContextParallel, FullyShard
+from fluxnb.parallel import ContextParallel, DiffusersParallel, FullyShard
 from fluxnb.parallel_vae import ParallelVAE
 from fluxnb.technique import Unavailable, applied
 
-SPREADING = (ContextParallel, FullyShard, ParallelVAE)
+SPREADING = (ContextParallel, DiffusersParallel, FullyShard, ParallelVAE)
 WARM_UP = 2
 COMPILED_VARIANTS = 64  # of one block, before torch.compile gives up: each way of spreading is one
 

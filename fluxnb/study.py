@@ -726,7 +726,8 @@ def _failure(error: RuntimeError) -> dict:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
     # torch.compile puts the name of the backend first and what happened behind it
     said = lines[1] if len(lines) > 1 and lines[0].endswith("raised:") else lines[0]
-    return {"status": "error", "reason": f"{type(error).__name__}: {said}"}
+    more = [line.partition("context:")[2].strip() for line in lines if line.startswith("Developer debug context:")]
+    return {"status": "error", "reason": ": ".join([type(error).__name__, said, *more])}
 
 
 def need(rows: list[dict], **equals) -> list[dict]:

@@ -80,7 +80,7 @@ def test_the_columns_and_their_order():
         "reason,n,latency_min,latency_p25,latency_p50,latency_p90,latency_p99,latency_avg,load_s,warmup_s,first_s,"
         "text_s,denoise_s,vae_s,images_per_s,memory_load_gib,memory_avg_gib,memory_peak_gib,gpu_util_avg,gpu_memory_avg_pct,"
         "speedup,speedup_ci_low,speedup_ci_high,computed_steps,total_steps,psnr_db,psnr_min_db,psnr_identical,ssim,ssim_min,"
-        "adherence,adherence_min,psnr_inside_db,psnr_outside_db,kept_db,kept_vae_db,agreement,"
+        "adherence,adherence_min,psnr_inside_db,psnr_outside_db,kept_db,kept_vae_db,agreement,telemetry,"
         "seed,samples,proof,machine,versions,measured_at,run_id"
     )
 
@@ -528,3 +528,15 @@ def test_ten_thousand_rows_are_read_fast(table, path):
     again = time.perf_counter() - start
     assert first < 10 and again < 1  # about 1 s and 10 ms on an idle machine; this one may be busy
     assert len(reader.frame()) == 10_000
+
+
+def test_tables_of_several_machines_merge_without_loss(tmp_path):
+    here, there = Results(tmp_path / "here.csv"), Results(tmp_path / "there.csv")
+    shared = row(technique="shared")
+    for table in (here, there):
+        table.append(shared)
+    there.append(row(technique="other", machine="another"))
+    there.append(row(technique="failed", status="error", reason="no"))
+    assert here.merge(there.path) == 2 and here.merge(there.path) == 0
+    assert [r["technique"] for r in here.rows()] == ["shared", "other", "failed"]
+    assert here.rows()[1:] == there.rows()[1:]

@@ -1,6 +1,7 @@
 """The study's way to measure, on a small parameter set: rows, resume, reasons, images and traces."""
 
 import dataclasses
+import gc
 import json
 import shutil
 import zlib
@@ -15,6 +16,8 @@ from PIL import Image
 from fluxnb import ceilings, params, pipelines, study
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
+from fluxnb.fused import FusedRoPE
+from fluxnb.modulation import ModulationAhead
 from fluxnb.precision import TorchAO
 from fluxnb.results import KEY
 from fluxnb.technique import Unavailable, applied
@@ -269,6 +272,18 @@ def test_candidates_with_the_same_label_keep_their_own_figures(begin, made):
     _, three, two = s.compare(subject, study.plain(STEPS), named_alike)
     assert (three["steps"], three["computed_steps"]) == (3, 3)
     assert (two["steps"], two["computed_steps"]) == (2, 2)
+
+
+def test_what_is_built_in_stays_in(begin):
+    s, subject = begin()
+    built = subject.having(FusedRoPE(), ModulationAhead())
+    gc.collect()
+    _ = built.pipe
+    gc.collect()
+    transformer = built.pipe.transformer
+    assert {type(b.attn.processor).__name__ for b in transformer.transformer_blocks} == {"Processor"}
+    assert hasattr(transformer, "_fluxnb_ahead") and built.generate("a red ball", 0, 2)
+    built.release()
 
 
 def test_pipelines_built_for_one_measurement_are_freed_after_it(begin, embedded_pipe):

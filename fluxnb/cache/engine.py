@@ -318,19 +318,25 @@ def flux_transformer(pipe):
     return transformer
 
 
-@contextlib.contextmanager
-def attribute(owner, name: str, value):
-    """`owner.name` is `value` inside; afterwards the instance has the attribute only if it had it before."""
-    had, before = name in vars(owner), vars(owner).get(name)
-    # past nn.Module.__setattr__, which would register a module
-    vars(owner)[name] = value
-    try:
-        yield
-    finally:
-        if had:
-            vars(owner)[name] = before
+class attribute:  # noqa: N801  read as a function: with attribute(owner, name, value)
+    """`owner.name` is `value` inside; afterwards the instance has the attribute only if it had it before.
+
+    A class, not a generator: a generator that nobody holds is closed, which would take the change back.
+    """
+
+    def __init__(self, owner, name: str, value):
+        self.owner, self.name, self.value = owner, name, value
+
+    def __enter__(self):
+        own = vars(self.owner)
+        self.had, self.before = self.name in own, own.get(self.name)
+        own[self.name] = self.value  # past nn.Module.__setattr__, which would register a module
+
+    def __exit__(self, *_):
+        if self.had:
+            vars(self.owner)[self.name] = self.before
         else:
-            vars(owner).pop(name, None)
+            vars(self.owner).pop(self.name, None)
 
 
 def first_block(threshold: float, **options) -> Cache:
