@@ -630,6 +630,78 @@ def beside_published(rows: list[dict], most: float = 0.15):
 MASK_UNITS = dict.fromkeys(("inside", "outside", "kept", "VAE alone"), "dB")
 
 
+# --- several GPUs -----------------------------------------------------------------------------------------
+
+
+def scaling_table(rows: list[dict], world: int):
+    """Every way of dividing beside one rank alone and beside as many replicas."""
+    import pandas as pd
+
+    replicas = next((r["images_per_s"] for r in rows if r["technique"] == "replicas" and r["images_per_s"]), None)
+    lines = []
+    for r in rows:
+        proof = r["proof"] or {}
+        line = {
+            "setting": r["label"],
+            "status": r["status"],
+            "p50": r["latency_p50"],
+            "alone": proof.get("alone_s"),
+            "speedup": r["speedup"],
+            "low": r["speedup_ci_low"],
+            "high": r["speedup_ci_high"],
+            "efficiency": r["speedup"] and r["speedup"] / world,
+            "communication": proof.get("communication"),
+            "images/s": r["images_per_s"],
+            "of replicas": r["images_per_s"] and replicas and r["images_per_s"] / replicas,
+            "load": r["memory_load_gib"],
+            "peak": r["memory_peak_gib"],
+            "computed": r["computed_steps"],
+        }
+        if r["weights"] == "trained":
+            line |= {"PSNR": r["psnr_db"], "decided": proof.get("decisions")}
+        lines.append(line | {"applied": precision.describe_proof(proof), "why not": r["reason"]})
+    return _with_units(pd.DataFrame(lines).set_index("setting").dropna(axis=1, how="all"))
+
+
+def scaling_sentence(rows: list[dict], world: int) -> str:
+    """Which way makes one image soonest, and which makes most images."""
+    divided = [r for r in rows if r["speedup"] is not None and r["technique"] == "context parallel"]
+    replicas = next((r for r in rows if r["technique"] == "replicas"), None)
+    best = min(divided, key=lambda r: r["latency_p50"], default=None)
+    if best is None:
+        return "no way of dividing an image could be measured; the table says why."
+    said = (
+        f"{best['label']} makes one image **{best['speedup']:.2f} times** as fast as one GPU "
+        f"([{best['speedup_ci_low']:.2f}, {best['speedup_ci_high']:.2f}], {best['latency_p50']:.3g} s, "
+        f"{best['speedup'] / world:.0%} of {world} times)"
+    )
+    if (share := (best["proof"] or {}).get("communication")) is not None:
+        said += f", with {share:.0%} of a step's kernels moving data between GPUs"
+    if replicas:
+        more = replicas["images_per_s"] / best["images_per_s"]
+        said += (
+            f"; {world} replicas make {replicas['images_per_s']:.3g} images a second, {more:.2f} times as many: "
+            f"{'replicas win for many images' if more > 1 else 'dividing wins for many images, too'}"
+        )
+    return said + "."
+
+
+def same_everywhere_sentence(rows: list[dict]) -> str:
+    """How far the pictures of several ranks are from one rank's, and whether the caches decided alike."""
+    ok = [r for r in rows if r["status"] == "ok" and r["technique"] != "replicas"]
+    different = [r for r in ok if not r["psnr_identical"]]
+    decided = [r["proof"]["decisions"] for r in ok if "decisions" in (r["proof"] or {})]
+    alike = sum(d == "identical on all ranks" for d in decided)
+    worst = min(different, key=lambda r: r["psnr_db"], default=None)
+    said = f"{len(ok)} ways of dividing make the picture of one rank"
+    if worst:
+        said += f", {len(ok) - len(different)} of them to the last bit and the others within {worst['psnr_db']:.1f} dB"
+    if decided:
+        said += f"; under {alike} of {len(decided)} caches all ranks decided alike"
+    missing = len(rows) - len([r for r in rows if r["status"] == "ok"])
+    return said + (f"; {missing} could not run, the table says why." if missing else ".")
+
+
 def use_cases_sentence(cases: dict[str, list[dict]], technique: str) -> str:
     """What a technique gives in each use case, and whether adherence holds in all of them.
 

@@ -143,6 +143,17 @@ USE_CASES = (
     "ControlNet inpainting",
 )  # the keys of fluxnb.pipelines.USE_CASES
 
+WAYS = (
+    "replicas",
+    "all-gather",
+    "Ulysses",
+    "both",
+    "diffusers Ulysses",
+    "diffusers ring",
+    "FSDP",
+    "parallel VAE",
+)  # the ways of notebook 11
+
 COMPILED = (
     "blocks",
     "fused QKV",
@@ -233,6 +244,13 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "full_quantization": Key(str, "the torchao kind at full size, compiled", choices=TORCHAO),
         "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
         "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
+    },
+    "11_parallel": {
+        "ranks": Key(int | None, "processes that share an image; null = gpu.count", low=2, high=64),
+        "ways": Key(list[str], "how it is divided", choices=WAYS),
+        "quantization": Key(str, "the torchao kind of the fastest stack, full size", choices=TORCHAO),
+        "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
+        "prompts": Key(int, "prompts of the embedded model", low=1, high=100),
     },
     "13_final_stack": {
         "quantization": Key(str, "the torchao kind of the stack", choices=TORCHAO),

@@ -19,6 +19,7 @@ from fluxnb.parallel_vae import ParallelVAE
 from fluxnb.technique import Unavailable, applied
 
 SPREADING = (ContextParallel, DiffusersParallel, FullyShard, ParallelVAE)
+STEP_SPREADING = SPREADING[:-1]  # the VAE isn't part of a step
 WARM_UP = 2
 COMPILED_VARIANTS = 64  # of one block, before torch.compile gives up: each way of spreading is one
 
@@ -105,14 +106,17 @@ def _measured(rank, own, candidate) -> dict:
         row["telemetry"] = sampler.result
     proof = {k: v for t in (*own.built, *candidate.techniques) for k, v in getattr(t, "proof", {}).items()}
     proof["alone_s"] = statistics.median(taken["alone"])
+    if replicas:
+        return row | {"proof": proof}
+    image = together()
     if masks := [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]:
         everywhere = _from_all(masks[0])
         proof["decisions"] = "identical on all ranks" if len(set(everywhere)) == 1 else everywhere
         row["computed_steps"] = masks[0].count("1")
-    elif not replicas:
+    elif any(isinstance(t, STEP_SPREADING) for t in (*own.built, *candidate.techniques)):
         proof |= _profile(own, candidate)
-    if exact is not None and own.model.judged:
-        row |= quality.compare([exact], [together()])
+    if own.model.judged:
+        row |= quality.compare([exact], [image])
     return row | {"proof": proof}
 
 

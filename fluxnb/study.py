@@ -104,6 +104,21 @@ def built(
     )
 
 
+def on_ranks(
+    subject: Subject, gpus: int, *techniques: Technique, steps: int, name: str = "", label: str = ""
+) -> Candidate:
+    """Techniques on so many ranks (`Study.spread`), on a subject that may have others built in."""
+    return Candidate(
+        name or techniques[0].name,
+        label or ", ".join(t.label for t in techniques),
+        steps,
+        techniques,
+        _settings(*techniques),
+        subject,
+        gpus=gpus,
+    )
+
+
 def _settings(*techniques: Technique) -> dict:
     return {name: value for technique in techniques for name, value in technique.settings.items()}
 
@@ -426,7 +441,8 @@ class Study:
         """
         self._total += len(candidates)
         todo = [c for c in candidates if not self.results.find(self.key(subject, c))]
-        self._progress(len(candidates) - len(todo), "found in the results")
+        if len(todo) < len(candidates):
+            self._progress(len(candidates) - len(todo), "found in the results")
         unloaded = {id(c.subject): c.subject and replace(c.subject, _pipe=None) for c in todo}  # ranks load their own
         while todo:
             (world,) = {c.gpus for c in todo}
@@ -694,6 +710,8 @@ def _gib(pipe) -> float:
 
 def _bytes(tensor: torch.Tensor) -> int:
     """What a tensor holds in memory; a quantized one holds it in the tensors that it is made of."""
+    if hasattr(tensor, "to_local"):  # a share of a tensor that is divided over ranks
+        tensor = tensor.to_local()
     if hasattr(tensor, "__tensor_flatten__"):
         return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
     return tensor.numel() * tensor.element_size()

@@ -20,9 +20,13 @@ from pathlib import Path
 STATUSES = ("ok", "failed", "running")
 
 
-def sources(root: Path) -> list[Path]:
-    """The notebooks of the project in reading order."""
-    return sorted(p for p in (root / "notebooks").glob("*.ipynb") if not p.name.startswith("."))
+SEVERAL_GPUS = ("00", "11", "12")  # what a configuration of several GPUs is for; the rest needs only one
+
+
+def sources(root: Path, gpus: int = 1) -> list[Path]:
+    """The notebooks of the project in reading order; on several GPUs those that use them."""
+    found = sorted(p for p in (root / "notebooks").glob("*.ipynb") if not p.name.startswith("."))
+    return [p for p in found if gpus == 1 or p.name.startswith(SEVERAL_GPUS)]
 
 
 def build_dir(params, root: Path) -> Path:

@@ -71,7 +71,7 @@ def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> 
     root = Path(root).resolve()
     build, reports = build_dir(params, root), report_dir(params, root)
     run = read_json(reports / "run.json")
-    notebooks = {s.stem: executed_notebook(build, s.stem) for s in sources(root)}
+    notebooks = {s.stem: executed_notebook(build, s.stem) for s in sources(root, params.gpu.count)}
     if not any(notebooks.values()):
         raise UserError(
             f"No notebook of {params.name} has been executed yet; run 'make report GPU={params.name}' first."

@@ -58,7 +58,7 @@ def run(
     or if another run of the same configuration is going on.
     """
     root = Path(root).resolve()
-    notebooks = _select(sources(root), only)
+    notebooks = _select(sources(root), only) if only else _select(sources(root, params.gpu.count), None)
     for notebook in notebooks:
         check_parameters(notebook, params.for_notebook(notebook.stem))
     build, reports = build_dir(params, root), report_dir(params, root)

@@ -56,7 +56,8 @@ def configurations(root: Path) -> list[Configuration]:
             continue
         kept, rows = read_json(folder / PAGES), ledger.latest(Results(path).rows())
         counts, pages = Counter(r["notebook"] for r in rows), []
-        for source in sources(root):
+        gpus = 1 if folder.parent.name == "single_gpu" else 2
+        for source in sources(root, gpus):
             if facts := kept.get(source.stem):
                 page = Page(source.stem, facts.get("title", source.stem), facts["status"], facts["state"])
                 page.rows = counts[source.stem]
