@@ -12,6 +12,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -42,6 +43,10 @@ class FakeParams:
     name: str = "cpu"
     steps: int = 28
     extra: tuple = ()
+
+    @property
+    def gpu(self):
+        return SimpleNamespace(count=1)
 
     @property
     def report_dir(self):
