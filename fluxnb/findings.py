@@ -702,6 +702,53 @@ def same_everywhere_sentence(rows: list[dict]) -> str:
     return said + (f"; {missing} could not run, the table says why." if missing else ".")
 
 
+def load_table(rows: list[dict]):
+    """Every load with its percentiles, what of them was waiting, and what became of the requests that got nothing."""
+    import pandas as pd
+
+    lines = [
+        {
+            "load": r["label"],
+            "requests": r["n"],
+            "p25": r["latency_p25"],
+            "p50": r["latency_p50"],
+            "p90": r["latency_p90"],
+            "p99": r["latency_p99"],
+            "average": r["latency_avg"],
+            "queued": r["proof"]["queued_s"],
+            "served": r["proof"]["service_s"],
+            "images/s": r["images_per_s"],
+            "refused": r["proof"].get("refused"),
+            "failed": r["proof"].get("failed"),
+            "GPU busy": r["gpu_util_avg"] and r["gpu_util_avg"] / 100,
+            "memory": r["memory_peak_gib"],
+        }
+        for r in rows
+    ]
+    frame = pd.DataFrame(lines).set_index("load").dropna(axis=1, how="all")
+    units = {**dict.fromkeys(("p25", "p50", "p90", "p99", "average", "queued", "served"), "s"), "memory": "GiB"}
+    frame.attrs["units"] = {name: unit for name, unit in units.items() if name in frame}
+    return frame
+
+
+def load_sentence(rows: list[dict]) -> str:
+    """What more users do to the rate and to the wait, and whether making requests together pays."""
+    one_by_one = [r for r in rows if r["technique"] == "users" and r["settings"]["batching"] == 1]
+    first = one_by_one[0]
+    most = max((r for r in one_by_one if r["images"] == first["images"]), key=lambda r: r["users"])
+    said = (
+        f"with {most['users']} users {most['images_per_s']:.3g} images a second are made, "
+        f"{most['images_per_s'] / first['images_per_s']:.0%} of a single user's rate, and half of them wait longer "
+        f"than **{most['latency_p50']:.3g} s** instead of {first['latency_p50']:.3g} s, "
+        f"{most['proof']['queued_s'] / most['latency_avg']:.0%} of it in the queue"
+    )
+    same = (r for r in rows if r["settings"]["batching"] > 1 and r["users"] == most["users"])
+    if together := next((r for r in same if r["images"] == most["images"]), None):
+        ratio = together["images_per_s"] / most["images_per_s"]
+        said += f"; made {together['settings']['batching']} together, {ratio:.2f} times as many images are made"
+    return said + "."
+
+
 def use_cases_sentence(cases: dict[str, list[dict]], technique: str) -> str:
     """What a technique gives in each use case, and whether adherence holds in all of them.
 

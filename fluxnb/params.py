@@ -252,6 +252,16 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
         "prompts": Key(int, "prompts of the embedded model", low=1, high=100),
     },
+    "12_load": {
+        "users": Key(list[int], "people who ask at the same time", low=1, high=1000),
+        "images": Key(list[int], "images of one request", low=1, high=64),
+        "requests": Key(int, "requests of one load, warm-up not counted", low=4, high=100000),
+        "arrivals": Key(list[float], "rates of random arrivals, as shares of what one user gets", low=0.05, high=2),
+        "batch": Key(int, "waiting requests that are made together", low=2, high=64),
+        "use_cases": Key(list[str], "use cases that are served", choices=USE_CASES),
+        "steps": Key(int, "denoising steps of one image", low=1, high=200),
+        "full_size_requests": Key(int, "requests of one load at full size", low=4, high=100000),
+    },
     "13_final_stack": {
         "quantization": Key(str, "the torchao kind of the stack", choices=TORCHAO),
         "cache_steps": Key(int, "computed steps of the stack's cache", low=2, high=200),

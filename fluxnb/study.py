@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fluxnb import compilation, control, material, measure, params, pipelines, probe, quality, ranks, telemetry
+from fluxnb import compilation, control, load, material, measure, params, pipelines, probe, quality, ranks, telemetry
 from fluxnb.cache.engine import attribute
 from fluxnb.errors import UserError
 from fluxnb.results import Results, now
@@ -117,6 +117,39 @@ def on_ranks(
         subject,
         gpus=gpus,
     )
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a server is put under: users who wait for each answer, or arrivals at random.
+
+    Args:
+        users: who ask again when they have been answered; with arrivals, 1.
+        images: of each request.
+        total: requests.
+        arrivals: the rate at which requests arrive instead, as a share of what the first load's users got; None for
+            waiting users.
+    """
+
+    users: int
+    images: int
+    total: int
+    arrivals: float | None = None
+
+    @property
+    def name(self) -> str:
+        return "arrivals" if self.arrivals else "users"
+
+    @property
+    def label(self) -> str:
+        who = f"arrivals at {self.arrivals:.0%}" if self.arrivals else f"{self.users} user{'s' * (self.users > 1)}"
+        return f"{who}, {self.images} image{'s' * (self.images > 1)} each"
+
+    def put_on(self, server: load.Server, steps: int, capacity: float | None = None) -> list[load.Request]:
+        """All requests, when all are over; `capacity` in requests per second is needed for arrivals."""
+        if self.arrivals:
+            return load.open_loop(server, self.arrivals * capacity, self.total, steps, self.images)
+        return load.closed_loop(server, self.users, self.total, steps, self.images)
 
 
 def _settings(*techniques: Technique) -> dict:
@@ -458,6 +491,47 @@ class Study:
                 self._append(subject, todo.pop(0), _failure(error))
         rows = [self.results.find(self.key(subject, c), errors=True) for c in candidates]
         return [{**row, "label": c.label} for row, c in zip(rows, candidates, strict=True)]
+
+    def serve(
+        self, subject: Subject, loads: list[Load], steps: int, batch: int = 1, places: int = 64, **more
+    ) -> list[dict]:
+        """Measures a server of the subject (`fluxnb.load`), one process per GPU, under several loads in turn.
+
+        Args:
+            batch: waiting requests that are made together.
+            places: of the queue.
+            more: further settings of the rows.
+
+        Returns:
+            Their rows, each with its `label`.
+        """
+        self._total += len(loads)
+        keys = [self._key_of_load(subject, each, steps, {"batching": batch, "queue": places, **more}) for each in loads]
+        todo = [(key, each) for key, each in zip(keys, loads, strict=True) if not self.results.find(key)]
+        if len(todo) < len(loads):
+            self._progress(len(loads) - len(todo), "found in the results")
+        if todo:
+            with load.Server(subject, self.params.gpu.count, places, batch) as server:
+                for key, each in todo:
+                    with telemetry.Sampler() as sampler:
+                        first = self.results.find(keys[0])
+                        requests = each.put_on(server, steps, first and first["images_per_s"] / first["images"])
+                    row = {"status": "ok", **load.figures(requests), "total_steps": steps, "computed_steps": steps}
+                    if sampler.result:
+                        names = ("gpu_util_avg", "gpu_memory_avg_pct", "memory_avg_gib", "memory_peak_gib")
+                        row |= {name: sampler.result[name] for name in names} | {"telemetry": sampler.result}
+                    self.results.append({**key, **row, "measured_at": now(), "run_id": self.run_id})
+                    self._progress(1, f"{subject.use_case}: {each.label}")
+        return [
+            {**self.results.find(key, errors=True), "label": each.label} for key, each in zip(keys, loads, strict=True)
+        ]
+
+    def _key_of_load(self, subject: Subject, each: Load, steps: int, settings: dict) -> dict:
+        candidate = Candidate(each.name, each.label, steps, (), settings, gpus=self.params.gpu.count)
+        key = self.key(subject, candidate) | {"users": each.users, "images": each.images}
+        if each.arrivals:
+            key["settings"] |= {"arrivals": each.arrivals}
+        return key
 
     def survey(self, subject: Subject, baseline: Candidate, candidate: Candidate) -> dict:
         """Quality and computed steps of one setting, untimed: a row without latencies, found again like any other."""

@@ -1,0 +1,154 @@
+"""A server under load: what becomes of every request, and how its time is counted."""
+
+import dataclasses
+import threading
+import time
+
+import pytest
+
+from fluxnb import load, params, study
+from fluxnb.errors import UserError
+
+FAILING = 2**70  # a seed that no generator takes
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    given = study.Study(params.load("cpu"), "12_load", tmp_path_factory.mktemp("load")).subject("embedded")
+    return dataclasses.replace(given, prompts=("a red ball", "a blue cup"), seeds=(0,))
+
+
+@pytest.fixture(scope="module")
+def server(subject):
+    with load.Server(subject, queue=32, batch=2) as server:
+        yield server
+
+
+def test_an_image_of_the_server_is_that_of_the_pipeline(server, subject):
+    request = server.ask("a red ball", 3, 2, images=2).wait(60)
+    assert request.state == "done" and len(request.result) == 2
+    assert [image.tobytes() for image in request.result] == [
+        subject.batch([("a red ball", 3), ("a red ball", 4)], 2)[i].tobytes() for i in range(2)
+    ]
+    assert request.asked <= request.begun <= request.ended
+    assert request.latency_s == pytest.approx(request.queued_s + request.service_s)
+
+
+def test_of_a_thousand_requests_none_is_lost(server):
+    """8 users, 5 % cancelled as soon as they have asked, 2 % made to fail."""
+    numbers, made, lock = iter(range(1000)), [], threading.Lock()
+
+    def user():
+        while True:
+            with lock:
+                n = next(numbers, None)
+            if n is None:
+                return
+            request = server.ask("a red ball", FAILING if n % 50 == 0 else n, 1)
+            taken_back = n % 20 == 7 and server.cancel(request)
+            made.append((n, taken_back, request.wait(120)))
+
+    users = [threading.Thread(target=user) for _ in range(8)]
+    for thread in users:
+        thread.start()
+    for thread in users:
+        thread.join()
+    assert sorted(n for n, *_ in made) == list(range(1000))
+    for n, taken_back, request in made:
+        expected = "failed" if n % 50 == 0 else "cancelled" if taken_back else "done"
+        assert request.state == expected, (n, request.error)
+        assert (request.result is not None) == (expected == "done")
+    assert sum(taken_back for _, taken_back, _ in made) > 30
+    assert {r.batch for _, _, r in made if r.state == "done"} == {1, 2}
+    failed = next(r for _, _, r in made if r.state == "failed")
+    assert "Error" in failed.error
+
+
+def test_a_full_queue_refuses_at_once_and_a_cancelled_request_frees_its_place(subject):
+    with load.Server(subject, queue=2) as small:
+        first = small.ask("a red ball", 0, 20)
+        while first.state == "waiting":
+            time.sleep(0.005)
+        waiting = [small.ask("a red ball", n, 1) for n in (1, 2)]
+        started = time.perf_counter()
+        with pytest.raises(load.QueueFull, match="^All 2 places of the queue are taken: ask again later"):
+            small.ask("a red ball", 3, 1)
+        assert time.perf_counter() - started < 0.1
+        assert small.cancel(waiting[0]) and not small.cancel(waiting[0]) and not small.cancel(first)
+        third = small.ask("a red ball", 4, 1)
+        assert [r.wait(60).state for r in (first, waiting[1], third)] == ["done", "done", "done"]
+        refused = load.open_loop(small, rate=1000, total=12, steps=10)
+        states = {r.state for r in refused}
+        assert states == {"done", "refused"} and len(refused) == 12
+    with pytest.raises(UserError, match="^The server is closed"):
+        small.ask("a red ball", 0, 1)
+
+
+def test_a_process_that_dies_takes_only_its_own_request_along(subject):
+    with load.Server(subject) as fragile:
+        doomed, next_one = fragile.ask("a red ball", 0, 50), fragile.ask("a red ball", 1, 1)
+        while doomed.state == "waiting":
+            time.sleep(0.005)
+        fragile._workers[0].process.kill()
+        assert doomed.wait(60).state == "failed" and "ended (-9); another one is in its place" in doomed.error
+        assert next_one.wait(60).state == "done"
+
+
+def test_closing_cancels_what_waits_and_ends_the_process(subject):
+    with load.Server(subject) as brief:
+        running, waiting = brief.ask("a red ball", 0, 8), brief.ask("a red ball", 1, 1)
+        while running.state == "waiting":
+            time.sleep(0.005)
+        process = brief._workers[0].process
+    assert (running.state, waiting.state) == ("done", "cancelled") and not process.is_alive()
+
+
+def test_users_wait_for_each_other_and_not_for_the_clock(server):
+    requests = load.closed_loop(server, users=4, total=12, steps=2)
+    found = load.figures(requests)
+    assert len(requests) == found["n"] == 12 and found["latency_p99"] is None
+    assert found["images_per_s"] > 0 and found["proof"]["queued_s"] > 0
+    alone = load.figures(load.closed_loop(server, users=1, total=6, steps=2))
+    assert alone["proof"]["queued_s"] < found["proof"]["queued_s"]
+    assert alone["latency_p50"] == pytest.approx(alone["proof"]["service_s"], rel=0.5)
+
+
+def test_arrivals_at_random_are_counted_from_when_they_were_due(server):
+    requests = load.open_loop(server, rate=50, total=10, steps=2, seed=1)
+    gaps = [b.asked - a.asked for a, b in zip(requests, requests[1:], strict=False)]
+    assert all(gap > 0 for gap in gaps) and max(gaps) > 3 * min(gaps)
+    assert {r.state for r in requests} == {"done"}
+
+
+def test_nothing_done_has_no_figures():
+    refused = load.Request("a", 0, 1)
+    refused._end("refused", error="full")
+    with pytest.raises(UserError, match="^None of 1 requests was done: full"):
+        load.figures([refused])
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"queue": 0}, {"batch": 0}])
+def test_a_server_of_nothing(subject, wrong):
+    with pytest.raises(UserError, match="each has to be 1 or more"):
+        load.Server(subject, **wrong)
+
+
+def test_a_server_that_cannot_start_says_why(subject):
+    broken = dataclasses.replace(subject, dtype="float7")
+    with pytest.raises(UserError, match="^Worker 0 could not start: KeyError"), load.Server(broken):
+        pass
+
+
+def test_a_load_is_a_row_that_is_found_again(tmp_path, subject):
+    s = study.Study(params.load("cpu"), "12_load", tmp_path)
+    loads = [study.Load(1, 1, 4), study.Load(2, 1, 6), study.Load(1, 1, 4, arrivals=0.5)]
+    alone, two, arriving = rows = s.serve(subject, loads, 1)
+    assert [(r["technique"], r["users"], r["n"]) for r in rows] == [
+        ("users", 1, 4),
+        ("users", 2, 6),
+        ("arrivals", 1, 4),
+    ]
+    assert two["proof"]["queued_s"] > alone["proof"]["queued_s"] and arriving["settings"]["arrivals"] == 0.5
+    assert alone["label"] == "1 user, 1 image each" and arriving["label"] == "arrivals at 50%, 1 image each"
+    again = study.Study(params.load("cpu"), "12_load", tmp_path)
+    assert again.serve(subject, loads, 1) == rows
