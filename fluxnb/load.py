@@ -267,15 +267,20 @@ def _work(pipe, subject, index: int) -> None:
     try:
         subject.generate(*subject.inputs[0], 2)
     except Exception as error:  # noqa: BLE001  the server says it
-        pipe.send(f"{type(error).__name__}: {error}")
+        pipe.send(_said(error))
         return
     pipe.send("ready")
     while (given := pipe.recv()) is not None:
         try:
             answer = subject.batch(*given)
         except Exception as error:  # noqa: BLE001  it is the request's, and the next one may be fine
-            answer = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+            answer = _said(error)
         pipe.send(answer)
+
+
+def _said(error: Exception) -> str:
+    first = (str(error).splitlines() or ["no message"])[0]
+    return first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
 
 
 # --- users ------------------------------------------------------------------------------------------------

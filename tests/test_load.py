@@ -135,7 +135,10 @@ def test_a_server_of_nothing(subject, wrong):
 
 def test_a_server_that_cannot_start_says_why(subject):
     broken = dataclasses.replace(subject, dtype="float7")
-    with pytest.raises(UserError, match="^Worker 0 could not start: KeyError"), load.Server(broken):
+    with (
+        pytest.raises(UserError, match="^Worker 0 could not start: float7 is not a number format here"),
+        load.Server(broken),
+    ):
         pass
 
 
