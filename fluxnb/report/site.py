@@ -308,13 +308,14 @@ def not_measured(found: list[Configuration]) -> list[str]:
         "FLUX.1's own weights: full-size figures are of random weights (time and memory), quality is that of the "
         "embedded model."
     ]
-    if not any(r["gpus"] and r["gpus"] > 1 for c in found for r in c.ok):
+    if not any(r["gpus"] and r["gpus"] > 1 for c in found if c.name != "cpu" for r in c.ok):
         lines.append("More than one GPU.")
     for c in found:
         for page in c.pages:
             if page.status != "ok":
                 lines.append(f"{c.name}, {page.title}: {page.problem or page.status}")
-        cannot = {r["technique"] for r in c.rows if r["status"] in ("unavailable", "oom")}
+        cannot = {r["technique"] for r in c.rows if r["status"] != "ok"} - {r["technique"] for r in c.ok}
+        cannot -= {name for name in cannot if name.startswith(("ceiling", "attention kernel"))}  # not techniques
         if cannot:
             lines.append(f"{c.name} can't run {', '.join(sorted(cannot))}: the reports say why.")
     return lines
