@@ -34,6 +34,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s%s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  GPU=$(GPU)$(if $(filter cpu,$(GPU)), (default))  one of: $(GPUS)"
+	@echo "  LAUNCH=slurm             every notebook as a job of Slurm (SLURM_OPTIONS=\"partition=gpu time=600\")"
 	@echo "  PYTHON=/path/python      run on this interpreter and install nothing"
 	@echo "  BASE_PYTHON=python3.12   the Python (3.11 or newer) that .venv is made with, when it is made"
 	@echo
@@ -41,7 +42,7 @@ help: ## show this list
 	@echo "they offer a CPU build of torch it is taken, and UV_TORCH_BACKEND=cpu asks PyTorch's own site for one."
 
 report: $(READY) ## run the notebooks on this GPU and render the reports (ONLY=05: one notebook, FORCE=1: all afresh, on any GPU)
-	$(PY) -m fluxnb report --gpu $(GPU)$(if $(ONLY), --only $(ONLY))$(if $(filter-out 0,$(FORCE)), --force)
+	$(PY) -m fluxnb report --gpu $(GPU)$(if $(ONLY), --only $(ONLY))$(if $(filter-out 0,$(FORCE)), --force)$(if $(LAUNCH), --launch $(LAUNCH))
 
 render: $(READY) ## render the reports again from the notebooks last run; needs no GPU
 	$(PY) -m fluxnb render --gpu $(GPU)

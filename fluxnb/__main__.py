@@ -13,25 +13,28 @@ from fluxnb.errors import UserError
 
 def report(options) -> int:
     """Runs what has changed, then renders every page."""
-    from fluxnb import pipelines, telemetry
+    from fluxnb import pipelines, sweep, telemetry
     from fluxnb.report.render import render
     from fluxnb.report.run import run
     from fluxnb.results import Results
 
     chosen, root = params.load(options.gpu), params.find_folder().parent
-    name, count = params.detect_gpu()
-    params.check_gpu(chosen, name, force=options.force, detected_count=count)
+    if options.launch != "slurm":  # a job looks by itself what it was given
+        name, count = params.detect_gpu()
+        params.check_gpu(chosen, name, force=options.force, detected_count=count)
     Results(root / chosen.report_dir / "results.csv").rows()  # a damaged table is said before anything starts
     for model in chosen.study.models:
         pipelines.check(model)
     if options.force:
         os.environ["FLUXNB_FORCE"] = "1"
+    several = options.launch != "here" or sweep.places(chosen) != [None]
     status = run(
         chosen,
         provenance=lambda: telemetry.provenance(chosen, root),
         only=options.only,
         force=options.force,
         root=root,
+        jobs=(lambda stems: sweep.sweep(chosen, root, stems, options.launch, options.force)) if several else None,
     )
     _say_where(render(chosen, root))
     return status
@@ -127,6 +130,11 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "report":
             command.add_argument("--only", action="append", help="a notebook, by name or number; may be repeated")
             command.add_argument("--force", action="store_true", help="run all of it again, on any GPU")
+            command.add_argument(
+                "--launch",
+                default="here",
+                help="here: a notebook per free GPU of this machine; slurm: as Slurm's jobs",
+            )
         if name == "analysis":
             command.add_argument("prices", nargs="*", help="what a GPU hour costs, such as h200=3.5")
         if name == "fit-teacache":

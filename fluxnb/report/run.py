@@ -44,6 +44,7 @@ def run(
     force: bool = False,
     root: Path = Path("."),
     stream=None,
+    jobs: Callable[[list[str]], object] | None = None,
 ) -> int:
     """Execute the notebooks that changed since their last success; 0 if all of them succeeded, else 1.
 
@@ -53,6 +54,7 @@ def run(
     only        stems ("05_first_block_cache") or their numbers ("05"); None means all
     force       execute also what hasn't changed
     stream      where progress is printed, sys.stdout by default
+    jobs        runs the notebooks that are due, by their stems, instead of one after the other here
 
     Raises UserError before anything starts if a notebook is unknown or lacks a parameter it would be given,
     or if another run of the same configuration is going on.
@@ -76,6 +78,9 @@ def run(
         if callable(provenance):
             provenance = provenance()
         try:
+            if jobs:
+                jobs([notebook.stem for notebook in due])
+                return 1 if any(read_state(build, n.stem).get("status") != "ok" for n in notebooks) else 0
             for notebook in due:
                 _execute(notebook, params, prints[notebook.stem], provenance, root, progress)
         finally:

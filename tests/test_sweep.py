@@ -1,0 +1,143 @@
+"""Notebooks as jobs: in folders of their own, side by side, and their rows in one table."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from fluxnb import params, sweep
+from fluxnb.errors import UserError
+from fluxnb.report import read_state
+from fluxnb.results import Results
+
+ROOT = Path(__file__).resolve().parents[1]
+ROW = """
+import os
+from fluxnb.results import Results
+table = Results("reports/single_gpu/cpu/results.csv")
+table.append(dict(notebook={stem!r}, technique=os.environ.get("CUDA_VISIBLE_DEVICES", "none"), settings={{}}, gpu="cpu",
+                  weights="random", status="ok", machine="m", versions="v", n=len(table.rows())))
+"""
+MEET = """
+import time, pathlib
+pathlib.Path("{root}/{own}").touch()
+for _ in range(600):
+    time.sleep(0.1)
+    if pathlib.Path("{root}/{other}").exists():
+        break
+else:
+    raise TimeoutError("alone")
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "build" / "cpu").mkdir(parents=True)
+    return tmp_path
+
+
+def write(root, stem, *sources):
+    given = new_code_cell(
+        "gpu = 'cpu'\nmatmul_size = repeats = dtypes = full_size_steps = None", metadata={"tags": ["parameters"]}
+    )
+    nbformat.write(new_notebook(cells=[given, *map(new_code_cell, sources)]), root / "notebooks" / f"{stem}.ipynb")
+
+
+def run(root, *stems, **more):
+    said = []
+    found = sweep.sweep(params.load("cpu", root / "params"), root, list(stems), "here", False, said.append, **more)
+    return found, said
+
+
+def test_jobs_run_side_by_side_and_their_rows_are_in_one_table(root, monkeypatch):
+    monkeypatch.setattr(sweep, "places", lambda chosen: [[0], [1]])
+    table = Results(root / "reports/single_gpu/cpu/results.csv")
+    table.append(
+        dict(notebook="before", technique="t", gpu="cpu", weights="random", status="ok", machine="m", versions="v")
+    )
+    write(root, "00_environment", MEET.format(root=root, own="a", other="b"), ROW.format(stem="00_environment"))
+    write(root, "01_baseline", MEET.format(root=root, own="b", other="a"), ROW.format(stem="01_baseline"), "1 / 0")
+    found, said = run(root, "00_environment", "01_baseline")
+    assert found == {"00_environment": "", "01_baseline": ""} and len(said) == 2
+    rows = table.rows()
+    assert [r["notebook"] for r in rows][0] == "before" and len(rows) == 3
+    assert {r["technique"] for r in rows[1:]} == {"0", "1"}  # a GPU each
+    assert {r["n"] for r in rows[1:]} == {1}  # each began with what was there before
+    build = root / "build" / "cpu"
+    assert read_state(build, "00_environment")["status"] == "ok" and (build / "00_environment.ipynb").is_file()
+    failed = read_state(build, "01_baseline")
+    assert failed["status"] == "failed" and failed["error"] == "ZeroDivisionError: division by zero"
+    assert (build / "01_baseline.failed.ipynb").is_file() and not (build / "01_baseline.ipynb").exists()
+
+
+def test_a_job_that_dies_is_a_failed_notebook_and_what_it_measured_is_kept(root):
+    write(
+        root,
+        "00_environment",
+        ROW.format(stem="00_environment"),
+        "import os, signal; os.kill(os.getppid(), signal.SIGKILL)",
+    )
+    found, _ = run(root, "00_environment")
+    assert found["00_environment"].startswith("its process was ended by signal 9")
+    state = read_state(root / "build" / "cpu", "00_environment")
+    assert state["status"] == "failed" and "signal 9" in state["error"]
+    assert [r["notebook"] for r in Results(root / "reports/single_gpu/cpu/results.csv").rows()] == ["00_environment"]
+
+
+def test_a_way_that_is_not_there(root):
+    with pytest.raises(UserError, match="^LAUNCH=cloud is no way to run notebooks: choose one of here, slurm"):
+        sweep.sweep(params.load("cpu"), root, [], "cloud", False)
+
+
+def test_slurm_that_is_not_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="^LAUNCH=slurm needs Slurm's commands"):
+        sweep.check_slurm()
+
+
+@pytest.mark.parametrize(
+    ("sinfo", "said"),
+    [("echo Unable to contact slurm controller >&2; exit 1", "Unable to contact"), ("sleep 60", "within 0 s")],
+)
+def test_slurm_that_does_not_answer(monkeypatch, tmp_path, sinfo, said):
+    for name, script in (("sbatch", "exit 0"), ("sinfo", sinfo)):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(sweep, "ANSWER_S", 0.4 if "sleep" in sinfo else 20)
+    with pytest.raises(UserError, match=f"^Slurm doesn't answer.*{said}"):
+        sweep.check_slurm()
+
+
+def test_options_of_slurm(monkeypatch):
+    monkeypatch.setenv("SLURM_OPTIONS", "partition=gpu time=600 account='my group'")
+    assert sweep._slurm_options() == {"slurm_partition": "gpu", "timeout_min": 600, "slurm_account": "my group"}
+    monkeypatch.setenv("SLURM_OPTIONS", "gpu")
+    with pytest.raises(UserError, match="^SLURM_OPTIONS has 'gpu': write name=value"):
+        sweep._slurm_options()
+
+
+def test_one_place_for_each_group_of_gpus(monkeypatch):
+    import torch
+
+    one, two = params.load("h200"), params.load("h200x2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for count, chosen, expected in (
+        (1, one, [None]),
+        (3, one, [[0], [1], [2]]),
+        (4, two, [[0, 1], [2, 3]]),
+        (2, two, [None]),
+    ):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert sweep.places(chosen) == expected
+
+
+@pytest.mark.skipif(not shutil.which("sh"), reason="needs a shell")
+def test_the_slurm_script_is_valid():
+    assert subprocess.run(["sh", "-n", str(ROOT / "tests/slurm.sh")]).returncode == 0
