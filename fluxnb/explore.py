@@ -185,18 +185,9 @@ class Explorer:
             w.Image(value=nothing, format="png", width=256, height=256) for _ in range(3)
         )
         self.shelf = w.HBox(layout=w.Layout(flex_flow="row wrap"))
-        controls = [
-            self.use_case,
-            self.kind,
-            self.strength,
-            self.gate,
-            self.threshold,
-            self.second,
-            self.every,
-            self.predictor,
-            self.warm_up,
-        ]
-        controls += [self.prompt, self.seed, self.steps, self.predicted, w.HBox([self.run, self.stop, self.keep])]
+        controls = [self.use_case, self.gate, self.threshold, self.second, self.every, self.predictor, self.warm_up]
+        controls += [self.kind, self.strength, self.prompt, self.seed, self.steps, self.predicted]
+        controls.append(w.HBox([self.run, self.stop, self.keep]))
         self.beginning = w.VBox([w.Label("starts from"), self.start_from])
         pictures = w.HBox(
             [

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-b
 TOKEN = "only-for-this-test"
 
 SEEN = """(() => ({
-  images: [...document.querySelectorAll("img.widget-image")].map((i) => i.src),
+  images: [...document.querySelectorAll("img.widget-image")].filter((i) => i.offsetParent).map((i) => i.src),
   said: [...document.querySelectorAll(".widget-html-content")].map((h) => h.textContent),
   value: [...document.querySelectorAll(".widget-readout")].map((r) => r.textContent),
   stop: [...document.querySelectorAll("button.widget-button")].map((b) => b.disabled),
