@@ -10,7 +10,7 @@ import torch.distributed as dist
 from fluxnb import compilation, fused, modulation, pipelines
 from fluxnb.parallel import ContextParallel, FullyShard
 from fluxnb.parallel_vae import ParallelVAE
-from fluxnb.technique import Unavailable, applied
+from fluxnb.technique import applied
 
 MODEL = pipelines.describe("embedded")
 
@@ -23,17 +23,6 @@ def everywhere(value):
     found = [None] * dist.get_world_size()
     dist.all_gather_object(found, value)
     return found
-
-
-def same_image(rank, spreads):
-    """For each technique, the largest difference to one rank's latents, on any rank."""
-    pipe = pipelines.load("embedded", device="cpu")
-    plain = latents(pipe)
-    for spread in spreads:
-        with applied(pipe, spread):
-            difference = (latents(pipe) - plain).abs().max().item()
-        rank.emit({"label": spread.label, "difference": max(everywhere(difference))})
-    rank.emit({"label": "afterwards", "difference": max(everywhere((latents(pipe) - plain).abs().max().item()))})
 
 
 def same_decisions(rank, caches, steps):
@@ -96,16 +85,6 @@ def with_controlnet(rank, cache):
             plain = made()
         with applied(pipe, ContextParallel(gather=rank.world), *techniques):
             rank.emit({"difference": (made() - plain).abs().max().item()})
-
-
-def what_it_says(rank, spread):
-    """The message of a technique that can't be applied, or of the image that can't be made."""
-    pipe = pipelines.load("embedded", device="cpu")
-    try:
-        with applied(pipe, spread):
-            latents(pipe)
-    except Unavailable as reason:
-        rank.emit({"said": str(reason)})
 
 
 def small_text(rank):

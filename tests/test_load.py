@@ -15,7 +15,7 @@ FAILING = 2**70  # a seed that no generator takes
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     given = study.Study(params.load("cpu"), "12_load", tmp_path_factory.mktemp("load")).subject("embedded")
-    return dataclasses.replace(given, prompts=("a red ball", "a blue cup"), seeds=(0,))
+    return dataclasses.replace(given, prompts=("a red ball", "a blue cup"), seeds=(0,), width=64, height=64)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_of_a_thousand_requests_none_is_lost(server):
 
 def test_a_full_queue_refuses_at_once_and_a_cancelled_request_frees_its_place(subject):
     with load.Server(subject, queue=2) as small:
-        first = small.ask("a red ball", 0, 20)
+        first = small.ask("a red ball", 0, 40)
         while first.state == "waiting":
             time.sleep(0.005)
         waiting = [small.ask("a red ball", n, 1) for n in (1, 2)]
@@ -86,7 +86,7 @@ def test_a_full_queue_refuses_at_once_and_a_cancelled_request_frees_its_place(su
 
 def test_a_process_that_dies_takes_only_its_own_request_along(subject):
     with load.Server(subject) as fragile:
-        doomed, next_one = fragile.ask("a red ball", 0, 50), fragile.ask("a red ball", 1, 1)
+        doomed, next_one = fragile.ask("a red ball", 0, 100), fragile.ask("a red ball", 1, 1)
         while doomed.state == "waiting":
             time.sleep(0.005)
         fragile._workers[0].process.kill()
