@@ -11,6 +11,7 @@ from fluxnb.modulation import AHEAD
 from fluxnb.technique import Unavailable, networks
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
+COMPILED_VARIANTS = 64  # of one block's code that a process may hold; PyTorch gives up at 8, a study has more
 
 
 @dataclass
@@ -38,7 +39,7 @@ class Regional:
 
     def apply(self, pipe):
         """Compiles the blocks at their first call; returns the function that makes them eager again."""
-        _needs_compile()
+        _let_compile()
         blocks = [b for n in networks(pipe) for b in (*n.transformer_blocks, *n.single_transformer_blocks)]
         for block in blocks:
             block.compile(fullgraph=True, mode=self.mode)
@@ -73,7 +74,7 @@ class Whole:
 
     def apply(self, pipe):
         """Compiles at the first call; returns the function that makes the transformer eager again."""
-        _needs_compile()
+        _let_compile()
         transformer = pipe.transformer
         if self.mode in ("reduce-overhead", "max-autotune") and transformer.device.type != "cuda":
             raise Unavailable("needs a CUDA GPU: this mode of torch.compile is about CUDA graphs")
@@ -214,11 +215,13 @@ class TensorRT:
         return undo
 
 
-def _needs_compile() -> None:
+def _let_compile() -> None:
     import torch
 
     if not hasattr(torch, "compile"):
         raise Unavailable("needs a PyTorch with torch.compile")
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, COMPILED_VARIANTS)
 
 
 def counters() -> dict[str, int]:

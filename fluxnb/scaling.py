@@ -21,7 +21,6 @@ from fluxnb.technique import Unavailable, applied
 SPREADING = (ContextParallel, DiffusersParallel, FullyShard, ParallelVAE)
 STEP_SPREADING = SPREADING[:-1]  # the VAE isn't part of a step
 WARM_UP = 2
-COMPILED_VARIANTS = 64  # of one block, before torch.compile gives up: each way of spreading is one
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,6 @@ def measure(rank, subject, candidates: list) -> None:
         subject: a study.Subject whose pipeline isn't loaded yet.
         candidates: study.Candidate; those that share a subject share its pipeline.
     """
-    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
     for candidate in candidates:
         own = candidate.subject or subject
         try:

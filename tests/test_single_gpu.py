@@ -113,6 +113,22 @@ def test_counters_count_what_dynamo_compiles():
     assert after["recompiles"] - before["recompiles"] == 1
 
 
+def test_one_process_compiles_more_variants_of_a_block_than_pytorch_expects(monkeypatch):
+    class Block(torch.nn.Module):
+        def compile(self, **how):
+            super().compile(backend="eager", **how)  # Dynamo's part of it is what counts them
+
+        def forward(self, x):
+            return 2 * x
+
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    block = Block()
+    tiny = SimpleNamespace(transformer=SimpleNamespace(transformer_blocks=[block], single_transformer_blocks=[]))
+    with compilation.fresh(), applied(tiny, compilation.Regional()):
+        for dtype in (torch.float32, torch.float64):  # what is compiled for one format doesn't fit the other
+            assert block(torch.zeros(3, dtype=dtype)).dtype == dtype
+
+
 @pytest.mark.parametrize("technique", [vae.ChannelsLast(), vae.Sliced(), vae.Tiled(64)], ids=lambda t: t.label)
 def test_vae_options_are_reversible(pipe, technique):
     z = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
