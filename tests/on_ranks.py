@@ -95,6 +95,7 @@ def small_text(rank):
 
 def fails(rank):
     rank.emit({"began": True})
+    dist.barrier()
     if rank.rank == 1:
         raise ValueError("no such thing")
     dist.barrier()

@@ -113,7 +113,8 @@ def test_counters_count_what_dynamo_compiles():
     assert after["recompiles"] - before["recompiles"] == 1
 
 
-def test_one_process_compiles_more_variants_of_a_block_than_pytorch_expects(monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_one_process_compiles_more_variants_of_a_block_than_pytorch_expects():
     class Block(torch.nn.Module):
         def compile(self, **how):
             super().compile(backend="eager", **how)  # Dynamo's part of it is what counts them
@@ -121,7 +122,6 @@ def test_one_process_compiles_more_variants_of_a_block_than_pytorch_expects(monk
         def forward(self, x):
             return 2 * x
 
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     block = Block()
     tiny = SimpleNamespace(transformer=SimpleNamespace(transformer_blocks=[block], single_transformer_blocks=[]))
     with compilation.fresh(), applied(tiny, compilation.Regional()):
