@@ -56,8 +56,8 @@ analysis: $(READY) ## set the configurations beside each other (PRICES="h200=3.5
 explore: $(READY) ## open the live explorer in JupyterLab (ARGS=… is passed on)
 	$(PY) -m jupyterlab $(ARGS) explore.ipynb
 
-test: $(READY) ## run the tests (ARGS=… is passed on to pytest)
-	$(PY) -m pytest $(ARGS)
+test: $(READY) ## run the tests, two files at a time (ARGS=… is passed on to pytest)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 train-embedded: $(READY) ## train the embedded model and its ControlNet from nothing; needs a GPU, resumes where it stopped
 	$(PY) -m fluxnb.train && $(PY) -m fluxnb.train_control

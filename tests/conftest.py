@@ -8,6 +8,9 @@ import pytest
 
 # Two OpenMP threads that land on one core spin against each other, fifty times slower; waiting asleep is safe.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # its share of the cores for each of the processes that run tests
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 
 ROOT = Path(__file__).resolve().parents[1]
