@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -86,11 +86,13 @@ def interleave(
     synchronize: Callable[[], None] = synchronize,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[str, int], None] | None = None,
+    around: dict[str, Callable[[], AbstractContextManager]] | None = None,
 ) -> dict[str, list[float]]:
     """Times each of `runs` once per round, in reversed order every other round (ABBA).
 
-    -> {name: [seconds of round 0, seconds of round 1, ...]}. `progress(name, round)` is called after each
-    measurement, outside the time taken. What a run raises, out of memory say, is passed on.
+    -> {name: [seconds of round 0, seconds of round 1, ...]}. `around` has what a run is made inside, and `progress`
+    is called as progress(name, round) after each: both outside the time taken. What a run raises, out of memory say,
+    is passed on.
     """
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, at least 1 is needed")
@@ -98,7 +100,8 @@ def interleave(
     with _settled_heap():
         for i in range(rounds):
             for name in reversed(runs) if i % 2 else runs:
-                samples[name].append(timed(runs[name], synchronize, clock))
+                with (around or {}).get(name, nullcontext)():
+                    samples[name].append(timed(runs[name], synchronize, clock))
                 if progress:
                     progress(name, i)
     return samples

@@ -88,9 +88,9 @@ def _check_group(degree: int, label: str) -> None:
 
 
 @functools.lru_cache
-def _mesh(device: str, gather: int, ulysses: int):
+def _mesh(device: str, outer: int, ulysses: int, name: str = "gather"):
     """Neighbouring ranks are a Ulysses group. Kept: a process group can't be taken down while others use it."""
-    return dist.device_mesh.init_device_mesh(device, (gather, ulysses), mesh_dim_names=("gather", "ulysses"))
+    return dist.device_mesh.init_device_mesh(device, (outer, ulysses), mesh_dim_names=(name, "ulysses"))
 
 
 # --- what is divided --------------------------------------------------------------------------------------
@@ -268,7 +268,9 @@ class DiffusersParallel:
         chosen = {getattr(p._attention_backend, "value", p._attention_backend) for p in processors}
         if self.ring > 1 and chosen & {None, "native"}:
             raise Unavailable("needs an attention kernel that gives the softmax's sums: put Attention('cudnn') first")
-        transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=self.ulysses, ring_degree=self.ring))
+        mesh = _mesh(transformer.device.type, self.ring, self.ulysses, "ring")
+        config = ContextParallelConfig(ulysses_degree=self.ulysses, ring_degree=self.ring, mesh=mesh)
+        transformer.enable_parallelism(config=config)
         self.proof = {"divided": f"{len(processors)} attention layers over {self.ulysses * self.ring} ranks"}
         with contextlib.ExitStack() as stack:
             stack.enter_context(attribute(transformer, SHARED, dist.group.WORLD))

@@ -65,25 +65,31 @@ def _measured(rank, own, candidate) -> dict:
     pipe, steps = own.pipe, candidate.steps
     given = own.inputs[rank.rank % len(own.inputs)]
 
-    def together():
-        with applied(pipe, *candidate.techniques):
-            return own.generate(*own.inputs[0], steps)
-
-    def by_itself(inputs=given):
-        with applied(single.pipe, *alone(candidate.techniques)):
-            return single.generate(*inputs, steps)
-
     replicas = any(isinstance(t, Replicas) for t in candidate.techniques)
-    runs = {"alone": by_itself} if replicas else {"together": together, "alone": by_itself}
+    around = {
+        "together": lambda: applied(pipe, *candidate.techniques),
+        "alone": lambda: applied(single.pipe, *alone(candidate.techniques)),
+    }
+    runs = {
+        "together": lambda: own.generate(*own.inputs[0], steps),
+        "alone": lambda: single.generate(*given, steps),
+    }
+    if replicas:
+        del runs["together"]
     with timing.memory(pipe.transformer.device) as memory:  # before another pipeline is loaded beside it
-        for _ in range(WARM_UP):
-            next(iter(runs.values()))()
-    exact = None if replicas else by_itself(own.inputs[0])
+        first = next(iter(runs))
+        with around[first]():
+            for _ in range(WARM_UP):
+                image = runs[first]()
+    masks = [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]
+    with around["alone"]():
+        exact = single.generate(*own.inputs[0], steps)
     with telemetry.Sampler() as sampler:
-        for run in runs.values():
-            for _ in range(WARM_UP - 1):
-                run()
-        samples = timing.interleave(runs, own.rounds, synchronize=_meet)
+        for name, run in runs.items():
+            with around[name]():
+                for _ in range(WARM_UP - 1):
+                    run()
+        samples = timing.interleave(runs, own.rounds, synchronize=_meet, around=around)
     taken = {name: _slowest(values) for name, values in samples.items()}
     of = taken["alone" if replicas else "together"]
     images = rank.world if replicas else 1
@@ -106,8 +112,7 @@ def _measured(rank, own, candidate) -> dict:
     proof["alone_s"] = statistics.median(taken["alone"])
     if replicas:
         return row | {"proof": proof}
-    image = together()
-    if masks := [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]:
+    if masks:
         everywhere = _from_all(masks[0])
         proof["decisions"] = "identical on all ranks" if len(set(everywhere)) == 1 else everywhere
         row["computed_steps"] = masks[0].count("1")

@@ -23,6 +23,7 @@ import statistics
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -556,10 +557,11 @@ class Study:
         if not runnable:
             return
         runners = [self._runner(subject, candidate) for candidate, _ in runnable]
-        runs = {BASELINE: self._runner(subject, baseline).run}
-        runs |= {f"candidate {i}": runner.run for i, runner in enumerate(runners)}
+        named = {BASELINE: self._runner(subject, baseline)}
+        named |= {f"candidate {i}": runner for i, runner in enumerate(runners)}
+        runs, around = ({n: getattr(r, part) for n, r in named.items()} for part in ("run", "ready"))
         try:
-            samples = measure.interleave(runs, subject.rounds)
+            samples = measure.interleave(runs, subject.rounds, around=around)
         except RuntimeError as error:
             for candidate, _ in runnable:
                 self._failed(subject, baseline, candidate, error)
@@ -752,11 +754,16 @@ class _Runner:
     order: Iterator
     stages: list[measure.Stages] = field(default_factory=list)
 
+    @contextmanager
+    def ready(self):
+        """The pipeline with the techniques on, which takes no time of an image's, for one run inside."""
+        with applied(self.subject.pipe, *self.candidate.techniques), measure.stages(self.subject.pipe) as stages:
+            yield
+        self.stages.append(stages)
+
     def run(self) -> None:
         inputs = list(itertools.islice(self.order, self.candidate.batch))
-        with applied(self.subject.pipe, *self.candidate.techniques), measure.stages(self.subject.pipe) as stages:
-            self.subject.batch(inputs, self.candidate.steps)
-        self.stages.append(stages)
+        self.subject.batch(inputs, self.candidate.steps)
 
     def stage_medians(self) -> dict[str, float]:
         """Median seconds of text encoding, denoising and VAE decoding."""

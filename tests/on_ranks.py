@@ -54,6 +54,48 @@ def composed(rank):
     rank.emit({"label": "sharded weights", "difference": (latents(pipe) - plain).abs().max().item(), "breaks": 0})
 
 
+def tiny_pipe(heads=4):
+    """A random transformer and inputs for it; the embedded model's five heads can't be divided."""
+    from types import SimpleNamespace
+
+    from diffusers import FluxTransformer2DModel
+
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        in_channels=8,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=heads,
+        joint_attention_dim=24,
+        pooled_projection_dim=12,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
+    given = {
+        "hidden_states": torch.randn(2, 32, 8),
+        "encoder_hidden_states": torch.randn(2, 16, 24),
+        "pooled_projections": torch.randn(2, 12),
+        "timestep": torch.tensor([0.5, 0.5]),
+        "img_ids": torch.randn(32, 3),
+        "txt_ids": torch.zeros(16, 3),
+    }
+    return SimpleNamespace(transformer=transformer), given
+
+
+@torch.no_grad()
+def divided(rank, cases):
+    """For each way of dividing and what is above it: the difference to one rank, while it lasts and afterwards."""
+    pipe, given = tiny_pipe()
+    plain = pipe.transformer(**given).sample
+    for way, *above in cases:
+        before = compilation.counters()["breaks"]
+        with applied(pipe, way, *above):
+            difference = (pipe.transformer(**given).sample - plain).abs().max().item()
+        after = torch.equal(pipe.transformer(**given).sample, plain)
+        breaks = compilation.counters()["breaks"] - before
+        rank.emit({"label": way.label, "difference": difference, "after": after, "breaks": breaks, **way.proof})
+
+
 def exact_picture(rank):
     """The decoder divided over ranks: its difference to one rank's, also afterwards."""
     pipe = pipelines.load("embedded", device="cpu")

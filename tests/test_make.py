@@ -103,7 +103,8 @@ def test_variables_become_options(fresh):
     plan = make("-n", "report", "ONLY=05", "FORCE=1", "PYTHON=p", folder=fresh).stdout
     assert plan == "p -m fluxnb report --gpu cpu --only 05 --force\n"
     assert "--force" not in make("-n", "report", "FORCE=0", "PYTHON=p", folder=fresh).stdout
-    assert make("-n", "test", "ARGS=-k make", "PYTHON=p", folder=fresh).stdout == "p -m pytest -n 2 --dist loadfile -k make\n"
+    tests = make("-n", "test", "ARGS=-k make", "PYTHON=p", folder=fresh).stdout
+    assert tests == "p -m pytest -n 2 --dist loadfile -k make\n"
     priced = make("-n", "analysis", "PRICES=h200=3.5 cpu=0.1", "PYTHON=p", folder=fresh).stdout
     assert priced == "p -m fluxnb analysis h200=3.5 cpu=0.1\n"
 

@@ -1,4 +1,5 @@
 import tracemalloc
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -141,6 +142,20 @@ def test_interleave_gives_each_run_its_own_times_in_the_order_of_the_rounds():
     assert measure.interleave(runs, 2, clock.synchronize, clock, progress) == {"slow": [3, 4], "fast": [1, 2]}
     assert seen == [("slow", 0), ("fast", 0), ("fast", 1), ("slow", 1)]
     assert clock.synchronized == 8  # before and after each run
+
+
+def test_what_a_run_is_made_inside_takes_no_time_of_it():
+    clock = Clock()
+
+    @contextmanager
+    def ready():
+        clock.now += 1000
+        yield
+        clock.now += 1000
+
+    runs = {"plain": clock.works([1, 1]), "switched on": clock.works([2, 2])}
+    taken = measure.interleave(runs, 2, clock.synchronize, clock, around={"switched on": ready})
+    assert taken == {"plain": [1, 1], "switched on": [2, 2]}
 
 
 def test_a_time_ends_when_the_device_is_done():

@@ -10,6 +10,7 @@ import torch
 
 from fluxnb import params, ranks, scaling, study
 from fluxnb.cache import Cache, Cascade, FirstBlock, Taylor, TeaCache, teacache
+from fluxnb.compilation import Regional
 from fluxnb.errors import UserError
 from fluxnb.parallel import ContextParallel, FullyShard
 from fluxnb.parallel_vae import ParallelVAE
@@ -32,6 +33,21 @@ def test_the_image_and_the_decisions_of_several_ranks_are_those_of_one(world):
     assert found[0]["difference"] < 1e-3 and "0" not in found[0]["alone"]  # nothing is reused: the plain image
     for decided in found:
         assert decided["masks"] == [decided["alone"]] * world and decided["difference"] < 1e-2, decided["label"]
+
+
+@pytest.mark.parametrize(
+    "world, cases",
+    [
+        (2, [(ContextParallel(ulysses=2),), (ContextParallel(ulysses=2), Regional())]),
+        (4, [(ContextParallel(*degrees),) for degrees in ((4, 1), (2, 2), (1, 4))]),
+    ],
+)
+def test_tokens_and_heads_are_exchanged_without_a_difference(world, cases):
+    found = run(on_ranks.divided, world, cases, limit_s=240)
+    assert [made["label"] for made in found] == [way.label for way, *_ in cases]
+    for made in found:
+        assert made["difference"] < 1e-5 and made["after"] and made["breaks"] == 0, made["label"]
+        assert made["divided"] == f"2 attention layers over {world} ranks"
 
 
 def test_it_composes_with_fused_parts_compilation_and_sharded_weights():
