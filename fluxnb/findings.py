@@ -688,7 +688,7 @@ def scaling_sentence(rows: list[dict], world: int) -> str:
 
 def same_everywhere_sentence(rows: list[dict]) -> str:
     """How far the pictures of several ranks are from one rank's, and whether the caches decided alike."""
-    ok = [r for r in rows if r["status"] == "ok" and r["technique"] != "replicas"]
+    ok = [r for r in rows if r["status"] == "ok" and r["technique"] not in ("replicas", "PipeFusion")]
     different = [r for r in ok if not r["psnr_identical"]]
     decided = [r["proof"]["decisions"] for r in ok if "decisions" in (r["proof"] or {})]
     alike = sum(d == "identical on all ranks" for d in decided)
@@ -698,6 +698,10 @@ def same_everywhere_sentence(rows: list[dict]) -> str:
         said += f", {len(ok) - len(different)} of them to the last bit and the others within {worst['psnr_db']:.1f} dB"
     if decided:
         said += f"; under {alike} of {len(decided)} caches all ranks decided alike"
+    for stale in (r for r in rows if r["status"] == "ok" and r["technique"] == "PipeFusion"):
+        said += (
+            f"; {stale['label']}, whose patches see each other a step late, makes another ({stale['psnr_db']:.1f} dB)"
+        )
     missing = len(rows) - len([r for r in rows if r["status"] == "ok"])
     return said + (f"; {missing} could not run, the table says why." if missing else ".")
 

@@ -48,8 +48,7 @@ class ContextParallel:
 
     @property
     def label(self) -> str:
-        parts = [("Ulysses", self.ulysses), ("all-gather", self.gather)]
-        return " × ".join(f"{name} {degree}" for name, degree in parts if degree > 1) or "one rank"
+        return degrees_label({"Ulysses": self.ulysses, "all-gather": self.gather})
 
     @property
     def settings(self) -> dict:
@@ -58,7 +57,7 @@ class ContextParallel:
     def apply(self, pipe):
         """Divides from the next call on; returns the function that undoes it."""
         transformer, degree = pipe.transformer, self.ulysses * self.gather
-        _check_group(degree, self.label)
+        check_group(degree, self.label)
         heads = transformer.config.num_attention_heads
         if heads % self.ulysses:
             raise Unavailable(f"needs a number of ranks that divides {heads} heads, and Ulysses is {self.ulysses}")
@@ -72,13 +71,19 @@ class ContextParallel:
         )
         with contextlib.ExitStack() as stack:
             count = fill(transformer, "_exchange", exchange, stack)
-            stack.enter_context(attribute(transformer, "forward", _divided(transformer, group)))
+            stack.enter_context(attribute(transformer, "forward", divided(transformer, group)))
             stack.enter_context(attribute(transformer, SHARED, group))
             self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
             return stack.pop_all().close
 
 
-def _check_group(degree: int, label: str) -> None:
+def degrees_label(degrees: dict[str, int]) -> str:
+    """`Ulysses 2 × ring 2` of {"Ulysses": 2, "ring": 2}."""
+    return " × ".join(f"{name} {degree}" for name, degree in degrees.items() if degree > 1) or "one rank"
+
+
+def check_group(degree: int, label: str) -> None:
+    """Raises Unavailable without ranks, UserError if there are not as many as `degree`."""
     if not dist.is_initialized():
         raise Unavailable(f"needs {degree} ranks, started by fluxnb.ranks")
     if dist.get_world_size() != degree:
@@ -100,7 +105,7 @@ _TOKENS = {"hidden_states": 1, "encoder_hidden_states": 1, "img_ids": 0, "txt_id
 _RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
 
 
-def _divided(transformer, group):
+def divided(transformer, group):
     """The transformer's forward on this rank's share of the tokens; every rank has the whole output."""
     original, world, rank = transformer.forward, dist.get_world_size(group), dist.get_rank(group)
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
@@ -245,8 +250,7 @@ class DiffusersParallel:
 
     @property
     def label(self) -> str:
-        parts = [("Ulysses", self.ulysses), ("ring", self.ring)]
-        return "diffusers " + (" × ".join(f"{name} {degree}" for name, degree in parts if degree > 1) or "one rank")
+        return "diffusers " + degrees_label({"Ulysses": self.ulysses, "ring": self.ring})
 
     @property
     def settings(self) -> dict:
@@ -258,7 +262,7 @@ class DiffusersParallel:
         from diffusers.hooks.context_parallel import remove_context_parallel
 
         transformer = pipe.transformer
-        _check_group(self.ulysses * self.ring, self.label)
+        check_group(self.ulysses * self.ring, self.label)
         if transformer.device.type != "cuda":
             raise Unavailable("needs GPUs: diffusers' context parallelism looks for an accelerator")
         heads = transformer.config.num_attention_heads

@@ -150,6 +150,9 @@ WAYS = (
     "both",
     "diffusers Ulysses",
     "diffusers ring",
+    "xDiT Ulysses",
+    "xDiT ring",
+    "PipeFusion",
     "FSDP",
     "parallel VAE",
 )  # the ways of notebook 11

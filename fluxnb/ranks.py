@@ -5,7 +5,7 @@
 
 The processes are started by torch's own elastic launcher, in a process of its own, so the caller needs no torchrun and
 may have used CUDA already. What a function says with `rank.emit` reaches the caller at once. The first rank that fails
-ends the run with its message, a run that takes too long is ended too, and so is one whose caller is gone.
+ends the run with its message, a run that says nothing for too long is ended too, and so is one whose caller is gone.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def run(function: str, world: int, *arguments, limit_s: float = 600.0) -> Iterat
 
     Args:
         function: "module:name"; it and the arguments have to be picklable.
-        limit_s: a run that isn't over after so many seconds is ended.
+        limit_s: a run that says nothing for so many seconds is ended.
 
     Raises:
         UserError: more ranks are asked for than there are GPUs.
@@ -91,10 +91,11 @@ def run(function: str, world: int, *arguments, limit_s: float = 600.0) -> Iterat
                 while read < len(lines) and lines[read].endswith("\n"):
                     yield json.loads(lines[read])
                     read += 1
+                    deadline = time.monotonic() + limit_s
                 if over:
                     break
                 if time.monotonic() > deadline:
-                    raise RankError(f"The {world} ranks were not done after {limit_s:.0f} s and were ended.")
+                    raise RankError(f"The {world} ranks said nothing for {limit_s:.0f} s and were ended.")
                 time.sleep(0.05)
             if driver.returncode:
                 raise RankError(_why(folder, world, driver.returncode))

@@ -17,9 +17,10 @@ from fluxnb import quality, telemetry
 from fluxnb.parallel import ContextParallel, DiffusersParallel, FullyShard
 from fluxnb.parallel_vae import ParallelVAE
 from fluxnb.technique import Unavailable, applied
+from fluxnb.xdit import PipeFusion, XDiT
 
-SPREADING = (ContextParallel, DiffusersParallel, FullyShard, ParallelVAE)
-STEP_SPREADING = SPREADING[:-1]  # the VAE isn't part of a step
+STEP_SPREADING = (ContextParallel, DiffusersParallel, XDiT, FullyShard)  # whose steps can be looked at one by one
+SPREADING = (*STEP_SPREADING, PipeFusion, ParallelVAE)
 WARM_UP = 2
 
 
@@ -51,13 +52,15 @@ def measure(rank, subject, candidates: list) -> None:
         subject: a study.Subject whose pipeline isn't loaded yet.
         candidates: study.Candidate; those that share a subject share its pipeline.
     """
-    for candidate in candidates:
-        own = candidate.subject or subject
+    owners = [candidate.subject or subject for candidate in candidates]
+    for i, (own, candidate) in enumerate(zip(owners, candidates, strict=True)):
         try:
             row = {"status": "ok", **_measured(rank, own, candidate)}
         except Unavailable as reason:  # every rank has the same, so all come here
             row = {"status": "unavailable", "reason": str(reason)}
         rank.emit(row)
+        if not any(later is own for later in owners[i + 1 :]):
+            own.release()
 
 
 def _measured(rank, own, candidate) -> dict:

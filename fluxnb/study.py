@@ -461,14 +461,14 @@ class Study:
                     candidate.subject.release()
         return rows
 
-    def spread(self, subject: Subject, candidates: list[Candidate], limit_s: float = 1200.0) -> list[dict]:
+    def spread(self, subject: Subject, candidates: list[Candidate], limit_s: float = 300.0) -> list[dict]:
         """Measures candidates on several ranks, each beside the same on one of them alone (`fluxnb.scaling`).
 
         A rank that fails is an error row of the candidate that ran, and the ones after it are measured by new ranks.
 
         Args:
             candidates: all on the same number of GPUs, `Candidate.gpus`.
-            limit_s: for one start of ranks; what takes longer is ended.
+            limit_s: for one candidate; ranks that take longer are ended.
 
         Returns:
             Their rows, each with its `label`.

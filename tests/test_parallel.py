@@ -15,6 +15,7 @@ from fluxnb.errors import UserError
 from fluxnb.parallel import ContextParallel, FullyShard
 from fluxnb.parallel_vae import ParallelVAE
 from fluxnb.technique import Unavailable
+from fluxnb.xdit import PipeFusion, XDiT
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these ranks are CPU processes")
 
@@ -69,7 +70,7 @@ def test_a_controlnet_s_residuals_are_divided_too():
 # --- what goes wrong ---
 
 
-@pytest.mark.parametrize("technique", [ContextParallel(gather=2), FullyShard(), ParallelVAE()])
+@pytest.mark.parametrize("technique", [ContextParallel(gather=2), FullyShard(), ParallelVAE(), XDiT(2), PipeFusion(2)])
 def test_without_ranks_it_says_what_it_needs(technique):
     from fluxnb import pipelines
 
@@ -97,7 +98,7 @@ def test_a_rank_that_dies_ends_the_run():
 
 def test_a_run_that_hangs_is_ended_and_nothing_is_left():
     started, pids = time.monotonic(), []
-    with pytest.raises(ranks.RankError, match="^The 2 ranks were not done after 12 s and were ended"):
+    with pytest.raises(ranks.RankError, match="^The 2 ranks said nothing for 12 s and were ended"):
         for result in ranks.run("on_ranks:hangs", 2, limit_s=12):
             pids += result["pids"]
     assert time.monotonic() - started < 30 and len(pids) == 2
@@ -140,8 +141,9 @@ def test_spreading_is_measured_beside_one_rank_alone(begun):
         candidate(ContextParallel(gather=2)),
         candidate(ContextParallel(gather=2), Cache(FirstBlock(0.5))),
         candidate(ContextParallel(ulysses=2)),
+        candidate(XDiT(ulysses=2)),
     ]
-    replicas, spread, cached, heads = s.spread(subject, candidates, limit_s=200)
+    replicas, spread, cached, heads, xdit = s.spread(subject, candidates, limit_s=200)
     assert replicas["gpus"] == spread["gpus"] == 2 and replicas["status"] == spread["status"] == "ok"
     assert replicas["images_per_s"] == pytest.approx(2 * 3 / sum(replicas["samples"]))
     assert spread["speedup"] == pytest.approx(spread["proof"]["alone_s"] / spread["latency_p50"], rel=1e-6)
@@ -149,8 +151,9 @@ def test_spreading_is_measured_beside_one_rank_alone(begun):
     assert 0 < spread["proof"]["communication"] < 1
     assert cached["proof"]["decisions"] == "identical on all ranks" and cached["computed_steps"] < 3
     assert (heads["status"], heads["reason"][:28]) == ("unavailable", "needs a number of ranks that")
+    assert (xdit["status"], xdit["label"], xdit["reason"][:11]) == ("unavailable", "xDiT Ulysses 2", "needs GPUs:")
     again = s.spread(subject, candidates, limit_s=1e-3)  # nothing is measured twice
-    assert again == [replicas, spread, cached, heads]
+    assert again == [replicas, spread, cached, heads, xdit]
 
 
 def test_a_failing_rank_is_a_row_and_the_next_candidate_is_tried(begun):
