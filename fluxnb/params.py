@@ -262,8 +262,10 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "arrivals": Key(list[float], "rates of random arrivals, as shares of what one user gets", low=0.05, high=2),
         "batch": Key(int, "waiting requests that are made together", low=2, high=64),
         "use_cases": Key(list[str], "use cases that are served", choices=USE_CASES),
-        "steps": Key(int, "denoising steps of one image", low=1, high=200),
+        "steps": Key(int, "denoising steps of one image of the embedded model", low=1, high=200),
+        "full_size_users": Key(list[int], "people who ask at the same time, at full size", low=1, high=1000),
         "full_size_requests": Key(int, "requests of one load at full size", low=4, high=100000),
+        "full_size_arrivals": Key(list[float], "rates of random arrivals at full size", low=0.05, high=2),
     },
     "13_final_stack": {
         "quantization": Key(str, "the torchao kind of the stack", choices=TORCHAO),
