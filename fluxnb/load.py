@@ -11,6 +11,7 @@ one, and a request that fails, or takes its process with it, fails alone.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import queue
 import random
@@ -85,16 +86,19 @@ class Server:
         workers: processes; on GPUs each has its own.
         queue: requests that may wait, those being served not counted.
         batch: at most so many waiting requests of equal steps and images are made together.
+        images: what requests will ask for; every number of images that can come together is made once before the
+            server is open, so that no request waits for a compilation. Others may be asked for.
     """
 
-    def __init__(self, subject, workers: int = 1, queue: int = 16, batch: int = 1):
+    def __init__(self, subject, workers: int = 1, queue: int = 16, batch: int = 1, images: tuple[int, ...] = (1,)):
         if min(workers, queue, batch) < 1:
             raise UserError(f"{workers} workers, {queue} places and batches of {batch}: each has to be 1 or more.")
         self.subject, self.places, self.batch = replace(subject, _pipe=None), queue, batch  # processes load their own
         self._waiting: deque[Request] = deque()
         self._change = threading.Condition()
         self._closed = False
-        self._workers = [_Worker(self.subject, i) for i in range(workers)]
+        counts = sorted({n * together for n in images for together in range(1, batch + 1)})
+        self._workers = [_Worker(self.subject, i, counts) for i in range(workers)]
         self._threads = [threading.Thread(target=self._serve, args=(w,), daemon=True) for w in self._workers]
 
     def __enter__(self) -> Server:
@@ -211,14 +215,14 @@ def _settle(requests: list[Request], answer) -> None:
 class _Worker:
     """A process with a pipeline; started again if it dies."""
 
-    def __init__(self, subject, index: int):
-        self.subject, self.index = subject, index
+    def __init__(self, subject, index: int, counts: list[int]):
+        self.subject, self.index, self.counts = subject, index, counts
         self.process = self.pipe = None
 
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, self.subject, self.index), daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, self.subject, self.index, self.counts), daemon=True)
         self.process.start()
         theirs.close()
 
@@ -258,14 +262,15 @@ class _Worker:
             self.process.join()
 
 
-def _work(pipe, subject, index: int) -> None:
-    """A worker's process: loads, warms up, then serves until it is told to end."""
+def _work(pipe, subject, index: int, counts: list[int]) -> None:
+    """A worker's process: loads, makes so many images at once, then serves until it is told to end."""
     import torch
 
     if torch.cuda.is_available():
         torch.cuda.set_device(index % torch.cuda.device_count())
     try:
-        subject.generate(*subject.inputs[0], 2)
+        for count in counts:
+            subject.batch(list(itertools.islice(itertools.cycle(subject.inputs), count)), 2)
     except Exception as error:  # noqa: BLE001  the server says it
         pipe.send(_said(error))
         return

@@ -512,7 +512,8 @@ class Study:
         if len(todo) < len(loads):
             self._progress(len(loads) - len(todo), "found in the results")
         if todo:
-            with load.Server(subject, self.params.gpu.count, places, batch) as server:
+            images = tuple({each.images for _, each in todo})
+            with load.Server(subject, self.params.gpu.count, places, batch, images) as server:
                 for key, each in todo:
                     with telemetry.Sampler() as sampler:
                         first = self.results.find(keys[0])
