@@ -392,3 +392,66 @@ def test_a_level_interval_is_called_level(rows):
 def test_work_counts_the_block_that_a_reused_step_has_run():
     traces = [{"reused_at": [None, "input", "residual", None]}, {"reused_at": [None, None, None, "input"]}]
     assert findings.steps_of_work(traces, 10) == (2.1 + 3) / 2
+
+
+def spread(technique, label, p50, speedup=None, images=1, **other):
+    return {
+        **row(technique, label, 28, speedup or 1.0, None),
+        "latency_p50": p50,
+        "speedup": speedup,
+        "images_per_s": images / p50,
+        "proof": other.pop("proof", {}),
+        "memory_load_gib": 34.0,
+        "memory_peak_gib": 40.0,
+        **other,
+    }
+
+
+def test_one_image_on_several_gpus_in_words_and_in_a_table():
+    rows = [
+        spread("replicas", "replicas", 3.6, images=2),
+        spread("context parallel", "all-gather 2", 2.1, 1.7, proof={"communication": 0.2, "alone_s": 3.6}),
+        spread("context parallel", "Ulysses 2", 2.0, 1.8, proof={"communication": 0.1, "alone_s": 3.6}),
+    ]
+    said = findings.scaling_sentence(rows, 2)
+    assert said.startswith("Ulysses 2 makes one image **1.80 times** as fast as one GPU ([1.70, 1.90], 2 s, 90% of 2")
+    assert "with 10% of a step's kernels moving data" in said
+    assert "2 replicas make 0.556 images a second, 1.11 times as many: replicas win for many images" in said
+    table = findings.scaling_table(rows, 2)
+    assert table.loc["Ulysses 2", "efficiency"] == 0.9
+    assert table.loc["all-gather 2", "of replicas"] == pytest.approx((1 / 2.1) / (2 / 3.6))
+    assert "could be measured" in findings.scaling_sentence([spread("context parallel", "x", 1.0)], 2)
+
+
+def test_pictures_of_several_ranks_in_words():
+    rows = [
+        spread("replicas", "replicas", 3.6),
+        spread("context parallel", "all-gather 2", 2.1, psnr_db=95.04, psnr_identical=0),
+        spread("FSDP", "FSDP", 2.1, psnr_identical=2),
+        spread("PipeFusion", "PipeFusion 2", 2.1, psnr_db=31.2, psnr_identical=0),
+        spread("cached", "cached", 2.1, psnr_identical=2, proof={"decisions": "identical on all ranks"}),
+        spread("cached", "cached", 2.1, psnr_identical=2, proof={"decisions": ["01", "11"]}),
+        spread("xDiT", "xDiT Ulysses 2", 1.0, status="unavailable"),
+    ]
+    said = findings.same_everywhere_sentence(rows)
+    assert said.startswith("4 ways of dividing make the picture of one rank, 3 of them to the last bit and the others")
+    assert "within 95.0 dB; under 1 of 2 caches all ranks decided alike" in said
+    assert "PipeFusion 2, whose patches see each other a step late, makes another (31.2 dB); 1 could not run" in said
+
+
+def test_a_load_in_words():
+    def load(users, rate, p50, queued, batching=1):
+        return {
+            "technique": "users",
+            "settings": {"batching": batching},
+            "users": users,
+            "images": 1,
+            "images_per_s": rate,
+            "latency_p50": p50,
+            "latency_avg": p50,
+            "proof": {"queued_s": queued},
+        }
+
+    said = findings.load_sentence([load(1, 0.5, 2.0, 0.0), load(4, 0.49, 8.0, 6.0), load(4, 0.6, 6.5, 3.0, 4)])
+    assert "with 4 users 0.49 images a second are made, 98% of a single user's rate" in said
+    assert "longer than **8 s** instead of 2 s, 75% of it in the queue; made 4 together, 1.22 times as many" in said
