@@ -98,10 +98,10 @@ def test_a_rank_that_dies_ends_the_run():
 
 def test_a_run_that_hangs_is_ended_and_nothing_is_left():
     started, pids = time.monotonic(), []
-    with pytest.raises(ranks.RankError, match="^The 2 ranks said nothing for 12 s and were ended"):
-        for result in ranks.run("on_ranks:hangs", 2, limit_s=12):
+    with pytest.raises(ranks.RankError, match="^The 2 ranks said nothing for 30 s and were ended"):
+        for result in ranks.run("on_ranks:hangs", 2, limit_s=30):  # also until they are up
             pids += result["pids"]
-    assert time.monotonic() - started < 30 and len(pids) == 2
+    assert time.monotonic() - started < 90 and len(pids) == 2
     assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
 
