@@ -58,23 +58,16 @@ class ContextParallel:
         """Divides from the next call on; returns the function that undoes it."""
         transformer, degree = pipe.transformer, self.ulysses * self.gather
         check_group(degree, self.label)
-        heads = transformer.config.num_attention_heads
-        if heads % self.ulysses:
-            raise Unavailable(f"needs a number of ranks that divides {heads} heads, and Ulysses is {self.ulysses}")
-        device = transformer.device.type
-        mesh = _mesh(device, self.gather, self.ulysses)
-        group = dist.group.WORLD
+        check_heads(transformer, self.ulysses)
+        mesh = _mesh(transformer.device.type, self.gather, self.ulysses)
         exchange = functools.partial(
             _exchange,
             ulysses=mesh["ulysses"].get_group() if self.ulysses > 1 else None,
             gather=mesh["gather"].get_group() if self.gather > 1 else None,
         )
-        with contextlib.ExitStack() as stack:
-            count = fill(transformer, "_exchange", exchange, stack)
-            stack.enter_context(attribute(transformer, "forward", divided(transformer, group)))
-            stack.enter_context(attribute(transformer, SHARED, group))
-            self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
-            return stack.pop_all().close
+        undo, count = divide(transformer, exchange)
+        self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
+        return undo
 
 
 def degrees_label(degrees: dict[str, int]) -> str:
@@ -92,6 +85,13 @@ def check_group(degree: int, label: str) -> None:
         )
 
 
+def check_heads(transformer, ulysses: int) -> None:
+    """Raises Unavailable if so many ranks can't have equal shares of the heads."""
+    heads = transformer.config.num_attention_heads
+    if heads % ulysses:
+        raise Unavailable(f"needs a number of ranks that divides {heads} heads, and Ulysses is {ulysses}")
+
+
 @functools.lru_cache
 def _mesh(device: str, outer: int, ulysses: int, name: str = "gather"):
     """Neighbouring ranks are a Ulysses group. Kept: a process group can't be taken down while others use it."""
@@ -105,7 +105,23 @@ _TOKENS = {"hidden_states": 1, "encoder_hidden_states": 1, "img_ids": 0, "txt_id
 _RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
 
 
-def divided(transformer, group):
+def divide(transformer, exchange):
+    """Gives every rank its share of the tokens, from the next call on.
+
+    Args:
+        exchange: (attend, query, key, value) -> output, attention over the tokens of all ranks; `_exchange`, say.
+
+    Returns:
+        The function that undoes it, and the number of attention layers.
+    """
+    with contextlib.ExitStack() as stack:
+        count = fill(transformer, "_exchange", exchange, stack)
+        stack.enter_context(attribute(transformer, "forward", _divided(transformer, dist.group.WORLD)))
+        stack.enter_context(attribute(transformer, SHARED, dist.group.WORLD))
+        return stack.pop_all().close, count
+
+
+def _divided(transformer, group):
     """The transformer's forward on this rank's share of the tokens; every rank has the whole output."""
     original, world, rank = transformer.forward, dist.get_world_size(group), dist.get_rank(group)
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
@@ -265,9 +281,7 @@ class DiffusersParallel:
         check_group(self.ulysses * self.ring, self.label)
         if transformer.device.type != "cuda":
             raise Unavailable("needs GPUs: diffusers' context parallelism looks for an accelerator")
-        heads = transformer.config.num_attention_heads
-        if heads % self.ulysses:
-            raise Unavailable(f"needs a number of ranks that divides {heads} heads, and Ulysses is {self.ulysses}")
+        check_heads(transformer, self.ulysses)
         processors = [module.processor for module in transformer.modules() if hasattr(module, "processor")]
         chosen = {getattr(p._attention_backend, "value", p._attention_backend) for p in processors}
         if self.ring > 1 and chosen & {None, "native"}:

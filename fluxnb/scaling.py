@@ -85,8 +85,9 @@ def _measured(rank, own, candidate) -> dict:
             for _ in range(WARM_UP):
                 image = runs[first]()
     masks = [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]
-    with around["alone"]():
-        exact = single.generate(*own.inputs[0], steps)
+    if not replicas:
+        with around["alone"]():
+            exact = single.generate(*own.inputs[0], steps)
     with telemetry.Sampler() as sampler:
         for name, run in runs.items():
             with around[name]():

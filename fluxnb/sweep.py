@@ -7,6 +7,7 @@ executed is put where a run without jobs would have left it: rendering and resum
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -113,8 +114,6 @@ def _collect(chosen: params.Params, root: Path, job: Job, trouble: str) -> int:
         if path.name.endswith(".failed.ipynb") != (ended == "failed") and (made / f"{job.stem}.json").exists():
             path.unlink(missing_ok=True)  # of an earlier run
     if trouble and read_state(build, job.stem).get("status") != "ok":
-        import json
-
         state = {**read_state(build, job.stem), "status": "failed", "error": trouble}
         write_atomic(build / f"{job.stem}.json", json.dumps(state, indent=2) + "\n")
     if not trouble:

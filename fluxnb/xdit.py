@@ -9,7 +9,6 @@ Sources: Fang & Zhao, USP, 2024; Fang et al., PipeFusion, 2024. Both are techniq
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 from dataclasses import dataclass, field
 
@@ -18,10 +17,8 @@ import torch.distributed as dist
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
 from fluxnb import vae
-from fluxnb.cache.engine import SHARED, attribute
 from fluxnb.errors import UserError
-from fluxnb.parallel import check_group, degrees_label, divided
-from fluxnb.processor import fill
+from fluxnb.parallel import check_group, check_heads, degrees_label, divide
 from fluxnb.technique import Unavailable, networks
 
 
@@ -53,9 +50,7 @@ class XDiT:
         transformer, degree = pipe.transformer, self.ulysses * self.ring
         check_group(degree, self.label)
         _check_xfuser(transformer)
-        heads = transformer.config.num_attention_heads
-        if heads % self.ulysses:
-            raise Unavailable(f"needs a number of ranks that divides {heads} heads, and Ulysses is {self.ulysses}")
+        check_heads(transformer, self.ulysses)
         kernel, _ = _begun(pipe, ulysses_degree=self.ulysses, ring_degree=self.ring)
         from xfuser.model_executor.layers.usp import USP
 
@@ -63,12 +58,9 @@ class XDiT:
             query, key, value = (part.transpose(1, 2) for part in (query, key, value))
             return USP(query, key, value, combine_qkv_a2a=True).transpose(1, 2)
 
-        with contextlib.ExitStack() as stack:
-            count = fill(transformer, "_exchange", exchange, stack)
-            stack.enter_context(attribute(transformer, "forward", divided(transformer, dist.group.WORLD)))
-            stack.enter_context(attribute(transformer, SHARED, dist.group.WORLD))
-            self.proof = {"divided": f"{count} attention layers over {degree} ranks", "attention": f"xDiT's {kernel}"}
-            return stack.pop_all().close
+        undo, count = divide(transformer, exchange)
+        self.proof = {"divided": f"{count} attention layers over {degree} ranks", "attention": f"xDiT's {kernel}"}
+        return undo
 
 
 @dataclass
@@ -108,7 +100,7 @@ class PipeFusion:
 
         @torch.no_grad()
         def call(own, prompt, *, width, height, latents, output_type="pil", **given):
-            like = torch.empty(latents.shape, dtype=own.transformer.dtype, device=latents.device)
+            like = torch.empty(latents.shape, dtype=own.vae.dtype, device=own.vae.device)
             made = loop(prompt=prompt, width=width, height=height, latents=latents, output_type="latent", **given)
             latents = like if made is None else made.images.to(like).contiguous()  # the last stage alone has them
             dist.broadcast(latents, last)
@@ -131,8 +123,8 @@ class PipeFusion:
 def _check_xfuser(transformer) -> None:
     if transformer.device.type != "cuda":
         raise Unavailable("needs GPUs: xDiT can't be imported without one")
-    if not importlib.util.find_spec("xfuser"):
-        raise Unavailable("needs the packages xfuser, distvae, yunchang and einops")
+    if missing := [name for name in ("xfuser", "distvae", "yunchang", "einops") if not importlib.util.find_spec(name)]:
+        raise Unavailable(f"needs the packages {', '.join(missing)}")
 
 
 _held: dict = {}
