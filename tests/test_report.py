@@ -190,6 +190,23 @@ def test_second_run_skips_what_succeeded_and_imports_no_torch(project):
     assert (project["root"] / "reports/single_gpu/cpu/run.json").read_bytes() == before
 
 
+def test_notebooks_run_beside_a_package_that_hides_what_papermill_imports(tmp_path):
+    write_notebook(tmp_path, "01_one", cell("print('it ran')"))
+    (tmp_path / "site/entrypoints").mkdir(parents=True)  # as xfuser 0.7.0 has it
+    (tmp_path / "site/entrypoints/__init__.py").touch()
+    code = (
+        "import entrypoints; assert not hasattr(entrypoints, 'get_group_all')\n"
+        "from test_report import FakeParams\nfrom fluxnb.report.run import run\n"
+        f"raise SystemExit(run(FakeParams(), provenance={{}}, root={str(tmp_path)!r}))"
+    )
+    path = os.pathsep.join(str(folder) for folder in (tmp_path / "site", REPOSITORY / "tests", REPOSITORY))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "it ran" in (tmp_path / "build/cpu/01_one.ipynb").read_text()
+
+
 def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
     write_notebook(
         tmp_path,

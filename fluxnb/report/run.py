@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
@@ -234,8 +235,7 @@ def _only_run(build: Path, name: str) -> Iterator[None]:
 
 def _execute(notebook: Path, params, print_: str, provenance: dict, root: Path, progress: "Progress") -> None:
     """Execute one notebook and record how it went. Only a kill or Ctrl-C leaves its state at "running"."""
-    import papermill
-
+    papermill = _import_papermill()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # failures are reported here, once
     stem, build = notebook.stem, build_dir(params, root)
     temporary = build / f"{stem}.tmp.ipynb"
@@ -269,6 +269,20 @@ def _execute(notebook: Path, params, print_: str, provenance: dict, root: Path, 
     _keep(notebook, temporary, build, failed=error is not None)
     _write_json(build / f"{stem}.json", state)
     progress.finished(stem, state)
+
+
+def _import_papermill():
+    """Import papermill, also beside xfuser: its wheel (0.7.0) has a package `entrypoints`, which hides the module."""
+    import entrypoints
+
+    if not hasattr(entrypoints, "get_group_all"):
+        file = importlib.metadata.distribution("entrypoints").locate_file("entrypoints.py")
+        spec = importlib.util.spec_from_file_location("entrypoints", file)
+        sys.modules["entrypoints"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    import papermill
+
+    return papermill
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ LEDGER_COLUMNS = [
     ("verdict", "text"),
     ("theirs", "number"),
     ("ours", "number"),
+    ("reason", "text"),
     ("their setting", "text"),
     ("our setting", "text"),
-    ("reason", "text"),
     ("source", "text"),
 ]
 EXPLORER = "explorer.html"
