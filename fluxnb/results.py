@@ -396,10 +396,10 @@ def _encoded(name: str, value) -> str:
         return canonical(value)
     if value is None:
         return ""
-    if name == "proof":
+    if name in ("proof", "telemetry"):
         value = json.loads(value) if isinstance(value, str) else value
         if not isinstance(value, dict):
-            raise ValueError(f"proof is {value!r}, allowed is a dict")
+            raise ValueError(f"{name} is {value!r}, allowed is a dict")
         return canonical(value)
     if name == "samples":
         value = json.loads(value) if isinstance(value, str) else value

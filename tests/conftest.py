@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,6 +16,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # its share of the cores for each
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 
 ROOT = Path(__file__).resolve().parents[1]
+GPU = {"index": 0, "uuid": "abc", "name": "NVIDIA H200", "memory": 140 * 2**30, "compute_capability": "9.0"}
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +58,59 @@ def no_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+class FakeNvml:
+    """As much of pynvml as telemetry asks for; two GPUs, the second without a power sensor."""
+
+    def __init__(self):
+        self.opened = 0
+
+    def nvmlInit(self):
+        self.opened += 1
+
+    def nvmlShutdown(self):
+        self.opened -= 1
+
+    def nvmlSystemGetDriverVersion(self):
+        return b"580.1"
+
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return {"GPU-abc": 0, "GPU-def": 1}[uuid]
+
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle):
+        return 700_000
+
+    def nvmlDeviceGetMaxClockInfo(self, handle, kind):
+        return {1: 1980, 2: 3201}[kind]
+
+    def nvmlDeviceGetUtilizationRates(self, handle):
+        return SimpleNamespace(gpu=[80, 40][handle])
+
+    def nvmlDeviceGetMemoryInfo(self, handle):
+        return SimpleNamespace(used=[7, 14][handle] * 2**30, total=140 * 2**30)
+
+    def nvmlDeviceGetPowerUsage(self, handle):
+        if handle == 1:
+            raise RuntimeError("not supported")
+        return 650_500
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):
+        return [1900, 1700][handle]
+
+    def nvmlDeviceGetTemperature(self, handle, kind):
+        return [60, 71][handle]
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
+        return [0x1, 0x4 | 0x20][handle]
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """A machine with two GPUs, as far as NVML tells."""
+    from fluxnb import telemetry
+
+    fake = FakeNvml()
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(telemetry, "_devices", lambda: [GPU, {**GPU, "index": 1, "uuid": "def"}])
+    return fake

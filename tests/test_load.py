@@ -142,7 +142,7 @@ def test_a_server_that_cannot_start_says_why(subject):
         pass
 
 
-def test_a_load_is_a_row_that_is_found_again(tmp_path, subject):
+def test_a_load_is_a_row_that_is_found_again(tmp_path, subject, nvml):
     s = study.Study(params.load("cpu"), "12_load", tmp_path)
     loads = [study.Load(1, 1, 4), study.Load(2, 1, 6), study.Load(1, 1, 4, arrivals=0.5)]
     alone, two, arriving = rows = s.serve(subject, loads, 1)
@@ -152,6 +152,7 @@ def test_a_load_is_a_row_that_is_found_again(tmp_path, subject):
         ("arrivals", 1, 4),
     ]
     assert two["proof"]["queued_s"] > alone["proof"]["queued_s"] and arriving["settings"]["arrivals"] == 0.5
+    assert alone["gpu_util_avg"] == 60 and alone["telemetry"]["power_peak_w"] == 650.5
     assert alone["label"] == "1 user, 1 image each" and arriving["label"] == "arrivals at 50%, 1 image each"
     again = study.Study(params.load("cpu"), "12_load", tmp_path)
     assert again.serve(subject, loads, 1) == rows

@@ -101,12 +101,13 @@ def test_a_table_of_an_earlier_version_is_brought_up_to_date(table, path):
     assert len(Results(path).rows()) == 2
 
 
-def test_proof_is_kept(table):
-    table.append(row(**settings(0), proof={"layers": 104, "of": 120}))
-    found = table.rows()[0]["proof"]
+@pytest.mark.parametrize("column", ["proof", "telemetry"])
+def test_what_has_parts_is_kept(table, column):
+    table.append(row(**settings(0), **{column: {"layers": 104, "of": 120}}))
+    found = table.rows()[0][column]
     assert found == {"layers": 104, "of": 120}
     with pytest.raises(ValueError, match="allowed is a dict"):
-        table.append(row(**settings(1), proof=[1]))
+        table.append(row(**settings(1), **{column: [1]}))
 
 
 def test_what_is_appended_is_found_unrounded(table, path):

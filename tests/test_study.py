@@ -130,6 +130,16 @@ def test_a_comparison_gives_complete_rows(begin):
     assert baseline["settings"]["dtype"] == "float32"
 
 
+def test_what_the_gpus_did_meanwhile_is_in_the_row(begin, nvml):
+    s, subject = begin()
+    baseline = study.plain(STEPS)
+    (row,) = s.compare(subject, baseline, [])
+    assert row["status"] == "ok" and row["gpu_util_avg"] == 60
+    assert row["telemetry"]["power_peak_w"] == 650.5 and row["telemetry"]["throttle_reasons"]
+    (again,) = s.compare(subject, baseline, [])
+    assert again["telemetry"] == row["telemetry"]
+
+
 def test_a_finished_row_is_not_measured_again(begin, made):
     s, subject = begin()
     first = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2), study.fewer_steps(3)])
