@@ -200,6 +200,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
         "compiled": Key(list[str], "torchao kinds that are also measured compiled, full size", choices=TORCHAO),
         "batches": Key(list[int], "batch sizes of the scaling, full size", low=1, high=64),
+        "batch_steps": Key(int, "steps of the images of the batches", low=1, high=200),
         "batch_kinds": Key(list[str], "torchao kinds whose batches are measured, compiled", choices=TORCHAO),
     },
     "05_first_block_cache": {
