@@ -44,7 +44,7 @@ class SparseInt8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         values, scale = rounded(x.reshape(-1, self.in_features))
         rows = len(values)
-        values = nn.functional.pad(values, (0, 0, 0, -rows % ROWS))
+        values = nn.functional.pad(values, (0, 0, 0, -rows % ROWS)).contiguous()  # the kernel knows no other layout
         out = torch._cslt_sparse_mm(self.weight, values.t(), alpha=self.scale, out_dtype=torch.bfloat16).t()
         out = (out[:rows] * scale).to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return out if self.bias is None else out + self.bias
