@@ -42,6 +42,7 @@ ABOUT = "about.json"  # beside kept images: what they are of
 SLOW_S = 20.0  # an image that takes longer than this warms up by itself
 CONTROL = "fewer steps"
 BASELINE = "baseline"
+Made = dict[tuple[str, int], tuple[Image.Image, dict | None]]  # (prompt, seed): its image and its cache's trace
 
 
 @dataclass(frozen=True)
@@ -550,7 +551,7 @@ class Study:
         runnable: list[tuple[Candidate, dict]] = []
         for candidate in group:
             try:
-                runnable.append((candidate, self._prepare(subject, baseline, candidate, judge, profile)))
+                runnable.append((candidate, self._prepare(subject, candidate, profile)))
             except Unavailable as reason:
                 self._append(subject, candidate, {"status": "unavailable", "reason": str(reason)})
             except RuntimeError as error:
@@ -568,6 +569,12 @@ class Study:
                 self._failed(subject, baseline, candidate, error)
             return
         for i, (candidate, prepared) in enumerate(runnable):
+            if judge and candidate.batch == 1:
+                try:
+                    prepared |= self._judge(subject, baseline, candidate, named[BASELINE].made, runners[i].made)
+                except RuntimeError as error:
+                    self._failed(subject, baseline, candidate, error)
+                    continue
             taken = samples[f"candidate {i}"]
             ratio, low, high = measure.speedup(samples[BASELINE], taken)
             measured = {
@@ -588,8 +595,8 @@ class Study:
         if candidate is baseline and not isinstance(error, torch.cuda.OutOfMemoryError):
             raise error
 
-    def _prepare(self, subject, baseline, candidate, judge: bool, profile: bool) -> dict:
-        """Warm-up, memory and quality of one candidate: the untimed part of its row."""
+    def _prepare(self, subject, candidate, profile: bool) -> dict:
+        """Warm-up and memory of one candidate, and what proves it: the untimed part of its row."""
         own = candidate.subject or subject
         pipe = own.pipe
         runs = own.runs(candidate.steps)
@@ -622,7 +629,7 @@ class Study:
         if sampler.result:
             row |= {name: sampler.result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct")}
             row["telemetry"] = sampler.result
-        return row | self._judge(subject, baseline, candidate) if judge and candidate.batch == 1 else row
+        return row
 
     def _proof(self, own: Subject, candidate: Candidate, before: dict[str, int], profile: bool) -> dict:
         """What shows that the techniques did something: what they say, what was compiled, which kernels ran."""
@@ -639,11 +646,11 @@ class Study:
             proof["step_ms"] = {kind: round(time_ms, 3) for kind, time_ms in measure.by_kind(spent).items()}
         return proof
 
-    def _judge(self, subject, baseline, candidate) -> dict:
-        """The columns of a row that come from its images."""
+    def _judge(self, subject, baseline, candidate, references=None, images=None) -> dict:
+        """The columns of a row that come from its images; those that were timed needn't be made again."""
         own = candidate.subject or subject
-        references, _ = self._images(subject, baseline)
-        images, traces = self._images(subject, candidate, keep=candidate is not baseline)
+        references, _ = self._images(subject, baseline, references)
+        images, traces = self._images(subject, candidate, images, keep=candidate is not baseline)
         row = quality.compare(references, images)
         if own.checked:
             found = probe.adherence([prompt for prompt, _ in own.inputs], images)
@@ -698,7 +705,9 @@ class Study:
         """What a cache decided for each of `subject.inputs`: mask, indicator, threshold; None without one."""
         return self._images(subject, candidate)[1]
 
-    def _images(self, subject: Subject, candidate: Candidate, keep: bool = True):
+    def _images(self, subject: Subject, candidate: Candidate, made: Made | None = None, keep: bool = True):
+        """The images and traces of all inputs: from the disk, else those in `made`, the rest made here."""
+        made = dict(made or {})
         own = candidate.subject or subject
         key = {k: v for k, v in self.key(subject, candidate).items() if k not in ("notebook", "gpu")}
         folder = self.images_dir / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -706,11 +715,11 @@ class Study:
         count = len(own.inputs)
         if keep and done.is_file():
             return [_read_image(folder / f"{i}.png") for i in range(count)], json.loads(done.read_text())
-        images, traces = [], []
-        with applied(own.pipe, *candidate.techniques):
-            for prompt, seed in own.inputs:
-                images.append(own.generate(prompt, seed, candidate.steps))
-                traces.append(_trace(candidate))
+        if missing := [given for given in own.inputs if given not in made]:
+            with applied(own.pipe, *candidate.techniques):
+                for given in missing:
+                    made[given] = own.generate(*given, candidate.steps), _trace(candidate)
+        images, traces = (list(column) for column in zip(*(made[given] for given in own.inputs), strict=True))
         if keep:
             folder.mkdir(parents=True, exist_ok=True)
             for i, image in enumerate(images):
@@ -754,6 +763,8 @@ class _Runner:
     candidate: Candidate
     order: Iterator
     stages: list[measure.Stages] = field(default_factory=list)
+    latest: tuple[list, list] = ((), ())  # inputs and images
+    made: Made = field(default_factory=dict)  # with a batch of 1
 
     @contextmanager
     def ready(self):
@@ -761,10 +772,13 @@ class _Runner:
         with applied(self.subject.pipe, *self.candidate.techniques), measure.stages(self.subject.pipe) as stages:
             yield
         self.stages.append(stages)
+        (given, *others), (image, *_) = self.latest
+        if not others:
+            self.made[given] = image, _trace(self.candidate)
 
     def run(self) -> None:
         inputs = list(itertools.islice(self.order, self.candidate.batch))
-        self.subject.batch(inputs, self.candidate.steps)
+        self.latest = inputs, self.subject.batch(inputs, self.candidate.steps)
 
     def stage_medians(self) -> dict[str, float]:
         """Median seconds of text encoding, denoising and VAE decoding."""

@@ -155,6 +155,15 @@ def test_a_finished_row_is_not_measured_again(begin, made):
     assert s.results.path.read_bytes() == before
 
 
+def test_images_that_were_timed_are_those_that_are_judged(begin, made):
+    s, subject = begin()
+    (_, fewer) = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)])
+    assert len([call for call in made if call[2] == 2]) == 2 + 3  # warm-up and rounds, no more
+    assert fewer["psnr_db"] is not None
+    made.clear()
+    assert s.images(subject, study.fewer_steps(2)) and made == []  # kept
+
+
 def test_only_what_is_missing_is_measured(begin, made):
     s, subject = begin()
     first = s.compare(subject, study.plain(STEPS), [])
