@@ -172,7 +172,7 @@ class TorchAO(Quantizer):
             return None
         if (config := self._config(linear)) is None:
             return None
-        new = _shell(linear)
+        new = _shell(linear, _OfMatrices if "sparse" in self.kind else nn.Linear)
         new.weight = linear.weight
         quantize_(new, config, filter_fn=lambda module, _: module is new)
         return new if new.weight is not linear.weight else None
@@ -204,6 +204,13 @@ class TorchAO(Quantizer):
         return q.Float8DynamicActivationFloat8WeightConfig(
             granularity=q.PerRow(), packing_format=packing.SPARSE_2D_DATA_2D_METADATA, **plain
         )
+
+
+class _OfMatrices(nn.Linear):
+    """A linear layer for a kernel that takes matrices only: torchao's sparse one (0.18) refuses more dimensions."""
+
+    def forward(self, x):
+        return super().forward(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
 
 # --- bitsandbytes -----------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import nn
 from fluxnb.precision import Quantizer
 
 GROUP = 64
+EXACT = 1024  # rows or columns up to which the decomposition is exact; FLUX's own matrices would take minutes
 
 
 def rounded(x: torch.Tensor, group: int = GROUP) -> torch.Tensor:
@@ -26,14 +27,27 @@ def rounded(x: torch.Tensor, group: int = GROUP) -> torch.Tensor:
     return ((parts / scale).round() * scale).reshape(x.shape)
 
 
+def low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, rank) and (rank, columns), whose product is nearest to `weight` (rows, columns).
+
+    Large matrices are decomposed by random projection (Halko, Martinsson and Tropp, 2011), the same one every time.
+    """
+    if min(weight.shape) <= EXACT:
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        return u[:, :rank] * s[:rank], v[:rank]
+    with torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+        torch.manual_seed(0)
+        u, s, v = torch.svd_lowrank(weight, q=2 * rank, niter=4)
+    return u[:, :rank] * s[:rank], v[:, :rank].T
+
+
 class SimulatedLinear(nn.Module):
     """A linear layer in SVDQuant's arithmetic; the same interface as nn.Linear."""
 
     def __init__(self, linear: nn.Linear, rank: int):
         super().__init__()
         weight = linear.weight.detach().float()
-        u, s, v = torch.linalg.svd(weight, full_matrices=False)
-        up, down = u[:, :rank] * s[:rank], v[:rank]
+        up, down = low_rank(weight, rank)
         kind = linear.weight.dtype
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.register_buffer("up", up.to(kind))

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from fluxnb import pipelines, svdquant
+from fluxnb import pipelines, precision, svdquant
 from fluxnb import study as studies
 from fluxnb.cache import first_block
 from fluxnb.precision import GGUF, BitsAndBytes, Nunchaku, Quanto, TorchAO, block_layers, gguf_blocks
@@ -40,6 +40,19 @@ def test_more_rank_comes_nearer():
         errors = [(svdquant.SimulatedLinear(linear, rank)(x) - linear(x)).abs().mean() for rank in (1, 32, 96)]
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4  # everything is in the 16-bit part
+
+
+def test_a_large_matrix_is_decomposed_nearly_as_well_in_less_time(monkeypatch):
+    weight = torch.randn(96, 256, generator=torch.Generator().manual_seed(1))
+    up, down = svdquant.low_rank(weight, 8)
+    exact = (weight - up @ down).norm()
+    monkeypatch.setattr(svdquant, "EXACT", 64)
+    before = torch.random.get_rng_state()
+    up, down = svdquant.low_rank(weight, 8)
+    assert (weight - up @ down).norm() < 1.01 * exact < 0.99 * weight.norm()
+    assert up.shape == (96, 8) and down.shape == (8, 256)
+    assert torch.equal(svdquant.low_rank(weight, 8)[0], up)  # the same every time
+    assert torch.equal(torch.random.get_rng_state(), before)  # and no noise of an image is another
 
 
 def test_simulated_svdquant_is_reversible_and_changes_the_image(pipe):
@@ -194,3 +207,12 @@ def test_built_in_techniques_have_a_pipeline_of_their_own():
 
 def subject():
     return studies.Subject(MODEL, "float32", ("a red ball",), (0,), 3.5, 128, 128, 3, "x")
+
+
+def test_a_kernel_for_matrices_gets_one_whatever_the_shape(monkeypatch):
+    layer, x, given = precision._OfMatrices(8, 4), torch.randn(2, 3, 8), []
+    plain = torch.nn.functional.linear
+    expected = plain(x, layer.weight, layer.bias)
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *rest: given.append(x.shape) or plain(x, *rest))
+    assert torch.allclose(layer(x), expected, atol=1e-6)
+    assert given == [(6, 8)]
