@@ -83,8 +83,8 @@ _PLAN, _PLAN_2, _AO, _XDIT, _SGLANG = (
 _EAGER = "PyTorch chooses cuDNN attention in eager mode here, where older versions ran FlashAttention 2"
 _FA2 = "our baseline runs cuDNN's attention, and the FlashAttention 2 that this row names is slower (report 02)"
 _EAGER_FP8 = (
-    "not compiled, rounding the activations takes a pass of its own before every product; the published row loses nothing "
-    "to it and does not say how it was run"
+    "not compiled, rounding the activations takes a pass of its own before every product; the published row loses "
+    "nothing to it and does not say how it was run"
 )
 _UNCOMPILED = "the published row gains nothing from FP8: it was not compiled; ours has compiled blocks"
 COUNTERPARTS = (
