@@ -452,14 +452,13 @@ class Study:
         Small models are measured together, so that the baseline is timed once for all of them; of large ones only
         the baseline's pipeline and one more are in memory.
         """
-        rows = self.compare(subject, baseline, [], judge, profile)
-        together = len(candidates) if subject.model.name == "embedded" else 1
-        for start in range(0, len(candidates), together):
-            part = candidates[start : start + together]
-            rows += self.compare(subject, baseline, part, judge, profile)[1:]
-            for candidate in part:
-                if candidate.subject:
-                    candidate.subject.release()
+        small = subject.model.name == "embedded"
+        rows = self.compare(subject, baseline, candidates if small else [], judge, profile)
+        for candidate in candidates:
+            if not small:
+                rows += self.compare(subject, baseline, [candidate], judge, profile)[1:]
+            if candidate.subject:
+                candidate.subject.release()
         return rows
 
     def spread(self, subject: Subject, candidates: list[Candidate], limit_s: float = 300.0) -> list[dict]:
