@@ -111,6 +111,29 @@ def _capability(pipe) -> tuple[int, int]:
 # --- torchao ----------------------------------------------------------------------------------------------
 
 
+class _OfMatrices(nn.Linear):
+    """A linear layer for a kernel that takes matrices only: torchao's sparse one (0.18) refuses more dimensions."""
+
+    def forward(self, x):
+        return super().forward(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
+
+
+class _Unpacking(nn.Linear):
+    """A linear layer that multiplies by its unpacked weights where it is compiled for a GPU.
+
+    Inductor (seen with 2.11 and 2.13) recognises the product of torchao's INT8 weight-only layers and puts PyTorch's
+    `_weight_int8pack_mm` in its place, whose CUDA kernel is a plain loop (pytorch/pytorch #159325, #161680): four
+    steps of FLUX took more than a minute on an H200. Unpacked, it is one pass over the weights and a usual product.
+    """
+
+    device = "cuda"
+
+    def forward(self, x):
+        if torch.compiler.is_compiling() and x.device.type == self.device:
+            return nn.functional.linear(x, self.weight.dequantize(), self.bias)
+        return super().forward(x)
+
+
 @dataclass
 class TorchAO(Quantizer):
     """A torchao configuration, layer by layer. Source: torchao's `quantize_`.
@@ -137,6 +160,8 @@ class TorchAO(Quantizer):
         "int4 weight-only": ("TorchAO INT4 weight-only", (8, 0), True),
         "fp8 row, 2:4 sparse": ("TorchAO FP8 per row, 2:4 sparse", (9, 0), True),
     }
+
+    _LAYERS = {"fp8 row, 2:4 sparse": _OfMatrices, "int8 weight-only": _Unpacking}
 
     ROWS = ("int8", "fp8 row, 2:4 sparse")  # kernels that need more than AdaLN's one row per image
 
@@ -172,7 +197,7 @@ class TorchAO(Quantizer):
             return None
         if (config := self._config(linear)) is None:
             return None
-        new = _shell(linear, _OfMatrices if "sparse" in self.kind else nn.Linear)
+        new = _shell(linear, self._LAYERS.get(self.kind, nn.Linear))
         new.weight = linear.weight
         quantize_(new, config, filter_fn=lambda module, _: module is new)
         return new if new.weight is not linear.weight else None
@@ -204,13 +229,6 @@ class TorchAO(Quantizer):
         return q.Float8DynamicActivationFloat8WeightConfig(
             granularity=q.PerRow(), packing_format=packing.SPARSE_2D_DATA_2D_METADATA, **plain
         )
-
-
-class _OfMatrices(nn.Linear):
-    """A linear layer for a kernel that takes matrices only: torchao's sparse one (0.18) refuses more dimensions."""
-
-    def forward(self, x):
-        return super().forward(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], self.out_features)
 
 
 # --- bitsandbytes -----------------------------------------------------------------------------------------

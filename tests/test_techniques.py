@@ -216,3 +216,19 @@ def test_a_kernel_for_matrices_gets_one_whatever_the_shape(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *rest: given.append(x.shape) or plain(x, *rest))
     assert torch.allclose(layer(x), expected, atol=1e-6)
     assert given == [(6, 8)]
+
+
+@pytest.mark.parametrize("device, replaced", [("another", 1), ("cpu", 0)])
+def test_compiled_weight_only_int8_is_a_usual_product(monkeypatch, device, replaced):
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(precision._Unpacking, "device", device)  # where Inductor's own kernel is kept away
+    linear = torch.nn.Linear(64, 128, dtype=torch.bfloat16)
+    layer = TorchAO("int8 weight-only").convert(linear, False)
+    x = torch.randn(1, 7, 64, dtype=torch.bfloat16)
+    torch.compiler.reset()
+    before = counters["inductor"]["woq_matcher_count"]
+    with torch.no_grad():
+        compiled = torch.compile(layer, fullgraph=True)(x)
+        assert (compiled - linear(x)).abs().max() < 0.05
+    assert counters["inductor"]["woq_matcher_count"] - before == replaced
