@@ -1,7 +1,8 @@
 """Measures on several ranks: a candidate spread over them beside the same on one rank alone.
 
 `measure` runs on every rank, started by `fluxnb.ranks`; `fluxnb.study.Study.spread` calls it and keeps what it emits.
-While a candidate is timed alone, every rank makes an image of its own: that is the replicas' throughput as well.
+While a candidate is timed alone, every rank makes an image of its own: that is the replicas' throughput as well. What
+several candidates are alone is timed once, in turn with the first of them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from fluxnb import measure as timing
 from fluxnb import quality, telemetry
 from fluxnb.parallel import ContextParallel, DiffusersParallel, FullyShard
 from fluxnb.parallel_vae import ParallelVAE
+from fluxnb.results import canonical
 from fluxnb.technique import Unavailable, applied
 from fluxnb.xdit import PipeFusion, XDiT
 
@@ -53,9 +55,10 @@ def measure(rank, subject, candidates: list) -> None:
         candidates: study.Candidate; those that share a subject share its pipeline.
     """
     owners = [candidate.subject or subject for candidate in candidates]
+    timed: dict[str, list[float]] = {}
     for i, (own, candidate) in enumerate(zip(owners, candidates, strict=True)):
         try:
-            row = {"status": "ok", **_measured(rank, own, candidate)}
+            row = {"status": "ok", **_measured(rank, own, candidate, timed)}
         except Unavailable as reason:  # every rank has the same, so all come here
             row = {"status": "unavailable", "reason": str(reason)}
         rank.emit(row)
@@ -63,12 +66,15 @@ def measure(rank, subject, candidates: list) -> None:
             own.release()
 
 
-def _measured(rank, own, candidate) -> dict:
+def _measured(rank, own, candidate, timed: dict[str, list[float]]) -> dict:
+    """One candidate's columns. `timed` holds, and is given, what one rank by itself takes with the same techniques."""
     single = own if alone(own.built) == own.built else replace(own, built=alone(own.built), _pipe=None)
     pipe, steps = own.pipe, candidate.steps
     given = own.inputs[rank.rank % len(own.inputs)]
 
     replicas = any(isinstance(t, Replicas) for t in candidate.techniques)
+    others = [t for t in alone((*own.built, *candidate.techniques)) if not isinstance(t, Replicas)]
+    by_itself = canonical({"steps": steps, "techniques": [[t.name, t.settings] for t in others]})
     around = {
         "together": lambda: applied(pipe, *candidate.techniques),
         "alone": lambda: applied(single.pipe, *alone(candidate.techniques)),
@@ -79,13 +85,15 @@ def _measured(rank, own, candidate) -> dict:
     }
     if replicas:
         del runs["together"]
+    elif by_itself in timed:
+        del runs["alone"]
     with timing.memory(pipe.transformer.device) as memory:  # before another pipeline is loaded beside it
         first = next(iter(runs))
         with around[first]():
             for _ in range(WARM_UP):
                 image = runs[first]()
     masks = [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]
-    if not replicas:
+    if own.model.judged and not replicas:
         with around["alone"]():
             exact = single.generate(*own.inputs[0], steps)
     with telemetry.Sampler() as sampler:
@@ -95,6 +103,7 @@ def _measured(rank, own, candidate) -> dict:
                     run()
         samples = timing.interleave(runs, own.rounds, synchronize=_meet, around=around)
     taken = {name: _slowest(values) for name, values in samples.items()}
+    timed |= {by_itself: taken["alone"]} if "alone" in taken else {}
     of = taken["alone" if replicas else "together"]
     images = rank.world if replicas else 1
     row = {
@@ -107,13 +116,13 @@ def _measured(rank, own, candidate) -> dict:
         "memory_peak_gib": max(_from_all(memory.peak_gib)),
     }
     if not replicas:
-        ratio, low, high = timing.speedup(taken["alone"], of)
+        ratio, low, high = timing.speedup(timed[by_itself], of)
         row |= {"speedup": ratio, "speedup_ci_low": low, "speedup_ci_high": high}
     if sampler.result:
         row |= {name: sampler.result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct")}
         row["telemetry"] = sampler.result
     proof = {k: v for t in (*own.built, *candidate.techniques) for k, v in getattr(t, "proof", {}).items()}
-    proof["alone_s"] = statistics.median(taken["alone"])
+    proof["alone_s"] = statistics.median(timed[by_itself])
     if replicas:
         return row | {"proof": proof}
     if masks:

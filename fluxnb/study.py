@@ -106,6 +106,17 @@ def built(
     )
 
 
+def on_top(candidate: Candidate, *techniques: Technique, name: str = "", label: str = "") -> Candidate:
+    """A candidate's own pipeline, not another one like it, with more techniques around every image."""
+    return replace(
+        candidate,
+        name=name or techniques[0].name,
+        label=label or ", ".join([candidate.label, *(t.label for t in techniques)]),
+        techniques=(*candidate.techniques, *techniques),
+        settings={**candidate.settings, **_settings(*techniques)},
+    )
+
+
 def on_ranks(
     subject: Subject, gpus: int, *techniques: Technique, steps: int, name: str = "", label: str = ""
 ) -> Candidate:
@@ -447,19 +458,33 @@ class Study:
     def compare_built(
         self, subject: Subject, baseline: Candidate, candidates: list[Candidate], judge=True, profile=False
     ) -> list[dict]:
-        """As `compare`, for candidates with pipelines of their own: each is freed once it has been measured.
+        """As `compare`, for candidates with pipelines of their own, which are freed once they have been measured.
 
-        Small models are measured together, so that the baseline is timed once for all of them; of large ones only
-        the baseline's pipeline and one more are in memory.
+        As many as the memory has room for are measured together, so that the baseline is timed once for all of them.
         """
+        rows: list[dict] = []
+        missing = any(not self._is_there(self.key(subject, c), profile) for c in candidates)
         small = subject.model.name == "embedded"
-        rows = self.compare(subject, baseline, candidates if small else [], judge, profile)
-        for candidate in candidates:
-            if not small:
-                rows += self.compare(subject, baseline, [candidate], judge, profile)[1:]
-            if candidate.subject:
-                candidate.subject.release()
-        return rows
+        at_once = self._room_beside(subject) if missing and not small else len(candidates)
+        for part in _in_parts(candidates, at_once):
+            found = self.compare(subject, baseline, part, judge, profile)
+            rows += found[1:] if rows else found
+            later = _pipelines(candidates[len(rows) - 1 :])
+            for own in _pipelines(part):
+                if not any(own is other for other in later):
+                    own.release()
+        return rows or self.compare(subject, baseline, [], judge, profile)
+
+    def _room_beside(self, subject: Subject) -> int:
+        """How many more pipelines of this size fit on the GPU, at least 1; a quarter of it is left to the images."""
+        try:
+            size = subject.pipe and subject.load_gib
+        except torch.cuda.OutOfMemoryError:
+            return 1  # the comparison says so
+        if not torch.cuda.is_available():
+            return 1
+        free = 0.75 * torch.cuda.get_device_properties(0).total_memory - torch.cuda.memory_allocated()
+        return max(1, int(free / measure.GIB / size))
 
     def spread(self, subject: Subject, candidates: list[Candidate], limit_s: float = 300.0) -> list[dict]:
         """Measures candidates on several ranks, each beside the same on one of them alone (`fluxnb.scaling`).
@@ -783,6 +808,23 @@ class _Runner:
         """Median seconds of text encoding, denoising and VAE decoding."""
         names = ("text_s", "denoise_s", "vae_s")
         return {name: statistics.median(getattr(s, name) for s in self.stages) for name in names}
+
+
+def _pipelines(candidates: list[Candidate]) -> list[Subject]:
+    """The pipelines that the candidates have to themselves, each once."""
+    return list({id(c.subject): c.subject for c in candidates if c.subject}.values())
+
+
+def _in_parts(candidates: list[Candidate], at_once: int) -> Iterator[list[Candidate]]:
+    """The candidates in their order, as many together as have `at_once` pipelines of their own, at least 1."""
+    part: list[Candidate] = []
+    for candidate in candidates:
+        if part and len(_pipelines([*part, candidate])) > max(1, at_once):
+            yield part
+            part = []
+        part.append(candidate)
+    if part:
+        yield part
 
 
 def _trace(candidate: Candidate) -> dict | None:

@@ -147,6 +147,8 @@ def test_spreading_is_measured_beside_one_rank_alone(begun):
     assert replicas["gpus"] == spread["gpus"] == 2 and replicas["status"] == spread["status"] == "ok"
     assert replicas["images_per_s"] == pytest.approx(2 * 3 / sum(replicas["samples"]))
     assert spread["speedup"] == pytest.approx(spread["proof"]["alone_s"] / spread["latency_p50"], rel=1e-6)
+    assert spread["proof"]["alone_s"] == replicas["proof"]["alone_s"]  # timed once for both
+    assert cached["proof"]["alone_s"] != replicas["proof"]["alone_s"]  # with the cache, alone too
     assert spread["psnr_identical"] or spread["psnr_db"] > 45
     assert 0 < spread["proof"]["communication"] < 1
     assert cached["proof"]["decisions"] == "identical on all ranks" and cached["computed_steps"] < 3

@@ -316,6 +316,31 @@ def test_pipelines_built_for_one_measurement_are_freed_after_it(begin, embedded_
     assert small.subject._pipe is None and subject.pipe is embedded_pipe
 
 
+def test_as_many_pipelines_are_compared_at_once_as_there_is_room_for(begin, made, monkeypatch):
+    s, subject = begin()
+    subject = dataclasses.replace(subject, model=pipelines.describe("flux-dev-random"))
+    one, two, three = (study.built(subject, Broken(name, None), steps=2, name=name) for name in ("a", "b", "c"))
+    more = study.on_top(two, Broken("on top", None))  # in the pipeline of the one before
+    happened, compare = [], study.Study.compare
+
+    def noted(self, subject, baseline, candidates, *rest):
+        happened.append([c.name for c in candidates])
+        return compare(self, subject, baseline, candidates, *rest)
+
+    monkeypatch.setattr(study.Study, "compare", noted)
+    monkeypatch.setattr(study.Study, "_room_beside", lambda self, subject: 2)
+    monkeypatch.setattr(study.Subject, "release", lambda self: happened.append(self.built[0].name))
+    rows = s.compare_built(subject, study.plain(2), [one, two, more, three])
+    assert [r["technique"] for r in rows] == ["baseline", "a", "b", "on top", "c"]
+    assert happened == [["a", "b", "on top"], "a", "b", ["c"], "c"]
+    happened.clear()
+    monkeypatch.setattr(study.Study, "_room_beside", lambda self, subject: 1)
+    s.results.path.unlink()
+    again = study.Study(s.params, s.notebook, s.root)
+    again.compare_built(subject, study.plain(2), [one, two, more, three])
+    assert happened == [["a"], "a", ["b", "on top"], "b", ["c"], "c"]
+
+
 def test_a_batch_is_one_measurement_of_several_images(begin, made):
     s, subject = begin()
     row = s.compare(subject, study.plain(STEPS, batch=3), [])[0]
