@@ -1,7 +1,7 @@
 #!/bin/sh
 # tests/slurm.sh [FOLDER]: runs two notebooks as jobs of a real Slurm of one node, started here by hand and ended again.
-# Needs Debian's slurm-wlm and munge, no systemd and no root; FOLDER is a checkout (the one around this script), whose
-# results it adds to: give it a clone.
+# Needs Debian's slurm-wlm and munge, no systemd and no root; FOLDER is a checkout after `make test` or `make report` (the
+# one around this script). It works on a copy of what is measured with, without the results: the checkout stays as it is.
 set -eu
 root=$(cd "${1:-$(dirname "$0")/..}" && pwd)
 for program in munged slurmctld slurmd sbatch sinfo scancel; do
@@ -56,17 +56,21 @@ for _ in $(seq 30); do
 done
 timeout 10 sinfo
 
-cd "$root"
-python=${PYTHON:-.venv/bin/python}
+mkdir -p "$work/project/reports"
+cp -r "$root/fluxnb" "$root/notebooks" "$root/params" "$work/project"
+cp -r "$root/reports/embedded" "$work/project/reports"
+cd "$work/project"
+python=${PYTHON:-$root/.venv/bin/python}
+[ -x "$(command -v "$python")" ] || { echo "$python is missing: run make test once, or set PYTHON"; exit 2; }
 rows() { [ -f reports/single_gpu/cpu/results.csv ] && wc -l < reports/single_gpu/cpu/results.csv || echo 0; }
 before=$(rows)
-PYTHONPATH=$root timeout 900 "$python" -m fluxnb report --gpu cpu --only 00 --only 02 --force --launch slurm
+PYTHONPATH=$work/project timeout 900 "$python" -m fluxnb report --gpu cpu --only 00 --only 02 --force --launch slurm
 [ "$(rows)" -gt "$before" ] || { echo "no row was added"; exit 1; }
 [ -z "$(timeout 10 squeue --noheader)" ] || { echo "a job is left"; exit 1; }
 echo "Slurm: two notebooks ran as jobs, $(($(rows) - before)) new rows in one table"
 
 # a job that is cancelled behind its back is a failed notebook, and the run ends
-(PYTHONPATH=$root timeout 300 "$python" -m fluxnb report --gpu cpu --only 03 --force --launch slurm > "$work/cancelled.log" 2>&1 && code=0 || code=$?; echo "$code" > "$work/code") &
+(PYTHONPATH=$work/project timeout 300 "$python" -m fluxnb report --gpu cpu --only 03 --force --launch slurm > "$work/cancelled.log" 2>&1 && code=0 || code=$?; echo "$code" > "$work/code") &
 for _ in $(seq 60); do
     job=$(timeout 10 squeue --noheader --states=R --format=%i)
     [ -n "$job" ] && break
