@@ -86,23 +86,15 @@ def built(
     steps: int,
     name: str = "",
     label: str = "",
-    on_top: tuple[Technique, ...] = (),
     batch: int = 1,
 ) -> Candidate:
-    """The same model with techniques built in, in a pipeline of its own; the first one names it.
-
-    Args:
-        on_top: techniques put on and off around every image, such as a cache.
-    """
-    every = (*techniques, *on_top)
+    """The same model with techniques built in, in a pipeline of its own; the first one names it."""
     return Candidate(
-        name or every[0].name,
-        label or ", ".join(t.label for t in every),
+        name or techniques[0].name,
+        label or ", ".join(t.label for t in techniques),
         steps,
-        on_top,
-        _settings(*on_top),
-        subject.having(*techniques),
-        batch,
+        subject=subject.having(*techniques),
+        batch=batch,
     )
 
 
