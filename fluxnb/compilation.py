@@ -124,8 +124,10 @@ class CudaGraph:
                 for _ in range(2):  # compiles and settles what may not be recorded
                     original(**inputs)
             torch.cuda.current_stream().wait_stream(side)
+            # NCCL's own thread may look at what it did before, which the strict mode takes for a fault of the recording
+            mode = "thread_local" if torch.distributed.is_initialized() else "global"
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode=mode):
                 outputs = original(**inputs)
             self.proof = {"recorded": f"{len(graphs) + 1} graph{'s' if graphs else ''}"}
             return graph, inputs, outputs

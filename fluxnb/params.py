@@ -255,6 +255,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "quantization": Key(str, "the torchao kind of the fastest stack, full size", choices=TORCHAO),
         "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
         "prompts": Key(int, "prompts of the embedded model", low=1, high=100),
+        "silence": Key(float, "seconds without a result after which ranks are ended", low=10, high=3600),
     },
     "12_load": {
         "users": Key(list[int], "people who ask at the same time", low=1, high=1000),
