@@ -378,6 +378,7 @@ def figures(requests: list[Request]) -> dict:
         **measure.summary([r.latency_s for r in done]),
         "images_per_s": sum(r.images for r in done) / took,
         "proof": {
+            "requests": len(requests),
             "queued_s": statistics.fmean(r.queued_s for r in done),
             "service_s": statistics.fmean(r.service_s for r in done),
             "batch": statistics.fmean(r.batch for r in done),

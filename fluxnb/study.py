@@ -525,7 +525,7 @@ class Study:
         """
         self._total += len(loads)
         keys = [self._key_of_load(subject, each, steps, {"batching": batch, "queue": places, **more}) for each in loads]
-        todo = [(key, each) for key, each in zip(keys, loads, strict=True) if not self.results.find(key)]
+        todo = [(key, each) for key, each in zip(keys, loads, strict=True) if self._requests(key) < each.total]
         if len(todo) < len(loads):
             self._progress(len(loads) - len(todo), "found in the results")
         if todo:
@@ -544,6 +544,11 @@ class Study:
         return [
             {**self.results.find(key, errors=True), "label": each.label} for key, each in zip(keys, loads, strict=True)
         ]
+
+    def _requests(self, key: dict) -> int:
+        """Of how many requests there is a row; one of fewer than asked for has no 99th percentile, say."""
+        row = self.results.find(key)
+        return row["proof"].get("requests", 0) if row else 0
 
     def _key_of_load(self, subject: Subject, each: Load, steps: int, settings: dict) -> dict:
         candidate = Candidate(each.name, each.label, steps, (), settings, gpus=self.params.gpu.count)

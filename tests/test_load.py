@@ -156,3 +156,6 @@ def test_a_load_is_a_row_that_is_found_again(tmp_path, subject, nvml):
     assert alone["label"] == "1 user, 1 image each" and arriving["label"] == "arrivals at 50%, 1 image each"
     again = study.Study(params.load("cpu"), "12_load", tmp_path)
     assert again.serve(subject, loads, 1) == rows
+    (fewer,) = again.serve(subject, [study.Load(1, 1, 3)], 1)
+    (more,) = again.serve(subject, [study.Load(1, 1, 5)], 1)
+    assert fewer["n"] == 4 and more["n"] == 5 and more["proof"]["requests"] == 5
