@@ -334,6 +334,7 @@ def engine_sentence(rows: list[dict]) -> str:
 
 UNITS = {"first": "s", "p50": "s", "per step": "ms", "load": "GiB", "peak": "GiB", "PSNR": "dB"}
 LOSSLESS = 40.0  # dB of mean PSNR from which a difference is taken as lossless
+ABOUT = 1.02  # times as much memory is about as much
 CARDS = (16, 24, 48, 80)  # GiB
 LEAST_PEAK = 0.1  # GiB: what lies below is chance
 SPARE = 0.05  # share of a card that isn't counted on
@@ -497,11 +498,20 @@ def arithmetic(row: dict) -> dict:
 
 
 def quality_of(row: dict, judged: list[dict]) -> dict | None:
-    """The row on trained weights with the same change of arithmetic; None if none was judged."""
-    for other in judged:
-        if other["status"] == "ok" and other["technique"] != "baseline" and arithmetic(other) == arithmetic(row):
-            return other
-    return None
+    """The row on trained weights with the same change of arithmetic; None if none was judged.
+
+    Where only the order of operations is another, it is the row of that part of it which changes the images most.
+    """
+    others = [o for o in judged if o["status"] == "ok" and o["technique"] != "baseline"]
+    if arithmetic(row):
+        return next((o for o in others if arithmetic(o) == arithmetic(row)), None)
+    parts = [o for o in others if not arithmetic(o) and (own := _chosen(o)) and own <= _chosen(row)]
+    return min(parts, key=psnr_or_infinite, default=None)
+
+
+def _chosen(row: dict) -> set[tuple[str, str]]:
+    """A row's settings without those that every row has."""
+    return {(name, str(value)) for name, value in row["settings"].items() if name not in ("dtype", "inputs")}
 
 
 def quality_of_phases(rows: list[dict], judged: list[dict]) -> list[float | None]:
@@ -513,6 +523,8 @@ def quality_of_phases(rows: list[dict], judged: list[dict]) -> list[float | None
 def recommendations(rows: list[dict], judged: list[dict]):
     """The best row for each goal: fastest lossless, fastest within 5 % of adherence, smallest memory.
 
+    Of rows whose memory differs by 2 % or less, the fastest is the smallest one's equal.
+
     Args:
         rows: time and memory; quality too if they are of trained weights.
         judged: rows of trained weights that quality is looked up in.
@@ -521,23 +533,28 @@ def recommendations(rows: list[dict], judged: list[dict]):
 
     ok = [r for r in rows if r["status"] == "ok" and r["speedup"] is not None]
     baseline = next(r for r in judged if r["technique"] == "baseline")
-    looked_up = [(r, r if r["weights"] == "trained" else quality_of(r, judged) if arithmetic(r) else None) for r in ok]
+    looked_up = [(r, r if r["weights"] == "trained" else quality_of(r, judged)) for r in ok]
 
     def unchanged(r):
         return r["weights"] == "random" and not arithmetic(r)
 
     def lossless(r, seen):
-        return unchanged(r) or (seen is not None and psnr_or_infinite(seen) >= LOSSLESS)
+        return unchanged(r) if seen is None else psnr_or_infinite(seen) >= LOSSLESS
 
     def within(r, seen):
-        return unchanged(r) or (seen is not None and keeps_adherence(seen, baseline))
+        return unchanged(r) if seen is None else keeps_adherence(seen, baseline)
 
     goals = {
         "fastest, lossless (40 dB or more)": (lossless, lambda r: -r["speedup"]),
         "fastest, adherence within 5 %": (within, lambda r: -r["speedup"]),
     }
     if max(r["memory_peak_gib"] or 0.0 for r in ok) >= LEAST_PEAK:
-        goals["smallest memory, adherence within 5 %"] = (within, lambda r: r["memory_peak_gib"] or math.inf)
+        peaks = [r["memory_peak_gib"] for r, seen in looked_up if within(r, seen) and r["memory_peak_gib"]]
+        least = min(peaks, default=math.inf) * ABOUT
+        goals["smallest memory, adherence within 5 %"] = (
+            lambda r, seen: within(r, seen) and (r["memory_peak_gib"] or math.inf) <= least,
+            lambda r: -r["speedup"],
+        )
     lines = []
     for goal, (allowed, cost) in goals.items():
         best = min(((r, seen) for r, seen in looked_up if allowed(r, seen)), key=lambda pair: cost(pair[0]))

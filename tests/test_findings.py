@@ -319,6 +319,29 @@ def test_recommendations_are_the_best_rows_that_keep_their_quality(timed, judged
     assert own["choose"].iloc[0] == "cache"
 
 
+def test_another_order_of_operations_is_judged_by_its_worst_part(timed, judged):
+    def parts(row, **settings):
+        return row | {"settings": row["settings"] | settings}
+
+    fused = [
+        parts(matrix_row("fused GELU", 1.0 + 1e-6, 53.0), fused_gelu=True),
+        parts(matrix_row("fused RoPE", 1.0 + 1e-6, 39.0), fused_rope=True),
+        parts(matrix_row("fused QKV", 1.0 + 1e-6, 30.0), fused_qkv=True),
+    ]
+    whole = parts(timed[1], fused_gelu=True, fused_rope=True, compile="blocks")
+    assert findings.quality_of(whole, judged + fused)["label"] == "fused RoPE"
+    assert findings.quality_of(timed[1], judged + fused) is None  # nothing of it was judged
+    table = findings.recommendations([timed[0], whole | {"speedup": 9.0}, timed[5]], judged + fused)
+    assert list(table["choose"])[:2] == ["cache", "+ compiled blocks"] and table["PSNR"].iloc[1] == 39.0
+
+
+def test_of_about_as_much_memory_the_fastest_is_recommended(timed, judged):
+    little_more = timed[2] | {"label": "faster", "speedup": 1.9, "memory_peak_gib": 23.2}
+    assert findings.recommendations([*timed, little_more], judged)["choose"].iloc[2] == "faster"
+    much_more = little_more | {"memory_peak_gib": 23.6}
+    assert findings.recommendations([*timed, much_more], judged)["choose"].iloc[2] == "+ FP8"
+
+
 def test_a_matrix_has_proofs_and_reasons(timed):
     missing = matrix_row("GGUF", 1.2, weights="random") | dict.fromkeys(["latency_p50", "speedup", "proof"])
     missing |= {"status": "unavailable", "reason": "needs the package gguf"}
