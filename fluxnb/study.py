@@ -813,10 +813,13 @@ def _pipelines(candidates: list[Candidate]) -> list[Subject]:
 
 
 def _in_parts(candidates: list[Candidate], at_once: int) -> Iterator[list[Candidate]]:
-    """The candidates in their order, as many together as have `at_once` pipelines of their own, at least 1."""
+    """The candidates in their order, as many together as have `at_once` pipelines of their own, at least 1.
+
+    One in 32 bits counts twice.
+    """
     part: list[Candidate] = []
     for candidate in candidates:
-        if part and len(_pipelines([*part, candidate])) > max(1, at_once):
+        if part and sum(1 + (own.dtype == "float32") for own in _pipelines([*part, candidate])) > max(1, at_once):
             yield part
             part = []
         part.append(candidate)

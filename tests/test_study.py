@@ -318,7 +318,7 @@ def test_pipelines_built_for_one_measurement_are_freed_after_it(begin, embedded_
 
 def test_as_many_pipelines_are_compared_at_once_as_there_is_room_for(begin, made, monkeypatch):
     s, subject = begin()
-    subject = dataclasses.replace(subject, model=pipelines.describe("flux-dev-random"))
+    subject = dataclasses.replace(subject, model=pipelines.describe("flux-dev-random"), dtype="bfloat16")
     one, two, three = (study.built(subject, Broken(name, None), steps=2, name=name) for name in ("a", "b", "c"))
     more = study.on_top(two, Broken("on top", None))  # in the pipeline of the one before
     happened, compare = [], study.Study.compare
@@ -339,6 +339,9 @@ def test_as_many_pipelines_are_compared_at_once_as_there_is_room_for(begin, made
     again = study.Study(s.params, s.notebook, s.root)
     again.compare_built(subject, study.plain(2), [one, two, more, three])
     assert happened == [["a"], "a", ["b", "on top"], "b", ["c"], "c"]
+    wide = dataclasses.replace(one, subject=dataclasses.replace(one.subject, dtype="float32"))
+    assert [len(part) for part in study._in_parts([wide, two, three], 2)] == [1, 2]  # twice as large
+    assert [len(part) for part in study._in_parts([wide, two, three], 1)] == [1, 1, 1]
 
 
 def test_a_batch_is_one_measurement_of_several_images(begin, made):
