@@ -122,8 +122,9 @@ class _Unpacking(nn.Linear):
     """A linear layer that multiplies by its unpacked weights where it is compiled for a GPU.
 
     Inductor (seen with 2.11 and 2.13) recognises the product of torchao's INT8 weight-only layers and puts PyTorch's
-    `_weight_int8pack_mm` in its place, whose CUDA kernel is a plain loop (pytorch/pytorch #159325, #161680): four
-    steps of FLUX took more than a minute on an H200. Unpacked, it is one pass over the weights and a usual product.
+    `_weight_int8pack_mm` in its place, whose CUDA kernel is a plain loop (pytorch/pytorch #159325, #161680): on an
+    H200, a few images of four steps were not done after four minutes. Unpacked, it is one pass over the weights and a
+    usual product.
     """
 
     device = "cuda"

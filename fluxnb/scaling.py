@@ -103,7 +103,8 @@ def _measured(rank, own, candidate, timed: dict[str, list[float]]) -> dict:
                     run()
         samples = timing.interleave(runs, own.rounds, synchronize=_meet, around=around)
     taken = {name: _slowest(values) for name, values in samples.items()}
-    timed |= {by_itself: taken["alone"]} if "alone" in taken else {}
+    if "alone" in taken:
+        timed[by_itself] = taken["alone"]
     of = taken["alone" if replicas else "together"]
     images = rank.world if replicas else 1
     row = {
