@@ -551,7 +551,7 @@ def recommendations(rows: list[dict], judged: list[dict]):
     if max(r["memory_peak_gib"] or 0.0 for r in ok) >= LEAST_PEAK:
         peaks = [r["memory_peak_gib"] for r, seen in looked_up if within(r, seen) and r["memory_peak_gib"]]
         least = min(peaks, default=math.inf) * ABOUT
-        goals["smallest memory, adherence within 5 %"] = (
+        goals["smallest memory (to 2 %), adherence within 5 %"] = (
             lambda r, seen: within(r, seen) and (r["memory_peak_gib"] or math.inf) <= least,
             lambda r: -r["speedup"],
         )
