@@ -26,7 +26,7 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from torch import nn
 from torch.nn import functional
 
-from fluxnb.processor import fill
+from fluxnb.processor import Processor, fill
 from fluxnb.technique import Unavailable
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -120,22 +120,35 @@ class _SingleBlock(FluxSingleTransformerBlock):
         text = encoder_hidden_states.shape[1]
         both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         normed, gate = self.norm(both, emb=temb)
-        attended = self.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb, **(joint_attention_kwargs or {}))
-        both = both + gate.unsqueeze(1) * self.project(attended, normed)
+        processor, more = self.attn.processor, joint_attention_kwargs or {}
+        if isinstance(processor, Processor) and not more:
+            begun = processor.begin(self.attn, normed, None, image_rotary_emb)
+            mlp = self.feed(normed)  # while keys and values are on their way
+            attended = processor.end(begun)
+        else:
+            attended = self.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb, **more)
+            mlp = self.feed(normed)
+        both = both + gate.unsqueeze(1) * self.project(attended, mlp)
         return both[:, :text], both[:, text:]
 
-    def project(self, attended: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:
+    def feed(self, normed: torch.Tensor) -> torch.Tensor:
+        """The feed-forward part's activations, as `project` takes them, (batch, tokens, 4 × width)."""
+        return self.proj_mlp(normed)
+
+    def project(self, attended: torch.Tensor, mlp: torch.Tensor) -> torch.Tensor:
         """proj_out([attended, gelu(proj_mlp(normed))]), (batch, tokens, width)."""
         raise NotImplementedError
 
 
 class _EpilogueSingleBlock(_SingleBlock):
-    def project(self, attended, normed):
+    def feed(self, normed):
+        return gelu_linear(normed, self.proj_mlp)
+
+    def project(self, attended, mlp):
         width = attended.shape[-1]
         weight = self.proj_out.weight.t()
         first = torch.addmm(self.proj_out.bias, attended.flatten(0, -2), weight[:width])
-        second = gelu_linear(normed, self.proj_mlp).flatten(0, -2)
-        return torch.addmm(first, second, weight[width:]).unflatten(0, attended.shape[:-1])
+        return torch.addmm(first, mlp.flatten(0, -2), weight[width:]).unflatten(0, attended.shape[:-1])
 
 
 _EPILOGUE = {FeedForward: _EpilogueFeedForward, FluxSingleTransformerBlock: _EpilogueSingleBlock}
@@ -205,8 +218,8 @@ class _RoundingFeedForward(FeedForward):
 
 
 class _RoundingSingleBlock(_SingleBlock):
-    def project(self, attended, normed):
-        rows = gelu_round(attended.flatten(0, -2), self.proj_mlp(normed).flatten(0, -2))
+    def project(self, attended, mlp):
+        rows = gelu_round(attended.flatten(0, -2), mlp.flatten(0, -2))
         return rounded_product(*rows, self.proj_out).unflatten(0, attended.shape[:-1])
 
 

@@ -21,11 +21,10 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-import torch.distributed._functional_collectives as collectives
 
 from fluxnb.cache.engine import SHARED, attribute
 from fluxnb.errors import UserError
-from fluxnb.processor import fill
+from fluxnb.processor import Exchange, fill
 from fluxnb.technique import Unavailable
 
 
@@ -37,22 +36,28 @@ class ContextParallel:
         ulysses: ranks that exchange tokens for heads; divides the heads.
         gather: groups of such ranks, between which keys and values are gathered.
 
-    Their product is the number of ranks. Text tokens and image tokens are divided each for itself, so both have to be
-    divisible by it.
+        overlap: blocks that can (`fluxnb.fused.FusedGELU`'s) compute their feed-forward part while tokens are on their
+            way; False waits for them first.
+
+    The product of the degrees is the number of ranks. Text tokens and image tokens are divided each for itself, so both
+    have to be divisible by it.
     """
 
     ulysses: int = 1
     gather: int = 1
+    overlap: bool = True
     name: str = "context parallel"
     proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
-        return degrees_label({"Ulysses": self.ulysses, "all-gather": self.gather})
+        degrees = degrees_label({"Ulysses": self.ulysses, "all-gather": self.gather})
+        return degrees if self.overlap else f"{degrees}, no overlap"
 
     @property
     def settings(self) -> dict:
-        return {"ulysses": self.ulysses, "gather": self.gather}
+        settings = {"ulysses": self.ulysses, "gather": self.gather}
+        return settings if self.overlap else settings | {"overlap": False}
 
     def apply(self, pipe):
         """Divides from the next call on; returns the function that undoes it."""
@@ -60,11 +65,9 @@ class ContextParallel:
         check_group(degree, self.label)
         check_heads(transformer, self.ulysses)
         mesh = _mesh(transformer.device.type, self.gather, self.ulysses)
-        exchange = functools.partial(
-            _exchange,
-            ulysses=mesh["ulysses"].get_group() if self.ulysses > 1 else None,
-            gather=mesh["gather"].get_group() if self.gather > 1 else None,
-        )
+        ulysses = _Group.of(mesh["ulysses"].get_group()) if self.ulysses > 1 else None
+        gather = _Group.of(mesh["gather"].get_group()) if self.gather > 1 else None
+        exchange = _OverRanks(ulysses, gather, self.overlap) if degree > 1 else Exchange()
         undo, count = divide(transformer, exchange)
         self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
         return undo
@@ -109,21 +112,26 @@ def divide(transformer, exchange):
     """Gives every rank its share of the tokens, from the next call on.
 
     Args:
-        exchange: (attend, query, key, value) -> output, attention over the tokens of all ranks; `_exchange`, say.
+        exchange: an Exchange that attends over the tokens of all ranks.
 
     Returns:
         The function that undoes it, and the number of attention layers.
     """
+    from torch._inductor import config as inductor
+
     with contextlib.ExitStack() as stack:
         count = fill(transformer, "_exchange", exchange, stack)
-        stack.enter_context(attribute(transformer, "forward", _divided(transformer, dist.group.WORLD)))
+        everyone = _Group.of(dist.group.WORLD)
+        stack.enter_context(attribute(transformer, "forward", _divided(transformer, everyone, dist.get_rank())))
         stack.enter_context(attribute(transformer, SHARED, dist.group.WORLD))
+        # else Inductor moves what is computed while tokens are on their way next to its use
+        stack.enter_context(inductor.patch(reorder_for_peak_memory=False, reorder_for_locality=False))
         return stack.pop_all().close, count
 
 
-def _divided(transformer, group):
+def _divided(transformer, group, rank: int):
     """The transformer's forward on this rank's share of the tokens; every rank has the whole output."""
-    original, world, rank = transformer.forward, dist.get_world_size(group), dist.get_rank(group)
+    original, world = transformer.forward, group.world
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
 
     def share(tensor, dim):
@@ -143,8 +151,8 @@ def _divided(transformer, group):
             if given.get(name) is not None:
                 given[name] = _Shares(given[name], share)
         out = original(**given)
-        whole = collectives.all_gather_tensor(out[0].contiguous(), 1, group)
-        return (_waited(whole), *out[1:]) if isinstance(out, tuple) else type(out)(sample=_waited(whole))
+        (whole,) = (_of_all(x, group) for x in group.gather(out[0]))
+        return (whole, *out[1:]) if isinstance(out, tuple) else type(out)(sample=whole)
 
     return forward
 
@@ -165,51 +173,84 @@ class _Shares:
 # --- what attention exchanges -----------------------------------------------------------------------------
 
 
-def _exchange(attend, query, key, value, ulysses, gather):
+@dataclass(frozen=True)
+class _Group:
+    """A process group as operations inside a compiled block take it."""
+
+    name: str
+    world: int
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup) -> _Group:
+        return cls(group.group_name, dist.get_world_size(group))
+
+    def gather(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
+        """Each tensor of every rank, one behind the other in dimension 0; there after `_wait`."""
+        return _ops.all_gather_into_tensor_coalesced([x.contiguous() for x in tensors], self.world, self.name)
+
+    def swap(self, x: torch.Tensor) -> torch.Tensor:
+        """Sends the i-th of x's equal parts in dimension 0 to rank i; what the ranks sent is there after `_wait`."""
+        sizes = [x.shape[0] // self.world] * self.world
+        return _ops.all_to_all_single(x.contiguous(), sizes, sizes, self.name)
+
+
+_ops = torch.ops._c10d_functional  # torch's functional collectives wait at once where they are compiled, these don't
+_wait = _ops.wait_tensor
+
+
+class _OverRanks(Exchange):
     """Attention over the tokens of all ranks.
 
     Args:
-        attend: (query, key, value) -> output, attention of this rank.
-        query, key, value: (batch, tokens of this rank, heads, width).
-        ulysses, gather: process groups, None for no exchange of that kind.
+        ulysses: ranks that exchange tokens for heads, None for no such exchange.
+        gather: ranks that gather keys and values, None for no such exchange.
+        overlap: `begin` sends, rather than `end`.
 
-    Returns:
-        (batch, tokens of this rank, heads, width). Tokens come in another order than on one GPU, which attention
-        does not depend on.
+    Tokens come in another order than on one GPU, which attention does not depend on.
     """
-    if ulysses is not None:
-        query, key, value = _to_heads(torch.stack([query, key, value], 2), ulysses).unbind(2)
-    if gather is not None:
-        key, value = _of_all(torch.stack([key, value], 2), gather).unbind(2)
-    out = attend(query, key, value)
-    return out if ulysses is None else _to_tokens(out, ulysses)
+
+    def __init__(self, ulysses: _Group | None, gather: _Group | None, overlap: bool):
+        self.ulysses, self.gather, self.overlap = ulysses, gather, overlap
+
+    def begin(self, query, key, value):
+        return self._send(query, key, value) if self.overlap else (query, key, value)
+
+    def end(self, attend, *sent):
+        sent = sent if self.overlap else self._send(*sent)
+        if self.ulysses is None:
+            query, *sent = sent
+            return attend(query, *(_of_all(x, self.gather) for x in sent))
+        query, key, value = _with_heads(sent[0], self.ulysses).unbind(2)
+        if self.gather is not None:
+            key, value = (_of_all(x, self.gather) for x in self.gather.gather(key, value))
+        return _to_tokens(attend(query, key, value), self.ulysses)
+
+    def _send(self, query, key, value) -> tuple:
+        if self.ulysses is None:
+            return query, *self.gather.gather(key, value)
+        return (_to_heads(torch.stack([query, key, value], 2), self.ulysses),)
 
 
 def _to_heads(x, group):
-    """(batch, tokens, parts, heads, width): all tokens of the group, this rank's share of the heads."""
-    world = dist.get_world_size(group)
-    parts = x.unflatten(3, (world, -1)).permute(3, 0, 1, 2, 4, 5).contiguous()  # what goes to each rank
-    came = _waited(collectives.all_to_all_single(parts.flatten(0, 1), None, None, group)).unflatten(0, (world, -1))
-    return came.transpose(0, 1).flatten(1, 2)
+    """(batch, tokens, parts, heads, width) sent to the ranks that get their share of the heads; for `_with_heads`."""
+    return group.swap(x.unflatten(3, (group.world, -1)).permute(3, 0, 1, 2, 4, 5).flatten(0, 1))
+
+
+def _with_heads(came, group):
+    """(batch, tokens of the group, parts, heads of this rank, width) of what `_to_heads` sent."""
+    return _wait(came).unflatten(0, (group.world, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def _to_tokens(x, group):
-    """(batch, tokens of the group, heads, width) back to this rank's tokens with all heads."""
-    world = dist.get_world_size(group)
-    parts = x.unflatten(1, (world, -1)).transpose(0, 1).contiguous()
-    came = _waited(collectives.all_to_all_single(parts.flatten(0, 1), None, None, group)).unflatten(0, (world, -1))
+    """(batch, tokens of the group, heads of this rank, width) back to this rank's tokens with all heads."""
+    parts = x.unflatten(1, (group.world, -1)).transpose(0, 1).flatten(0, 1)
+    came = _wait(group.swap(parts)).unflatten(0, (group.world, -1))
     return came.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
-def _of_all(x, group):
-    """(batch, tokens, …): the tokens of all ranks of the group."""
-    world = dist.get_world_size(group)
-    came = _waited(collectives.all_gather_tensor(x.contiguous(), 0, group)).unflatten(0, (world, -1))
-    return came.transpose(0, 1).flatten(1, 2)
-
-
-def _waited(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.wait() if isinstance(tensor, collectives.AsyncCollectiveTensor) else tensor
+def _of_all(came, group):
+    """(batch, tokens of the group, …) of what was gathered."""
+    return _wait(came).unflatten(0, (group.world, -1)).transpose(0, 1).flatten(1, 2)
 
 
 # --- weights divided --------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """FLUX's attention as diffusers computes it, with the two places where a technique may put something else.
 
-Positions: norm and rotation of query and key as one operation (`fluxnb.fused.FusedRoPE`). Attending: what happens to
-query, key and value, which a transformer sharded over several GPUs exchanges first (`fluxnb.parallel`).
+Positions: norm and rotation of query and key as one operation (`fluxnb.fused.FusedRoPE`). Exchange: what happens to
+query, key and value before they attend, for a transformer that is spread over several GPUs (`fluxnb.parallel`).
 """
 
 from __future__ import annotations
@@ -18,19 +18,44 @@ from fluxnb.technique import Unavailable
 PLACES = ("_positions", "_exchange")
 
 
+class Exchange:
+    """What happens between a layer's projections and its attention: nothing, here.
+
+    In two halves, so that a block can compute something else while what is exchanged is on its way.
+    """
+
+    def begin(self, query, key, value) -> tuple:
+        """Sets off (batch, tokens, heads, width) tensors; what it returns `end` is given."""
+        return query, key, value
+
+    def end(self, attend, *sent) -> torch.Tensor:
+        """What attend(query, key, value) makes of what has come, (batch, tokens, heads, width)."""
+        return attend(*sent)
+
+
 class Processor(FluxAttnProcessor):
     """diffusers' processor; a place that nobody has filled does what diffusers does.
 
-    `_positions(x, norm, text, text_norm, rotary)` gives queries or keys, `_exchange(attend, query, key, value)` the
-    attention's output; all are (batch, tokens, heads, width).
+    `_positions(x, norm, text, text_norm, rotary)` gives queries or keys, (batch, tokens, heads, width); `_exchange` is
+    an `Exchange`.
     """
 
     _positions = None
-    _exchange = None
+    _exchange = Exchange()
 
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
     ):  # fmt: skip
+        begun = self.begin(attn, hidden_states, encoder_hidden_states, image_rotary_emb)
+        attended = self.end(begun, attention_mask)
+        if encoder_hidden_states is None:
+            return attended
+        before = encoder_hidden_states.shape[1]
+        out = attn.to_out[1](attn.to_out[0](attended[:, before:].contiguous()))
+        return out, attn.to_add_out(attended[:, :before].contiguous())
+
+    def begin(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb) -> tuple:
+        """The projections, set off to where they attend; for `end`."""
         text = attn.added_kv_proj_dim is not None
         if attn.fused_projections:
             of_image = attn.to_qkv(hidden_states).chunk(3, dim=-1)
@@ -48,6 +73,10 @@ class Processor(FluxAttnProcessor):
         positions = self._positions or _positions
         query = positions(query, attn.norm_q, text_query, attn.norm_added_q if text else None, image_rotary_emb)
         key = positions(key, attn.norm_k, text_key, attn.norm_added_k if text else None, image_rotary_emb)
+        return self._exchange.begin(query, key, value)
+
+    def end(self, begun: tuple, attention_mask=None) -> torch.Tensor:
+        """The attention's output, (batch, tokens, width)."""
 
         def attend(query, key, value):
             return transformer_flux.dispatch_attention_fn(  # looked up there: SageAttention is put there
@@ -57,15 +86,9 @@ class Processor(FluxAttnProcessor):
                 attn_mask=attention_mask,
                 backend=self._attention_backend,
                 parallel_config=self._parallel_config,
-            )
+            ).to(query.dtype)
 
-        exchange = self._exchange or _exchange
-        attended = exchange(attend, query, key, value).flatten(2, 3).to(query.dtype)
-        if not text:
-            return attended
-        before = encoder_hidden_states.shape[1]
-        out = attn.to_out[1](attn.to_out[0](attended[:, before:].contiguous()))
-        return out, attn.to_add_out(attended[:, :before].contiguous())
+        return self._exchange.end(attend, *begun).flatten(2, 3)
 
 
 def _positions(x, norm, text, text_norm, rotary):
@@ -73,10 +96,6 @@ def _positions(x, norm, text, text_norm, rotary):
     if text is not None:
         x = torch.cat([text_norm(text), x], dim=1)
     return x if rotary is None else apply_rotary_emb(x, rotary, sequence_dim=1)
-
-
-def _exchange(attend, query, key, value):
-    return attend(query, key, value)
 
 
 def fill(transformer, place: str, function, undo: contextlib.ExitStack) -> int:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from fluxnb.errors import UserError
 
-RESULTS, CALL, DIED = "results.jsonl", "call.pickle", "died.json"
+RESULTS, CALL, DIED, PRINTED = "results.jsonl", "call.pickle", "died.json", "driver.log"
 GRACE_S = 3.0  # between asking processes to end and ending them
 
 
@@ -60,12 +60,15 @@ def available() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else os.cpu_count() or 1
 
 
-def run(function: str, world: int, *arguments, limit_s: float = 600.0) -> Iterator[dict]:
+def run(
+    function: str, world: int, *arguments, limit_s: float = 600.0, log: Path | None = None
+) -> Iterator[dict]:  # fmt: skip
     """Calls function(rank, *arguments) on `world` ranks and yields what rank 0 emits, as it comes.
 
     Args:
         function: "module:name"; it and the arguments have to be picklable.
         limit_s: a run that says nothing for so many seconds is ended.
+        log: a file that what the ranks print is added to, with the whole traceback of one that fails.
 
     Raises:
         UserError: more ranks are asked for than there are GPUs.
@@ -101,13 +104,17 @@ def run(function: str, world: int, *arguments, limit_s: float = 600.0) -> Iterat
                 raise RankError(_why(folder, world, driver.returncode))
         finally:
             _end(driver)
+            if log is not None:
+                log.parent.mkdir(parents=True, exist_ok=True)
+                with open(log, "ab") as file:
+                    file.write((folder / PRINTED).read_bytes())
 
 
 def _start(folder: Path, world: int) -> subprocess.Popen:
     threads = str(max(1, (os.cpu_count() or 1) // world))
     environment = {"OMP_NUM_THREADS": threads, "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", **os.environ}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
-    with open(folder / "driver.log", "wb") as log:
+    with open(folder / PRINTED, "wb") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "fluxnb.ranks", str(folder), str(world), str(os.getpid())],
             stdin=subprocess.DEVNULL,
@@ -148,7 +155,7 @@ def _why(folder: Path, world: int, code: int) -> str:
     if codes:
         rank, code = next(iter(codes.items()))
         return f"Rank {rank} of {world} ended with exit status {code}; the others were ended with it."
-    tail = (folder / "driver.log").read_text(errors="replace").strip().splitlines()
+    tail = (folder / PRINTED).read_text(errors="replace").strip().splitlines()
     return f"The {world} ranks could not be started (exit status {code}): {tail[-1] if tail else 'no message'}"
 
 

@@ -315,6 +315,7 @@ class Study:
         self.params, self.notebook, self.root = chosen, notebook, root
         self.results = Results(root / chosen.report_dir / "results.csv")
         self.images_dir = root / "build" / chosen.name / "images"
+        self.ranks_log = root / "build" / chosen.name / "ranks.log"
         self.run_id = uuid.uuid4().hex[:12]
         self._done = self._total = 0
 
@@ -482,6 +483,7 @@ class Study:
         """Measures candidates on several ranks, each beside the same on one of them alone (`fluxnb.scaling`).
 
         A rank that fails is an error row of the candidate that ran, and the ones after it are measured by new ranks.
+        What the ranks print is added to build/<gpu>/ranks.log.
 
         Args:
             candidates: all on the same number of GPUs, `Candidate.gpus`.
@@ -499,9 +501,8 @@ class Study:
             (world,) = {c.gpus for c in todo}
             given = [replace(c, subject=unloaded[id(c.subject)]) for c in todo]
             try:
-                for measured in ranks.run(
-                    "fluxnb.scaling:measure", world, replace(subject, _pipe=None), given, limit_s=limit_s
-                ):
+                parts = (replace(subject, _pipe=None), given)
+                for measured in ranks.run("fluxnb.scaling:measure", world, *parts, limit_s=limit_s, log=self.ranks_log):
                     self._append(subject, todo.pop(0), measured)
             except ranks.RankError as error:
                 if not todo:

@@ -19,6 +19,7 @@ from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from fluxnb import vae
 from fluxnb.errors import UserError
 from fluxnb.parallel import check_group, check_heads, degrees_label, divide
+from fluxnb.processor import Exchange
 from fluxnb.technique import Unavailable, networks
 
 
@@ -54,13 +55,20 @@ class XDiT:
         kernel, _ = _begun(pipe, ulysses_degree=self.ulysses, ring_degree=self.ring)
         from xfuser.model_executor.layers.usp import USP
 
-        def exchange(attend, query, key, value):
-            query, key, value = (part.transpose(1, 2) for part in (query, key, value))
-            return USP(query, key, value, combine_qkv_a2a=True).transpose(1, 2)
-
-        undo, count = divide(transformer, exchange)
+        undo, count = divide(transformer, _Usp(USP))
         self.proof = {"divided": f"{count} attention layers over {degree} ranks", "attention": f"xDiT's {kernel}"}
         return undo
+
+
+class _Usp(Exchange):
+    """xDiT's exchange and its attention in one; there is nothing to begin."""
+
+    def __init__(self, usp):
+        self.usp = usp
+
+    def end(self, attend, query, key, value):
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
+        return self.usp(query, key, value, combine_qkv_a2a=True).transpose(1, 2)
 
 
 @dataclass

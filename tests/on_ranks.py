@@ -1,6 +1,7 @@
 """What tests run on ranks: functions that `fluxnb.ranks` finds by name."""
 
 import os
+import re
 import signal
 import time
 
@@ -94,6 +95,26 @@ def divided(rank, cases):
         after = torch.equal(pipe.transformer(**given).sample, plain)
         breaks = compilation.counters()["breaks"] - before
         rank.emit({"label": way.label, "difference": difference, "after": after, "breaks": breaks, **way.proof})
+
+
+@torch.no_grad()
+def order_of_a_single_block(rank, ways):
+    """For each way: in the code compiled for a single block, where tokens set off, the feed-forward part, the wait."""
+    from torch._inductor.utils import run_and_get_code
+
+    pipe, given = tiny_pipe()
+    width = pipe.transformer.transformer_blocks[0].ff.net[0].proj.out_features
+    for way in ways:
+        with applied(pipe, fused.FusedGELU(), way, compilation.Regional()):
+            _, (_, code) = run_and_get_code(lambda: pipe.transformer(**given))
+        lines = code[code.index("def call") :].splitlines()
+        wanted = {
+            "sends": "all_gather_into|all_to_all",
+            "feeds": rf"addmm.*\({width}, 64\)|\(64, {width}\)",
+            "waits": "wait_",
+        }
+        first = {name: next(i for i, line in enumerate(lines) if re.search(p, line)) for name, p in wanted.items()}
+        rank.emit({"label": way.label, "order": sorted(first, key=first.get)})
 
 
 def exact_picture(rank):

@@ -51,6 +51,13 @@ def test_tokens_and_heads_are_exchanged_without_a_difference(world, cases):
         assert made["divided"] == f"2 attention layers over {world} ranks"
 
 
+def test_a_single_block_s_feed_forward_part_is_computed_while_tokens_are_on_their_way():
+    ways = [ContextParallel(gather=2), ContextParallel(ulysses=2), ContextParallel(gather=2, overlap=False)]
+    gathered, swapped, waiting = run(on_ranks.order_of_a_single_block, 2, ways, limit_s=240)
+    assert gathered["order"] == swapped["order"] == ["sends", "feeds", "waits"]
+    assert waiting["order"] == ["feeds", "sends", "waits"] and waiting["label"] == "all-gather 2, no overlap"
+
+
 def test_it_composes_with_fused_parts_compilation_and_sharded_weights():
     for made in run(on_ranks.composed, 2, limit_s=240):
         assert made["difference"] < 1e-3 and made["breaks"] == 0, made["label"]
@@ -83,12 +90,13 @@ def test_tokens_that_cannot_be_divided():
         run(on_ranks.small_text, 2)
 
 
-def test_a_rank_that_fails_ends_the_run_with_its_message():
-    heard = []
+def test_a_rank_that_fails_ends_the_run_with_its_message(tmp_path):
+    heard, log = [], tmp_path / "a" / "ranks.log"
     with pytest.raises(ranks.RankError, match="^Rank 1 of 2 failed: ValueError: no such thing; the others were ended"):
-        for result in ranks.run("on_ranks:fails", 2, limit_s=60):
+        for result in ranks.run("on_ranks:fails", 2, limit_s=60, log=log):
             heard.append(result)
     assert heard == [{"began": True}]  # what was said before is kept
+    assert 'raise ValueError("no such thing")' in log.read_text()
 
 
 def test_a_rank_that_dies_ends_the_run():
