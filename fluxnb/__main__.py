@@ -19,7 +19,9 @@ def report(options) -> int:
     from fluxnb.results import Results
 
     chosen, root = params.load(options.gpu), params.find_folder().parent
-    if options.launch != "slurm":  # a job looks by itself what it was given
+    if options.replay:
+        os.environ[telemetry.REPLAY] = str(_recorded(root / chosen.report_dir))
+    elif options.launch != "slurm":  # a job looks by itself what it was given
         name, count = params.detect_gpu()
         params.check_gpu(chosen, name, force=options.force, detected_count=count)
     Results(root / chosen.report_dir / "results.csv").rows()  # a damaged table is said before anything starts
@@ -27,17 +29,28 @@ def report(options) -> int:
         pipelines.check(model)
     if options.force:
         os.environ["FLUXNB_FORCE"] = "1"
-    several = options.launch != "here" or sweep.places(chosen) != [None]
+    several = not options.replay and (options.launch != "here" or sweep.places(chosen) != [None])
     status = run(
         chosen,
         provenance=lambda: telemetry.provenance(chosen, root),
         only=options.only,
-        force=options.force,
+        force=options.force or options.replay,
+        replay=options.replay,
         root=root,
         jobs=(lambda stems: sweep.sweep(chosen, root, stems, options.launch, options.force)) if several else None,
     )
     _say_where(render(chosen, root))
     return status
+
+
+def _recorded(folder: Path) -> Path:
+    """The run.json of a configuration that was measured."""
+    file = folder / "run.json"
+    if not file.is_file():
+        raise UserError(
+            f"Nothing was measured for {folder.name} yet, so there is nothing to replay: run it on its GPU."
+        )
+    return file.resolve()
 
 
 def render_again(options) -> int:
@@ -130,6 +143,11 @@ def main(arguments: list[str] | None = None) -> int:
         if name == "report":
             command.add_argument("--only", action="append", help="a notebook, by name or number; may be repeated")
             command.add_argument("--force", action="store_true", help="run all of it again, on any GPU")
+            command.add_argument(
+                "--replay",
+                action="store_true",
+                help="make pages anew from the rows that are there, on any machine; measures nothing",
+            )
             command.add_argument(
                 "--launch",
                 default="here",

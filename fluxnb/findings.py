@@ -391,11 +391,12 @@ def step_parts(rows: list[dict], ceilings, work):
 def matrix(rows: list[dict], ceilings=None, work=None):
     """Every technique with its time, memory, quality and proof, or the reason why there is none.
 
-    With ceilings and work (fluxnb.ceilings) also the share of the limit that it reaches.
+    With ceilings and work (fluxnb.ceilings) also the share of the limit that it reaches; where a cache leaves
+    steps out, also how many are computed.
     """
     import pandas as pd
 
-    lines = []
+    lines, cached = [], any((r["computed_steps"] or 0) < (r["total_steps"] or 0) for r in rows)
     for r in rows:
         line = {
             "setting": r["label"],
@@ -407,6 +408,7 @@ def matrix(rows: list[dict], ceilings=None, work=None):
             "speedup": r["speedup"],
             "low": r["speedup_ci_low"],
             "high": r["speedup_ci_high"],
+            "computed": r["computed_steps"] if cached else None,
             "load": r["memory_load_gib"],
             "peak": r["memory_peak_gib"],
             "of the card": r["gpu_memory_avg_pct"] and r["gpu_memory_avg_pct"] / 100,
@@ -813,6 +815,7 @@ def pays_differently(cases: dict[str, list[dict]], beyond: float = 1.15) -> list
     """For each acceleration one sentence: where it gives most and least, if that differs beyond the noise.
 
     Args:
+        cases: use case -> its rows, the baseline first.
         beyond: ratio of the highest to the lowest speedup from which they count as different.
     """
     said = []
@@ -823,10 +826,14 @@ def pays_differently(cases: dict[str, list[dict]], beyond: float = 1.15) -> list
             continue
         low, high = (pick(found, key=lambda case: found[case]["speedup"]) for pick in (min, max))
         a, b = found[low]["speedup"], found[high]["speedup"]
-        if b >= beyond * a and found[high]["speedup_ci_low"] > found[low]["speedup_ci_high"]:
-            said.append(f"{technique} pays most in {high} ({b:.2f}×) and least in {low} ({a:.2f}×).")
+        labels = {r["label"] for r in found.values()}
+        name = labels.pop() if len(labels) == 1 else technique
+        apart = found[high]["speedup_ci_low"] > found[low]["speedup_ci_high"]
+        if b >= beyond * a and apart:
+            said.append(f"{name} pays most in {high} ({b:.2f}×) and least in {low} ({a:.2f}×).")
         else:
-            said.append(f"{technique} pays alike in all of them, {a:.2f}× to {b:.2f}×, within the noise.")
+            why = f"less than {beyond - 1:.0%} apart" if apart else "within the noise"
+            said.append(f"{name} pays alike in all of them, {a:.2f}× to {b:.2f}×, {why}.")
     return said
 
 

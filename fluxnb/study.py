@@ -38,6 +38,7 @@ from fluxnb.errors import UserError
 from fluxnb.results import Results, now
 from fluxnb.technique import Technique, Unavailable, applied
 
+RUN_IT = "run this notebook without REPLAY=1, on the GPU that it is about."
 ABOUT = "about.json"  # beside kept images: what they are of
 SLOW_S = 20.0  # an image that takes longer than this warms up by itself
 CONTROL = "fewer steps"
@@ -186,7 +187,9 @@ class Subject:
 
     @property
     def pipe(self):
-        """The pipeline, ready to run. Raises Unavailable if one of `built` can't run here."""
+        """The pipeline, ready to run. Raises Unavailable if one of `built` can't run here, UserError in a replay."""
+        if telemetry.replayed():
+            raise UserError(f"A replay measures nothing, and this needs {self.model.name} loaded: {RUN_IT}")
         if self._missing:
             raise self._missing
         if self._pipe is None:
@@ -217,6 +220,8 @@ class Subject:
         """The same weights in the pipeline of another use case."""
         assert not self.built, "what is built in has to be built into the pipeline that it is for"
         new = replace(self, use_case=use_case, kind=kind, strength=strength)
+        if telemetry.replayed():
+            return new
         new._pipe = pipelines.as_use_case(self.pipe, use_case, new._load_controlnet())
         new.load_gib = _gib(new._pipe)
         return new
@@ -231,7 +236,8 @@ class Subject:
 
     def part(self, prompts: int, rounds: int | None = None) -> Subject:
         """The same pipeline with the first few prompts and the first seed, and fewer rounds: for wide surveys."""
-        _ = self.pipe
+        if not telemetry.replayed():
+            _ = self.pipe  # now, so that both have it
         return replace(self, prompts=self.prompts[:prompts], seeds=self.seeds[:1], rounds=rounds or self.rounds)
 
     def release(self) -> None:
@@ -303,8 +309,9 @@ def _material(prompt: str, seed: int, width: int, height: int) -> material.Mater
 def begin(gpu: str, notebook: str) -> Study:
     """Opens the study for a notebook. Raises UserError if the parameters or the machine don't fit."""
     chosen = params.load(gpu)
-    name, count = params.detect_gpu()
-    params.check_gpu(chosen, name, force=os.environ.get("FLUXNB_FORCE") == "1", detected_count=count)
+    if not telemetry.replayed():
+        name, count = params.detect_gpu()
+        params.check_gpu(chosen, name, force=os.environ.get("FLUXNB_FORCE") == "1", detected_count=count)
     return Study(chosen, notebook, params.find_folder().parent)
 
 
@@ -327,6 +334,13 @@ class Study:
     def versions(self) -> str:
         return telemetry.versions_short()
 
+    def _find(self, key: dict, label: str) -> dict | None:
+        """A row that is there already. In a replay there is no other: an error is shown, what is missing raises."""
+        row = self.results.find(key, errors=bool(telemetry.replayed()))
+        if row is None and telemetry.replayed():
+            raise UserError(f"A replay measures nothing, and {key['notebook']} has no row {label!r}: {RUN_IT}")
+        return row
+
     # --- what is measured ---------------------------------------------------------------------------------
 
     def subject(self, name: str, dtype: str | None = None) -> Subject:
@@ -335,7 +349,7 @@ class Study:
         full, small = given.full_size, name == "embedded"
         return Subject(
             model=model,
-            dtype=dtype or ("bfloat16" if torch.cuda.is_available() else "float32"),
+            dtype=dtype or ("bfloat16" if telemetry.machine()["gpus"] else "float32"),
             prompts=tuple(given.prompts),
             seeds=tuple(given.seeds),
             guidance=given.guidance_scale,
@@ -368,7 +382,7 @@ class Study:
             "versions": self.versions,
         }
         self._total += 1
-        if not self.results.find(key):
+        if not self._find(key, technique):
             try:
                 if before:
                     before()
@@ -432,7 +446,7 @@ class Study:
         """
         everything = [baseline, *candidates]
         self._total += len(everything)
-        todo = [c for c in everything if not self._is_there(self.key(subject, c), profile)]
+        todo = [c for c in everything if not self._is_there(subject, c, profile)]
         if len(todo) < len(everything):
             self._progress(len(everything) - len(todo), "found in the results")
         judge = judge and subject.model.judged
@@ -442,9 +456,9 @@ class Study:
         rows = [self.results.find(self.key(subject, c), errors=True) for c in everything]
         return [{**row, "label": c.label} for row, c in zip(rows, everything, strict=True)]
 
-    def _is_there(self, key: dict, profile: bool) -> bool:
-        row = self.results.find(key)
-        if row and profile and row["status"] == "ok" and torch.cuda.is_available():
+    def _is_there(self, subject: Subject, candidate: Candidate, profile: bool) -> bool:
+        row = self._find(self.key(subject, candidate), candidate.label)
+        if row and profile and row["status"] == "ok" and torch.cuda.is_available() and not telemetry.replayed():
             return row["computed_steps"] != row["total_steps"] or "step_ms" in (row["proof"] or {})
         return bool(row)
 
@@ -456,7 +470,7 @@ class Study:
         As many as the memory has room for are measured together, so that the baseline is timed once for all of them.
         """
         rows: list[dict] = []
-        missing = any(not self._is_there(self.key(subject, c), profile) for c in candidates)
+        missing = any(not self._is_there(subject, c, profile) for c in candidates)
         small = subject.model.name == "embedded"
         at_once = self._room_beside(subject) if missing and not small else len(candidates)
         for part in _in_parts(candidates, at_once):
@@ -493,7 +507,7 @@ class Study:
             Their rows, each with its `label`.
         """
         self._total += len(candidates)
-        todo = [c for c in candidates if not self.results.find(self.key(subject, c))]
+        todo = [c for c in candidates if not self._find(self.key(subject, c), c.label)]
         if len(todo) < len(candidates):
             self._progress(len(candidates) - len(todo), "found in the results")
         unloaded = {id(c.subject): c.subject and replace(c.subject, _pipe=None) for c in todo}  # ranks load their own
@@ -526,7 +540,7 @@ class Study:
         """
         self._total += len(loads)
         keys = [self._key_of_load(subject, each, steps, {"batching": batch, "queue": places, **more}) for each in loads]
-        todo = [(key, each) for key, each in zip(keys, loads, strict=True) if self._requests(key) < each.total]
+        todo = [(key, each) for key, each in zip(keys, loads, strict=True) if self._requests(key, each) < each.total]
         if len(todo) < len(loads):
             self._progress(len(loads) - len(todo), "found in the results")
         if todo:
@@ -546,9 +560,11 @@ class Study:
             {**self.results.find(key, errors=True), "label": each.label} for key, each in zip(keys, loads, strict=True)
         ]
 
-    def _requests(self, key: dict) -> int:
+    def _requests(self, key: dict, each: Load) -> float:
         """Of how many requests there is a row; one of fewer than asked for has no 99th percentile, say."""
-        row = self.results.find(key)
+        row = self._find(key, each.label)
+        if telemetry.replayed():
+            return math.inf
         return row["proof"].get("requests", 0) if row else 0
 
     def _key_of_load(self, subject: Subject, each: Load, steps: int, settings: dict) -> dict:
@@ -562,7 +578,7 @@ class Study:
         """Quality and computed steps of one setting, untimed: a row without latencies, found again like any other."""
         key = self.key(subject, candidate)
         self._total += 1
-        if not self.results.find(key):
+        if not self._find(key, candidate.label):
             row = dict.fromkeys(("total_steps", "computed_steps"), subject.runs(candidate.steps))
             self._append(subject, candidate, {"status": "ok", **row, **self._judge(subject, baseline, candidate)})
         else:
@@ -737,6 +753,8 @@ class Study:
         count = len(own.inputs)
         if keep and done.is_file():
             return [_read_image(folder / f"{i}.png") for i in range(count)], json.loads(done.read_text())
+        if telemetry.replayed():
+            raise UserError(f"A replay makes no images, and those of {candidate.label!r} are not in build/: {RUN_IT}")
         if missing := [given for given in own.inputs if given not in made]:
             with applied(own.pipe, *candidate.techniques):
                 for given in missing:

@@ -26,6 +26,7 @@ PACKAGES = (
     " tokenizers numpy pillow pandas matplotlib seaborn papermill nbconvert nvidia-ml-py triton"
 ).split()
 # Variables that change what is measured. Only these are ever recorded; the rest may hold a token or a name.
+REPLAY = "FLUXNB_REPLAY"
 VARIABLES = (
     "CUDA_VISIBLE_DEVICES CUDA_LAUNCH_BLOCKING CUDA_DEVICE_ORDER CUBLAS_WORKSPACE_CONFIG NVIDIA_TF32_OVERRIDE"
     " PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF TORCH_COMPILE_DISABLE TORCHINDUCTOR_FREEZING"
@@ -48,6 +49,12 @@ THROTTLE_REASONS = {
 }
 
 
+def replayed() -> dict | None:
+    """The run.json of the machine whose rows are shown again (`make report REPLAY=1`); None where one can measure."""
+    path = os.environ.get(REPLAY)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+
+
 def machine() -> dict:
     """The hardware: cpu, cores, threads, usable_threads, ram_gib, os, gpus, driver, cuda.
 
@@ -56,6 +63,8 @@ def machine() -> dict:
     """
     import psutil
 
+    if run := replayed():
+        return run["machine"]
     facts = {
         "cpu": _cpu_model(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
@@ -106,6 +115,8 @@ def machine_id() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python, of fluxnb and of those of `PACKAGES` that are installed."""
+    if run := replayed():
+        return run["versions"]
     found = {"python": platform.python_version(), "fluxnb": __version__}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -129,6 +140,7 @@ def provenance(params, root: Path | None = None) -> dict:
     return {
         "gpu": params.name,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "replayed": bool(replayed()),
         "commit": commit,
         "dirty": dirty,
         "versions": versions(),

@@ -96,6 +96,20 @@ def test_the_wrong_gpu_by_force(user_root, on_cpu, monkeypatch):
     assert os.environ["FLUXNB_FORCE"] == "1"  # what the notebooks' processes go by
 
 
+def test_a_replay_needs_no_gpu_but_something_that_was_measured(user_root, capsys, on_cpu, monkeypatch):
+    import fluxnb.report.run
+
+    assert "Nothing was measured for h100 yet" in refused(capsys, "report", "--gpu", "h100", "--replay")
+    folder, given = user_root / "reports/single_gpu/h100", {}
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    monkeypatch.setenv("FLUXNB_REPLAY", "")  # so that it is put back afterwards
+    monkeypatch.setattr(fluxnb.report.run, "run", lambda chosen, **options: given.update(options) or 0)
+    monkeypatch.setattr("fluxnb.report.render.render", lambda *_: [])
+    assert main(["report", "--gpu", "h100", "--replay", "--only", "05"]) == 0
+    assert given["replay"] and given["force"] and os.environ["FLUXNB_REPLAY"] == str(folder / "run.json")
+
+
 def test_a_missing_token(user_root, capsys, no_hub):
     own(user_root, "study:\n  models: [black-forest-labs/FLUX.1-dev]\n")
     text = refused(capsys, "report", "--gpu", "mine")

@@ -352,6 +352,27 @@ def test_a_matrix_has_proofs_and_reasons(timed):
     assert "PSNR" in findings.matrix([matrix_row("FP8", 1.1, 34.0)])
 
 
+def test_a_matrix_says_how_many_steps_are_computed_where_some_are_not(judged):
+    assert "computed" not in findings.matrix(judged[:3])
+    assert list(findings.matrix(judged)["computed"]) == [28, 28, 28, 12, 28]
+
+
+def test_whether_an_acceleration_pays_differently_takes_a_difference_and_no_noise():
+    def case(speedup, apart, label="FP8"):
+        row = matrix_row("quantized", speedup) | {"technique": "quantized", "label": label}
+        return [
+            matrix_row("baseline", 1.0),
+            row | {"speedup_ci_low": speedup - apart, "speedup_ci_high": speedup + apart},
+        ]
+
+    said = findings.pays_differently
+    assert said({"a": case(3.9, 0.1), "b": case(3.2, 0.1)}) == ["FP8 pays most in a (3.90×) and least in b (3.20×)."]
+    assert said({"a": case(3.9, 0.5), "b": case(3.2, 0.5)})[0].endswith("3.20× to 3.90×, within the noise.")
+    assert said({"a": case(3.4, 0.05), "b": case(3.2, 0.05)})[0].endswith("3.20× to 3.40×, less than 15% apart.")
+    assert said({"a": case(3.4, 0.1), "b": case(3.2, 0.1, "INT8")})[0].startswith("quantized pays alike")
+    assert said({"a": case(3.4, 0.1)}) == []
+
+
 def test_what_fits_leaves_something_to_spare(timed):
     table = findings.fits(timed)
     assert list(table.loc["+ FP8"]) == ["no", "no", "yes", "yes"]  # 23 GiB don't fit a card of 24

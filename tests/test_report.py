@@ -154,6 +154,27 @@ def test_run_json_has_the_provenance_and_how_each_notebook_went(project):
     assert (failed["status"], failed["failed_cell"], failed["executed_cells"]) == ("failed", 4, 3)
 
 
+def test_a_replay_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    write_notebook(tmp_path, "01_once", cell("import os; assert not os.environ.get('FLUXNB_REPLAY')"))
+    assert run(FakeParams(), provenance=PROVENANCE, root=tmp_path, stream=io.StringIO()) == 0
+    render(FakeParams(), tmp_path)
+    kept = {p: p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file()}
+    monkeypatch.setenv("FLUXNB_REPLAY", str(tmp_path / "reports/single_gpu/cpu/run.json"))
+    output, later = io.StringIO(), PROVENANCE | {"commit": "fedcba9876543210", "replayed": True}
+    again = {"provenance": later, "root": tmp_path, "stream": output, "force": True, "replay": True}
+    assert run(FakeParams(), **again) == 1 and "01_once FAILED at cell 3: AssertionError" in output.getvalue()
+    render(FakeParams(), tmp_path)
+    assert {p: p.read_bytes() for p in kept} == kept
+    write_notebook(tmp_path, "01_once", cell("print('shown again')"))
+    assert run(FakeParams(), **again) == 0
+    render(FakeParams(), tmp_path)
+    page = (tmp_path / "reports/single_gpu/cpu/01_once.html").read_text()
+    assert "shown again" in page and "fedcba9876" in page and "Replayed" in page
+    run_json = tmp_path / "reports/single_gpu/cpu/run.json"
+    assert run_json.read_bytes() == kept[run_json]  # of the run that measured
+
+
 def test_kernel_is_not_installed_for_other_programs(project):
     from jupyter_client.kernelspec import KernelSpecManager
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxnb import ceilings, params, pipelines, study
+from fluxnb import ceilings, params, pipelines, study, telemetry
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
 from fluxnb.fused import FusedRoPE
@@ -138,6 +138,38 @@ def test_what_the_gpus_did_meanwhile_is_in_the_row(begin, nvml):
     assert row["telemetry"]["power_peak_w"] == 650.5 and row["telemetry"]["throttle_reasons"]
     (again,) = s.compare(subject, baseline, [])
     assert again["telemetry"] == row["telemetry"]
+
+
+def test_a_replay_finds_what_was_measured_elsewhere_and_measures_nothing(begin, root, monkeypatch):
+    elsewhere = {"machine": telemetry.machine() | {"cpu": "another CPU"}, "versions": {"torch": "1.0"}}
+    (root / "run.json").write_text(json.dumps(elsewhere))
+    with monkeypatch.context() as measuring:
+        measuring.setattr(telemetry, "machine", lambda: elsewhere["machine"])
+        measuring.setattr(telemetry, "versions", lambda: elsewhere["versions"])
+        s, subject = begin()
+        given = subject, study.plain(STEPS), [study.fewer_steps(2)]
+        rows, images = s.compare(*given), s.images(subject, study.plain(STEPS))
+        failed = s.compare(*given[:2], [study.using(Broken("broken", RuntimeError("no kernel")), STEPS)])
+    table = s.results.path.read_bytes()
+    monkeypatch.setenv(telemetry.REPLAY, str(root / "run.json"))
+    s, subject = begin()
+    given = subject, study.plain(STEPS), [study.fewer_steps(2)]
+    assert s.compare(*given) == rows and s.images(subject, study.plain(STEPS)) == images
+    again = s.compare(*given[:2], [study.using(Broken("broken", None), STEPS)])
+    assert again == failed and again[1]["status"] == "error"  # shown, not tried again
+    assert subject.part(1).for_use_case("img2img").use_case == "img2img"  # names what was measured, loads nothing
+    for measuring in (
+        lambda: s.compare(*given[:2], [study.fewer_steps(3)]),
+        lambda: s.survey(*given[:2], study.fewer_steps(3)),
+        lambda: s.time("product", {}, lambda: None, 3),
+        lambda: s.serve(subject, [study.Load(1, 1, 2)], STEPS),
+        lambda: s.spread(subject, [study.on_ranks(subject, 2, FusedRoPE(), steps=STEPS)]),
+        lambda: s.images(subject, study.fewer_steps(3)),
+        lambda: subject.pipe,
+    ):
+        with pytest.raises(UserError, match="^A replay .* run this notebook without REPLAY=1"):
+            measuring()
+    assert s.results.path.read_bytes() == table
 
 
 def test_a_finished_row_is_not_measured_again(begin, made):

@@ -326,7 +326,7 @@ def _provenance_items(run: dict, n: int | None) -> list[tuple[str, str | None]]:
         ("Driver", machine.get("driver")),
         ("Versions", ", ".join(f"{name} {versions[name]}" for name in shown if versions.get(name))),
         ("Commit", commit and commit[:10] + (" + uncommitted changes" if run.get("dirty") else "")),
-        ("Date", _date_text(run.get("started_at"))),
+        ("Replayed" if run.get("replayed") else "Date", _date_text(run.get("started_at"))),
         ("Measured rows", None if n is None else str(n)),
     ]
 

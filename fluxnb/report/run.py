@@ -43,6 +43,7 @@ def run(
     provenance: dict | Callable[[], dict],
     only: list[str] | None = None,
     force: bool = False,
+    replay: bool = False,
     root: Path = Path("."),
     stream=None,
     jobs: Callable[[list[str]], object] | None = None,
@@ -54,6 +55,7 @@ def run(
                 something has to be executed; kept with each notebook and in run.json
     only        stems ("05_first_block_cache") or their numbers ("05"); None means all
     force       execute also what hasn't changed
+    replay      nothing is measured: a notebook that would have to keeps its page, and run.json stays as it is
     stream      where progress is printed, sys.stdout by default
     jobs        runs the notebooks that are due, by their stems, instead of one after the other here
 
@@ -82,11 +84,15 @@ def run(
             if jobs:
                 jobs([notebook.stem for notebook in due])
                 return 1 if any(read_state(build, n.stem).get("status") != "ok" for n in notebooks) else 0
+            failed = 0
             for notebook in due:
-                _execute(notebook, params, prints[notebook.stem], provenance, root, progress)
+                failed += _execute(notebook, params, prints[notebook.stem], provenance, root, progress, replay)
+            if replay:
+                return 1 if failed else 0
         finally:
             progress.close()
-            _write_run_json(provenance, build, reports, root)
+            if not replay:
+                _write_run_json(provenance, build, reports, root)
     failed = [n.stem for n in notebooks if read_state(build, n.stem).get("status") != "ok"]
     return 1 if failed else 0
 
@@ -233,15 +239,21 @@ def _only_run(build: Path, name: str) -> Iterator[None]:
 # --- one notebook ----------------------------------------------------------------------------------------
 
 
-def _execute(notebook: Path, params, print_: str, provenance: dict, root: Path, progress: "Progress") -> None:
-    """Execute one notebook and record how it went. Only a kill or Ctrl-C leaves its state at "running"."""
+def _execute(
+    notebook: Path, params, print_: str, provenance: dict, root: Path, progress: "Progress", replay: bool = False
+) -> bool:  # fmt: skip
+    """Execute one notebook and record how it went; whether it failed. Only a kill or Ctrl-C leaves it at "running".
+
+    A replay that fails leaves what is known of the notebook as it was.
+    """
     papermill = _import_papermill()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # failures are reported here, once
     stem, build = notebook.stem, build_dir(params, root)
     temporary = build / f"{stem}.tmp.ipynb"
     temporary.unlink(missing_ok=True)
     state = {"status": "running", "fingerprint": print_, "started": _now(), "provenance": provenance}
-    _write_json(build / f"{stem}.json", state)
+    if not replay:
+        _write_json(build / f"{stem}.json", state)
     log = build / f"{stem}.kernel.log"
     start = time.monotonic()
     compiled = build.parent / COMPILED
@@ -266,9 +278,11 @@ def _execute(notebook: Path, params, print_: str, provenance: dict, root: Path, 
     state |= {"seconds": round(time.monotonic() - start, 2), "finished": _now()}
     state |= {"status": "failed" if error else "ok", **_outcome(temporary, error, log)}
     state["rows"] = count_rows(report_dir(params, root) / "results.csv").get(stem, 0)
-    _keep(notebook, temporary, build, failed=error is not None)
-    _write_json(build / f"{stem}.json", state)
+    if not (replay and error):
+        _keep(notebook, temporary, build, failed=error is not None)
+        _write_json(build / f"{stem}.json", state)
     progress.finished(stem, state)
+    return error is not None
 
 
 def _import_papermill():
