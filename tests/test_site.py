@@ -325,6 +325,13 @@ def test_an_explorer_without_images_is_not_made(tmp_path):
     assert explorer.explorer_html("smoke", [row()], [], []) is None
 
 
+def test_an_explorer_of_one_setting_is_not_made(explored):
+    _, s, page = explored
+    rows, images = Results(page.parent / "results.csv").rows(), explorer.kept(s.images_dir)
+    assert explorer.explorer_html("smoke", rows[:3], images, []) is not None
+    assert explorer.explorer_html("smoke", rows[:2], images, []) is None
+
+
 def test_rows_of_other_inputs_are_not_mixed(explored):
     _, s, page = explored
     rows = Results(page.parent / "results.csv").rows()

@@ -188,11 +188,11 @@ def _place(point: dict) -> tuple:
 
 
 def explorer_html(gpu: str, rows: list[dict], images: list[Kept], crumbs: list) -> str | None:
-    """The page; None where nothing that it shows was kept."""
+    """The page; None where no method has two settings whose images were kept: a slider goes from one to another."""
     from fluxnb.report.render import TEMPLATES, render_template
 
     data, figures = collect(rows, images)
-    if not data["cases"]:
+    if not any(len(method["points"]) > 1 for case in data["cases"] for method in case["methods"]):
         return None
     grid = []
     for case in data["cases"]:

@@ -60,10 +60,10 @@ def configurations(root: Path) -> list[Configuration]:
         for source in sources(root, gpus):
             if facts := kept.get(source.stem):
                 page = Page(source.stem, facts.get("title", source.stem), facts["status"], facts["state"])
-                page.rows = counts[source.stem]
                 page.finding, page.problem = facts["finding"], facts["problem"]
             else:
                 page = Page(source.stem, title_of(source), "missing", problem="not run yet")
+            page.rows = counts[source.stem]
             pages.append(page)
         name = ledger.configuration(folder)
         found.append(Configuration(name, folder, read_json(folder / "run.json"), pages, rows))
