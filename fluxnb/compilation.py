@@ -6,7 +6,7 @@ import contextlib
 import functools
 from dataclasses import dataclass, field
 
-from fluxnb.cache.engine import RECORDED, attribute
+from fluxnb.cache.engine import BLOCKS, RECORDED, attribute
 from fluxnb.modulation import AHEAD
 from fluxnb.technique import Unavailable, networks
 
@@ -94,61 +94,136 @@ class CudaGraph:
     """Records the transformer's kernels of one step and replays them: no launch gaps; a technique.
 
     One graph for each shape of inputs, recorded when the shape is first seen, whatever is inside: eager or compiled
-    blocks, quantized or not. What decides step by step (a cache) can't be recorded. Source: torch.cuda.CUDAGraph.
+    blocks, quantized or not. Source: torch.cuda.CUDAGraph.
+
+    Args:
+        blocks: record what comes after the first block instead of the whole step. A cache, which decides before or
+            after the first block, can then go on top; what decides inside what is recorded can't.
     """
 
+    blocks: bool = False
     name: str = "CUDA graph"
-    label: str = "CUDA graph"
-    settings: dict = field(default_factory=lambda: {"cuda_graph": True})
     proof: dict = field(default_factory=dict, init=False)
+
+    @property
+    def label(self) -> str:
+        return "CUDA graph of the blocks" if self.blocks else "CUDA graph"
+
+    @property
+    def settings(self) -> dict:
+        return {"cuda_graph": "blocks" if self.blocks else True}
 
     def apply(self, pipe):
         """Records at the first call; returns the function that takes it back and frees the graphs."""
-        import torch
-
         transformer = pipe.transformer
-        if transformer.device.type != "cuda":
-            raise Unavailable("needs a CUDA GPU: CUDA graphs are recordings of its kernels")
+        _check_recordable(transformer)
         if transformer._compiled_call_impl is not None:
             raise Unavailable("needs the blocks compiled (Regional), not the transformer as a whole")
         if hasattr(transformer, AHEAD):
             raise Unavailable("needs to be put on before ModulationAhead, which acts between two replays")
-        original = transformer.forward
-        graphs: dict[tuple, tuple] = {}
-
-        def record(given):
-            inputs = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in given.items()}
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(2):  # compiles and settles what may not be recorded
-                    original(**inputs)
-            torch.cuda.current_stream().wait_stream(side)
-            # NCCL's own thread may look at what it did before, which the strict mode takes for a fault of the recording
-            mode = "thread_local" if torch.distributed.is_initialized() else "global"
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode=mode):
-                outputs = original(**inputs)
-            self.proof = {"recorded": f"{len(graphs) + 1} graph{'s' if graphs else ''}"}
-            return graph, inputs, outputs
-
-        @functools.wraps(original)
-        def forward(**given):
-            key = tuple((n, v.shape if isinstance(v, torch.Tensor) else str(v)) for n, v in sorted(given.items()))
-            if key not in graphs:
-                graphs[key] = record(given)
-            graph, inputs, outputs = graphs[key]
-            for name, value in given.items():
-                if isinstance(value, torch.Tensor):
-                    inputs[name].copy_(value)
-            graph.replay()
-            return tuple(o.clone() for o in outputs)
-
+        if self.blocks and len(networks(pipe)) > 1:
+            raise Unavailable("needs a pipeline without ControlNet, whose residuals are added between the blocks")
         with contextlib.ExitStack() as stack:
-            stack.callback(graphs.clear)
-            stack.enter_context(attribute(transformer, "forward", forward))
-            stack.enter_context(attribute(transformer, RECORDED, True))
+            recorded = (self._record_blocks if self.blocks else self._record_steps)(transformer, stack)
+            stack.callback(recorded.graphs.clear)
             return stack.pop_all().close
+
+    def _record_steps(self, transformer, stack) -> _Recorded:
+        recorded = _Recorded(transformer.forward, self.proof)
+        stack.enter_context(attribute(transformer, "forward", functools.wraps(transformer.forward)(recorded)))
+        stack.enter_context(attribute(transformer, RECORDED, True))
+        return recorded
+
+    def _record_blocks(self, transformer, stack) -> _Recorded:
+        first, *others = transformer.transformer_blocks
+        recorded = _Recorded(_chain([*others, *transformer.single_transformer_blocks]), self.proof)
+        stack.enter_context(attribute(transformer, BLOCKS, ([first], [recorded])))
+        stack.enter_context(attribute(transformer, "forward", _with_blocks(transformer)))
+        return recorded
+
+
+def _check_recordable(transformer) -> None:
+    if transformer.device.type != "cuda":
+        raise Unavailable("needs a CUDA GPU: CUDA graphs are recordings of its kernels")
+
+
+class _Recorded:
+    """A function of keywords that gives tensors, its kernels recorded for each shape of its arguments and replayed.
+
+    What it gives is a copy: the next replay writes to the same memory.
+    """
+
+    def __init__(self, function, proof: dict):
+        self.function, self.proof = function, proof
+        self.graphs: dict[tuple, tuple] = {}
+
+    def __call__(self, **given):
+        import torch
+        from torch.utils._pytree import tree_flatten
+
+        leaves, form = tree_flatten(dict(sorted(given.items())))
+        key = (str(form), *(leaf.shape if isinstance(leaf, torch.Tensor) else str(leaf) for leaf in leaves))
+        if key not in self.graphs:
+            self.graphs[key] = _record(self.function, leaves, form)
+            count = len(self.graphs)
+            self.proof["recorded"] = f"{count} graph{'s' * (count > 1)}"
+        replay, inputs, outputs = self.graphs[key]
+        for own, leaf in zip(inputs, leaves, strict=True):
+            if isinstance(leaf, torch.Tensor):
+                own.copy_(leaf)
+        replay()
+        return tuple(output.clone() for output in outputs)
+
+
+def _record(function, leaves: list, form) -> tuple:
+    """(replay, inputs, outputs): the kernels of a function of these arguments, and the memory that they work on."""
+    import torch
+    from torch.utils._pytree import tree_unflatten
+
+    inputs = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    given = tree_unflatten(inputs, form)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):  # compiles and settles what may not be recorded
+            function(**given)
+    torch.cuda.current_stream().wait_stream(side)
+    # NCCL's own thread may look at what it did before, which the strict mode takes for a fault of the recording
+    mode = "thread_local" if torch.distributed.is_initialized() else "global"
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode=mode):
+        outputs = function(**given)
+    return graph.replay, inputs, outputs
+
+
+def _chain(blocks: list):
+    """The blocks one after the other as a single one."""
+
+    def run(hidden_states, encoder_hidden_states, **rest):
+        for block in blocks:
+            encoder_hidden_states, hidden_states = block(
+                hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest
+            )
+        return encoder_hidden_states, hidden_states
+
+    return run
+
+
+def _with_blocks(transformer):
+    """The transformer's forward with `BLOCKS` in place of its own, unless a cache has put them there already."""
+    original, (doubles, singles) = transformer.forward, getattr(transformer, BLOCKS)
+
+    @functools.wraps(original)
+    def forward(*args, **given):
+        if "transformer_blocks" in vars(transformer):
+            return original(*args, **given)
+        with (
+            attribute(transformer, "transformer_blocks", doubles),
+            attribute(transformer, "single_transformer_blocks", singles),
+        ):
+            return original(*args, **given)
+
+    return forward
 
 
 @dataclass

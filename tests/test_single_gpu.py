@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fluxnb import attention, ceilings, compilation, fused, measure, modulation, pipelines, sparsity, vae
-from fluxnb.cache import first_block
+from fluxnb.cache import Cache, Hold, Interval, Schedule, first_block
 from fluxnb.errors import UserError
 from fluxnb.params import TORCHAO
 from fluxnb.precision import TorchAO, block_layers
@@ -82,7 +82,13 @@ def test_quantizing_fused_projections_quantizes_the_fused_layer(pipe):
 
 
 @pytest.mark.parametrize(
-    "technique", [compilation.CudaGraph(), compilation.TensorRT(), compilation.Whole("reduce-overhead")]
+    "technique",
+    [
+        compilation.CudaGraph(),
+        compilation.CudaGraph(blocks=True),
+        compilation.TensorRT(),
+        compilation.Whole("reduce-overhead"),
+    ],
 )
 def test_what_cannot_be_compiled_says_what_it_needs(pipe, technique):
     before = set(vars(pipe.transformer))
@@ -97,6 +103,54 @@ def test_no_cache_goes_into_what_is_compiled_or_recorded_as_a_whole(pipe, monkey
     monkeypatch.setitem(vars(pipe.transformer), compilation.RECORDED, True)
     with pytest.raises(UserError, match="CUDA graph"):
         first_block(0.1).apply(pipe)
+
+
+@pytest.fixture
+def recorder(monkeypatch):
+    """What a CUDA graph does, on a CPU: always the same memory, of which the caller has copies only."""
+    from torch.utils._pytree import tree_unflatten
+
+    def record(function, leaves, form):
+        inputs = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+        outputs = [output.clone() for output in function(**tree_unflatten(inputs, form))]
+
+        def replay():
+            for output, new in zip(outputs, function(**tree_unflatten(inputs, form)), strict=True):
+                output.copy_(new)
+
+        for memory in outputs:
+            memory.fill_(torch.nan)  # a recording computes nothing
+        return replay, inputs, outputs
+
+    monkeypatch.setattr(compilation, "_record", record)
+    monkeypatch.setattr(compilation, "_check_recordable", lambda transformer: None)
+
+
+def test_a_recorded_step_is_the_step(pipe, recorder):
+    plain = latents(pipe)
+    for graph in (compilation.CudaGraph(), compilation.CudaGraph(blocks=True)):
+        with applied(pipe, graph, modulation.ModulationAhead()):
+            assert torch.allclose(latents(pipe), plain, atol=1e-4), graph.label
+            assert graph.proof["recorded"] == "1 graph"
+    assert torch.equal(latents(pipe), plain)
+
+
+@pytest.mark.parametrize("cache", [first_block(0.5), Cache(Interval(3)), Cache(Schedule("11010101", False), Hold())])
+def test_a_cache_goes_on_top_of_recorded_blocks_and_below_them(pipe, recorder, cache):
+    with applied(pipe, cache):
+        plain, mask = latents(pipe, 8), cache.trace.mask
+    assert "0" in mask
+    for techniques in ((compilation.CudaGraph(blocks=True), cache), (cache, compilation.CudaGraph(blocks=True))):
+        with applied(pipe, *techniques):
+            assert torch.equal(latents(pipe, 8), plain) and cache.trace.mask == mask
+    assert not {"transformer_blocks", "forward"} & set(vars(pipe.transformer))
+
+
+def test_no_blocks_are_recorded_between_which_a_controlnet_adds(recorder):
+    controlnet = pipelines.load_controlnet("embedded", device="cpu")
+    pipe = pipelines.as_use_case(pipelines.load("embedded", device="cpu"), "ControlNet txt2img", controlnet)
+    with pytest.raises(Unavailable, match="^needs a pipeline without ControlNet"):
+        compilation.CudaGraph(blocks=True).apply(pipe)
 
 
 def test_counters_count_what_dynamo_compiles():

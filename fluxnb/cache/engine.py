@@ -25,6 +25,7 @@ from fluxnb.cache.trace import Step, Trace
 from fluxnb.errors import UserError
 
 _MARK = "_fluxnb_cache"
+BLOCKS = "_fluxnb_blocks"  # set on a transformer some of whose blocks are run as one: (double blocks, single blocks)
 RECORDED = "_fluxnb_recorded"  # set on a transformer whose steps are replayed from a recording
 SHARED = "_fluxnb_shared"  # set on a transformer that has a share of the tokens: the process group that has them all
 
@@ -149,10 +150,8 @@ class Cache:
 
         @functools.wraps(original)
         def forward(*args, **kwargs):
-            doubles, singles = (
-                list(transformer.transformer_blocks),
-                list(transformer.single_transformer_blocks),
-            )
+            own = (transformer.transformer_blocks, transformer.single_transformer_blocks)
+            doubles, singles = map(list, getattr(transformer, BLOCKS, own))
             if not doubles or not singles:
                 raise UserError("The transformer needs double and single blocks for its blocks to be cached.")
             self.gate.share(getattr(transformer, SHARED, None))
@@ -164,12 +163,11 @@ class Cache:
                 step.last(singles[-1]),
             ]
             # An instance attribute stands before the module list of the same name, and leaves it alone.
-            vars(transformer)["transformer_blocks"] = blocks[: len(doubles)]
-            vars(transformer)["single_transformer_blocks"] = blocks[len(doubles) :]
-            try:
+            with (
+                attribute(transformer, "transformer_blocks", blocks[: len(doubles)]),
+                attribute(transformer, "single_transformer_blocks", blocks[len(doubles) :]),
+            ):
                 return original(*args, **kwargs)
-            finally:
-                del vars(transformer)["transformer_blocks"], vars(transformer)["single_transformer_blocks"]
 
         return forward
 
@@ -306,7 +304,7 @@ def flux_transformer(pipe):
     if getattr(transformer, RECORDED, False):
         raise UserError(
             "The transformer's steps are replayed from a CUDA graph, so its blocks can't be skipped: take the CUDA "
-            "graph off before a cache goes in."
+            "graph off before a cache goes in, or record the blocks only (CudaGraph(blocks=True))."
         )
     if inner is not transformer or transformer._compiled_call_impl is not None:
         raise UserError(
