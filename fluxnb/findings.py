@@ -678,8 +678,34 @@ def scaling_table(rows: list[dict], world: int):
         }
         if r["weights"] == "trained":
             line |= {"PSNR": r["psnr_db"], "decided": proof.get("decisions")}
-        lines.append(line | {"applied": precision.describe_proof(proof), "why not": r["reason"]})
+        proved = {name: value for name, value in proof.items() if name not in ("alone_s", "communication", "decisions")}
+        lines.append(line | {"applied": precision.describe_proof(proved), "why not": r["reason"]})
     return _with_units(pd.DataFrame(lines).set_index("setting").dropna(axis=1, how="all"))
+
+
+def scaling_parts(rows: list[dict]):
+    """Where a step goes on the first GPU, by kind of kernel, and how fast the GPUs ran; None without profiles."""
+    import pandas as pd
+
+    lines = []
+    for r in rows:
+        if not (parts := (r["proof"] or {}).get("step_ms")):
+            continue
+        step_ms = 1e3 * r["latency_p50"] / r["total_steps"]
+        lines.append(
+            {
+                "setting": r["label"],
+                "image / steps": step_ms,
+                **parts,
+                "no kernel": max(0.0, step_ms - sum(parts.values())),
+                "SM clock": (r["telemetry"] or {}).get("sm_clock_avg_mhz"),
+            }
+        )
+    if not lines:
+        return None
+    frame = pd.DataFrame(lines).set_index("setting").dropna(axis=1, how="all")
+    frame.attrs["units"] = {column: "MHz" if column == "SM clock" else "ms" for column in frame}
+    return frame
 
 
 def scaling_sentence(rows: list[dict], world: int) -> str:
@@ -702,6 +728,9 @@ def scaling_sentence(rows: list[dict], world: int) -> str:
             f"; {world} replicas make {replicas['images_per_s']:.3g} images a second, {more:.2f} times as many: "
             f"{'replicas win for many images' if more > 1 else 'dividing wins for many images, too'}"
         )
+    stacks = [r for r in rows if r["technique"] == "parallel stack" and r["latency_p50"] is not None]
+    if soonest := min(stacks, key=lambda r: r["latency_p50"], default=None):
+        said += f"; the soonest image of all is there after **{soonest['latency_p50']:.3g} s** ({soonest['label']})"
     return said + "."
 
 

@@ -1,7 +1,8 @@
 """One image on several GPUs: its tokens, its weights or its pixels divided over the ranks of a process group.
 
     context parallelism   every rank has all weights and some of the tokens; attention exchanges what it needs
-        all-gather        keys and values of all tokens come to every rank (Llama 3's way; any number of heads)
+        all-gather        keys and values of all tokens come to every rank (Llama 3's way; any number of heads),
+                          by NCCL or pulled by copy engines
         Ulysses           tokens are exchanged for heads, there and back (DeepSpeed-Ulysses, 2023)
         both              Ulysses inside groups, all-gather between them (USP, Fang & Zhao, 2024)
     FSDP                  every rank has some of the weights and fetches each block's before it runs (FSDP2)
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from fluxnb.cache.engine import SHARED, attribute
 from fluxnb.errors import UserError
 from fluxnb.processor import Exchange, fill
+from fluxnb.symmetric import Pulled
 from fluxnb.technique import Unavailable
 
 
@@ -35,7 +37,8 @@ class ContextParallel:
     Args:
         ulysses: ranks that exchange tokens for heads; divides the heads.
         gather: groups of such ranks, between which keys and values are gathered.
-
+        pull: keys and values are fetched from the other GPUs' memory by copy engines instead of sent by NCCL
+            (`fluxnb.symmetric`); for `gather` alone.
         overlap: blocks that can (`fluxnb.fused.FusedGELU`'s) compute their feed-forward part while tokens are on their
             way; False waits for them first.
 
@@ -45,29 +48,35 @@ class ContextParallel:
 
     ulysses: int = 1
     gather: int = 1
+    pull: bool = False
     overlap: bool = True
     name: str = "context parallel"
     proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
-        degrees = degrees_label({"Ulysses": self.ulysses, "all-gather": self.gather})
+        degrees = degrees_label({"Ulysses": self.ulysses, "pulled" if self.pull else "all-gather": self.gather})
         return degrees if self.overlap else f"{degrees}, no overlap"
 
     @property
     def settings(self) -> dict:
         settings = {"ulysses": self.ulysses, "gather": self.gather}
-        return settings if self.overlap else settings | {"overlap": False}
+        return settings | ({"pull": True} if self.pull else {}) | ({} if self.overlap else {"overlap": False})
 
     def apply(self, pipe):
         """Divides from the next call on; returns the function that undoes it."""
         transformer, degree = pipe.transformer, self.ulysses * self.gather
         check_group(degree, self.label)
         check_heads(transformer, self.ulysses)
+        if self.pull and (self.ulysses > 1 or not self.overlap):
+            raise UserError("What is pulled is gathered and overlaps: give `gather` alone with it.")
         mesh = _mesh(transformer.device.type, self.gather, self.ulysses)
-        ulysses = _Group.of(mesh["ulysses"].get_group()) if self.ulysses > 1 else None
-        gather = _Group.of(mesh["gather"].get_group()) if self.gather > 1 else None
-        exchange = _OverRanks(ulysses, gather, self.overlap) if degree > 1 else Exchange()
+        ulysses, gather = (mesh[name].get_group() if mesh[name].size() > 1 else None for name in ("ulysses", "gather"))
+        exchange = Exchange()
+        if self.pull and gather:
+            exchange = Pulled(gather)
+        elif degree > 1:
+            exchange = _OverRanks(ulysses and _Group.of(ulysses), gather and _Group.of(gather), self.overlap)
         undo, count = divide(transformer, exchange)
         self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
         return undo
@@ -215,7 +224,7 @@ class _OverRanks(Exchange):
     def begin(self, query, key, value):
         return self._send(query, key, value) if self.overlap else (query, key, value)
 
-    def end(self, attend, *sent):
+    def end(self, attend, backend, *sent):
         sent = sent if self.overlap else self._send(*sent)
         if self.ulysses is None:
             query, *sent = sent

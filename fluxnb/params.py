@@ -147,6 +147,7 @@ WAYS = (
     "replicas",
     "all-gather",
     "Ulysses",
+    "pulled",
     "both",
     "diffusers Ulysses",
     "diffusers ring",

@@ -28,8 +28,11 @@ class Exchange:
         """Sets off (batch, tokens, heads, width) tensors; what it returns `end` is given."""
         return query, key, value
 
-    def end(self, attend, *sent) -> torch.Tensor:
-        """What attend(query, key, value) makes of what has come, (batch, tokens, heads, width)."""
+    def end(self, attend, backend, *sent) -> torch.Tensor:
+        """What attend(query, key, value) makes of what has come, (batch, tokens, heads, width).
+
+        `backend` is what `attend` runs: one of diffusers' attention backends, None for its default.
+        """
         return attend(*sent)
 
 
@@ -88,7 +91,7 @@ class Processor(FluxAttnProcessor):
                 parallel_config=self._parallel_config,
             ).to(query.dtype)
 
-        return self._exchange.end(attend, *begun).flatten(2, 3)
+        return self._exchange.end(attend, self._attention_backend, *begun).flatten(2, 3)
 
 
 def _positions(x, norm, text, text_norm, rotary):

@@ -55,7 +55,7 @@ class XDiT:
         kernel, _ = _begun(pipe, ulysses_degree=self.ulysses, ring_degree=self.ring)
         from xfuser.model_executor.layers.usp import USP
 
-        undo, count = divide(transformer, _Usp(USP))
+        undo, count = divide(transformer, _Usp(_usp if self.ring > 1 else USP))
         self.proof = {"divided": f"{count} attention layers over {degree} ranks", "attention": f"xDiT's {kernel}"}
         return undo
 
@@ -66,9 +66,22 @@ class _Usp(Exchange):
     def __init__(self, usp):
         self.usp = usp
 
-    def end(self, attend, query, key, value):
+    def end(self, attend, backend, query, key, value):
         query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         return self.usp(query, key, value, combine_qkv_a2a=True).transpose(1, 2)
+
+
+@torch.library.custom_op("fluxnb::usp", mutates_args=())
+def _usp(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, combine_qkv_a2a: bool) -> torch.Tensor:
+    """xDiT's attention, (batch, heads, tokens, width), as one operation: Dynamo (2.11) can't look into its ring."""
+    from xfuser.model_executor.layers.usp import USP
+
+    return USP(query, key, value, combine_qkv_a2a=combine_qkv_a2a).contiguous()
+
+
+@_usp.register_fake
+def _(query, key, value, combine_qkv_a2a):
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
 @dataclass

@@ -8,10 +8,11 @@ import time
 import torch
 import torch.distributed as dist
 
-from fluxnb import compilation, fused, modulation, pipelines
+from fluxnb import compilation, fused, modulation, pipelines, symmetric
+from fluxnb.errors import UserError
 from fluxnb.parallel import ContextParallel, FullyShard
 from fluxnb.parallel_vae import ParallelVAE
-from fluxnb.technique import applied
+from fluxnb.technique import Unavailable, applied
 
 MODEL = pipelines.describe("embedded")
 
@@ -83,9 +84,32 @@ def tiny_pipe(heads=4):
     return SimpleNamespace(transformer=transformer), given
 
 
+class GlooBoard:
+    """A symmetric.Board on a CPU, where there is no peer's memory: the same places filled by a collective."""
+
+    def __init__(self, like, group):
+        self.group, self.world = group, dist.get_world_size(group)
+        self.full = torch.empty(2, self.world, *like.shape, dtype=like.dtype)
+
+    def begin(self, key, value):
+        self.full.fill_(torch.nan)  # of the layer before
+        parts = zip(self.full, (key, value), strict=True)
+        self.works = [dist.all_gather(list(f), x.contiguous(), self.group, async_op=True) for f, x in parts]
+
+    def end(self):
+        for work in self.works:
+            work.wait()
+        return tuple(part.transpose(0, 1).flatten(1, 2) for part in self.full)
+
+
+def without_peers():
+    symmetric.Board, symmetric.check = GlooBoard, lambda group: None
+
+
 @torch.no_grad()
 def divided(rank, cases):
     """For each way of dividing and what is above it: the difference to one rank, while it lasts and afterwards."""
+    without_peers()
     pipe, given = tiny_pipe()
     plain = pipe.transformer(**given).sample
     for way, *above in cases:
@@ -97,11 +121,26 @@ def divided(rank, cases):
         rank.emit({"label": way.label, "difference": difference, "after": after, "breaks": breaks, **way.proof})
 
 
+def pulls_on_a_cpu(rank):
+    pipe, _ = tiny_pipe()
+    said = {}
+    try:
+        ContextParallel(gather=2, pull=True).apply(pipe)
+    except Unavailable as reason:
+        said["unavailable"] = str(reason)
+    try:
+        ContextParallel(ulysses=2, pull=True).apply(pipe)
+    except UserError as error:
+        said["both"] = str(error)[-len("give `gather` alone with it.") :]
+    rank.emit(said)
+
+
 @torch.no_grad()
 def order_of_a_single_block(rank, ways):
     """For each way: in the code compiled for a single block, where tokens set off, the feed-forward part, the wait."""
     from torch._inductor.utils import run_and_get_code
 
+    without_peers()
     pipe, given = tiny_pipe()
     width = pipe.transformer.transformer_blocks[0].ff.net[0].proj.out_features
     for way in ways:
@@ -109,9 +148,9 @@ def order_of_a_single_block(rank, ways):
             _, (_, code) = run_and_get_code(lambda: pipe.transformer(**given))
         lines = code[code.index("def call") :].splitlines()
         wanted = {
-            "sends": "all_gather_into|all_to_all",
+            "sends": "all_gather_into|all_to_all|pull.default",
             "feeds": rf"addmm.*\({width}, 64\)|\(64, {width}\)",
-            "waits": "wait_",
+            "waits": "wait_|attend_pulled.default",
         }
         first = {name: next(i for i, line in enumerate(lines) if re.search(p, line)) for name, p in wanted.items()}
         rank.emit({"label": way.label, "order": sorted(first, key=first.get)})

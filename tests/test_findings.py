@@ -357,6 +357,17 @@ def test_a_matrix_says_how_many_steps_are_computed_where_some_are_not(judged):
     assert list(findings.matrix(judged)["computed"]) == [28, 28, 28, 12, 28]
 
 
+def test_where_a_step_goes_on_several_gpus():
+    parts = {"attention": 14.0, "matrix products": 43.0, "communication": 12.0, "the rest": 5.0}
+    own = spread("context parallel", "all-gather 2", 2.24, total_steps=28, proof={"step_ms": parts})
+    bound = own | {"label": "FP8", "latency_p50": 2.8, "telemetry": {"sm_clock_avg_mhz": 1980}}
+    table = findings.scaling_parts([spread("replicas", "replicas", 3.6), own | {"telemetry": None}, bound])
+    assert list(table.index) == ["all-gather 2", "FP8"] and table.loc["FP8", "image / steps"] == pytest.approx(100)
+    assert table.loc["all-gather 2", "no kernel"] == pytest.approx(6) and table.loc["FP8", "no kernel"] == 26
+    assert table.attrs["units"]["communication"] == "ms" and table.attrs["units"]["SM clock"] == "MHz"
+    assert findings.scaling_parts([spread("replicas", "replicas", 3.6)]) is None
+
+
 def test_whether_an_acceleration_pays_differently_takes_a_difference_and_no_noise():
     def case(speedup, apart, label="FP8"):
         row = matrix_row("quantized", speedup) | {"technique": "quantized", "label": label}
@@ -464,6 +475,8 @@ def test_one_image_on_several_gpus_in_words_and_in_a_table():
     table = findings.scaling_table(rows, 2)
     assert table.loc["Ulysses 2", "efficiency"] == 0.9
     assert table.loc["all-gather 2", "of replicas"] == pytest.approx((1 / 2.1) / (2 / 3.6))
+    stacked = [*rows, spread("parallel stack", "Ulysses 2, FP8", 0.8), spread("parallel stack", "FP8", 0.9)]
+    assert "there after **0.8 s** (Ulysses 2, FP8)" in findings.scaling_sentence(stacked, 2)
     assert "could be measured" in findings.scaling_sentence([spread("context parallel", "x", 1.0)], 2)
 
 

@@ -39,8 +39,15 @@ def test_the_image_and_the_decisions_of_several_ranks_are_those_of_one(world):
 @pytest.mark.parametrize(
     "world, cases",
     [
-        (2, [(ContextParallel(ulysses=2),), (ContextParallel(ulysses=2), Regional())]),
-        (4, [(ContextParallel(*degrees),) for degrees in ((4, 1), (2, 2), (1, 4))]),
+        (
+            2,
+            [
+                (ContextParallel(ulysses=2),),
+                (ContextParallel(ulysses=2), Regional()),
+                (ContextParallel(gather=2, pull=True), Regional()),
+            ],
+        ),
+        (4, [(ContextParallel(*degrees),) for degrees in ((4, 1), (2, 2), (1, 4), (1, 4, True))]),
     ],
 )
 def test_tokens_and_heads_are_exchanged_without_a_difference(world, cases):
@@ -52,9 +59,10 @@ def test_tokens_and_heads_are_exchanged_without_a_difference(world, cases):
 
 
 def test_a_single_block_s_feed_forward_part_is_computed_while_tokens_are_on_their_way():
-    ways = [ContextParallel(gather=2), ContextParallel(ulysses=2), ContextParallel(gather=2, overlap=False)]
-    gathered, swapped, waiting = run(on_ranks.order_of_a_single_block, 2, ways, limit_s=240)
-    assert gathered["order"] == swapped["order"] == ["sends", "feeds", "waits"]
+    ways = [ContextParallel(gather=2), ContextParallel(ulysses=2), ContextParallel(gather=2, pull=True)]
+    ways += [ContextParallel(gather=2, overlap=False)]
+    gathered, swapped, pulled, waiting = run(on_ranks.order_of_a_single_block, 2, ways, limit_s=240)
+    assert gathered["order"] == swapped["order"] == pulled["order"] == ["sends", "feeds", "waits"]
     assert waiting["order"] == ["feeds", "sends", "waits"] and waiting["label"] == "all-gather 2, no overlap"
 
 
@@ -83,6 +91,12 @@ def test_without_ranks_it_says_what_it_needs(technique):
 
     with pytest.raises(Unavailable, match="^needs .* ranks, started by fluxnb.ranks$"):
         technique.apply(pipelines.load("embedded", device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() > 1, reason="there are several GPUs")
+def test_pulling_needs_gpus_that_read_each_other_s_memory():
+    (said,) = run(on_ranks.pulls_on_a_cpu, 2)
+    assert said == {"unavailable": "needs 2 CUDA GPUs in one machine", "both": "give `gather` alone with it."}
 
 
 def test_tokens_that_cannot_be_divided():
