@@ -82,13 +82,14 @@ def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> 
     linked = [page for page in pages if page.status != "missing"]
     written, problems = [], []
     for position, page in enumerate(linked):
-        if not notebooks[page.stem]:
-            continue
         target = reports / page.href
         around = {
             "previous": linked[position - 1] if position else None,
             "next": linked[position + 1] if position + 1 < len(linked) else None,
         }
+        if not notebooks[page.stem]:
+            _write_changed(target, _dressed(target.read_text(encoding="utf-8"), around))
+            continue
         try:
             text = page_html(notebooks[page.stem], page, run, params.name, root, around)
             check_page(text, page.stem, max_page_mb)
@@ -135,6 +136,34 @@ def _recall(pages: list[Page], reports: Path) -> None:
                 setattr(page, name, value)
 
 
+def _dressed(text: str, around: dict) -> str:
+    """A page that was rendered before, in today's style and with links to its neighbours of today."""
+    steps, onward = _navigation(around)
+    for pattern, new in (
+        (r"<style>\n.*?\n</style>", f"<style>\n{style_sheet()}\n</style>"),
+        (r'<span class="steps">.*?\n</span>(?=\n</nav>)', steps),
+        (r'<nav aria-label="Continue">.*?</nav>', onward),
+    ):
+        text = re.sub(pattern, lambda _, new=new: new, text, count=1, flags=re.DOTALL)
+    return text
+
+
+def _navigation(around: dict) -> tuple[str, str]:
+    """The links to a page's neighbours above and below it."""
+    found = {kind: (html.escape(page.href), html.escape(page.title)) for kind, page in around.items() if page}
+    above, below = '<span class="steps">', '<nav aria-label="Continue">'
+    if "previous" in found:
+        href, title = found["previous"]
+        above += f'\n<a rel="prev" href="{href}" aria-label="Previous: {title}">← <span>{title}</span></a>'
+        below += f'<a rel="prev" href="{href}">← {title}</a>'
+    below += '\n<a href="index.html">All reports</a>'
+    if "next" in found:
+        href, title = found["next"]
+        above += f'\n<a rel="next" href="{href}" aria-label="Next: {title}"><span>{title}</span> →</a>'
+        below += f'<a rel="next" href="{href}">{title} →</a>'
+    return above + "\n</span>", below + "\n</nav>"
+
+
 def page_html(notebook: Path, page: Page, run: dict, gpu: str, root: Path, around: dict | None = None) -> str:
     """The HTML of one executed notebook, not yet checked.
 
@@ -145,11 +174,9 @@ def page_html(notebook: Path, page: Page, run: dict, gpu: str, root: Path, aroun
     content = nbformat.read(notebook, as_version=4)
     contents = prepare(content, root)
     strip = provenance_html(page.state.get("provenance") or run, page.rows or None)
+    steps, onward = _navigation(around or {})
     facts = {"page": page, "gpu": gpu, "contents": contents, "provenance": strip, "style": style_sheet()}
-    resources = {
-        "metadata": {"name": page.stem},
-        "fluxnb": facts | (around or {"previous": None, "next": None}),
-    }
+    resources = {"metadata": {"name": page.stem}, "fluxnb": facts | {"steps": steps, "onward": onward}}
     text, _ = _exporter().from_notebook_node(content, resources)
     return _without_secrets(text)
 
