@@ -442,6 +442,32 @@ def fastest_sentence(rows: list[dict]) -> str:
     )
 
 
+def changes(rows: list[dict]):
+    """How far each technique's images are from the baseline's."""
+    import pandas as pd
+
+    columns = {"identical": "psnr_identical", "PSNR": "psnr_db", "SSIM": "ssim", "adherence": "adherence"}
+    lines = [
+        {"setting": r["label"], "status": r["status"], **{name: r[column] for name, column in columns.items()}}
+        | {"why not": r["reason"]}
+        for r in rows
+    ]
+    return _with_units(pd.DataFrame(lines).set_index("setting").dropna(axis=1, how="all"))
+
+
+def changes_sentence(rows: list[dict]) -> str:
+    """Which technique changes the images most, beside what a second run of the baseline changes."""
+    ok = [r for r in rows[1:] if r["status"] == "ok"]
+    if not ok:
+        return "no variant can run here; the table says why."
+    worst = min(ok, key=psnr_or_infinite)
+    if math.isinf(psnr_or_infinite(worst)):
+        return "every variant makes the eager images, to the last bit."
+    lost = [r["label"] for r in ok if not keeps_adherence(r, rows[0])]
+    kept = f"adherence is lost by more than {LOSS_ALLOWED:.0%} with {', '.join(lost)}" if lost else "adherence is kept"
+    return f"of {len(ok)} variants {worst['label']} changes images most, to {worst['psnr_db']:.1f} dB; {kept}."
+
+
 def quality_sentence(rows: list[dict]) -> str:
     """The order of formats by what they change, from the least to the most."""
     ok = [r for r in rows[1:] if r["status"] == "ok"]

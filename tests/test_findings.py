@@ -357,6 +357,22 @@ def test_a_matrix_says_how_many_steps_are_computed_where_some_are_not(judged):
     assert list(findings.matrix(judged)["computed"]) == [28, 28, 28, 12, 28]
 
 
+def test_what_compilation_changes():
+    eager, same, other = (
+        matrix_row(n, 1.0 + i, p) for i, (n, p) in enumerate((("eager", None), ("a", None), ("b", 52.0)))
+    )
+    assert findings.changes_sentence([eager, same]) == "every variant makes the eager images, to the last bit."
+    assert "of 2 variants b changes images most, to 52.0 dB; adherence is kept" in findings.changes_sentence(
+        [eager, same, other]
+    )
+    worse = other | {"adherence": 0.5, "label": "c"}
+    assert findings.changes_sentence([eager, worse]).endswith("lost by more than 5% with c.")
+    missing = dict.fromkeys(other) | {"label": "TensorRT", "status": "unavailable", "reason": "needs a package"}
+    table = findings.changes([eager, same, other, missing])
+    assert table.loc["b", "PSNR"] == 52.0 and table.loc["TensorRT", "why not"] == "needs a package"
+    assert findings.changes_sentence([eager, missing]).startswith("no variant")
+
+
 def test_where_a_step_goes_on_several_gpus():
     parts = {"attention": 14.0, "matrix products": 43.0, "communication": 12.0, "the rest": 5.0}
     own = spread("context parallel", "all-gather 2", 2.24, total_steps=28, proof={"step_ms": parts})
