@@ -162,7 +162,9 @@ def kernels(run: Callable[[], object], top: int = 3) -> list[str]:
 
 
 KERNEL_KINDS = {
-    "communication": re.compile(r"nccl|c10d|gloo|all_gather|all_to_all|allgather|alltoall", re.IGNORECASE),
+    "communication": re.compile(
+        r"nccl|c10d|gloo|all_gather|all_to_all|allgather|alltoall|memcpy ptop|barrier_kernel", re.IGNORECASE
+    ),
     "attention": re.compile(r"sdpa|flash|fmha|attention|attn", re.IGNORECASE),
     "matrix products": re.compile(r"gemm|gemv|nvjet|cutlass|cublas|linear|mm$|mm_|_mm|splitk|marlin", re.IGNORECASE),
 }
