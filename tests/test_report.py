@@ -160,7 +160,7 @@ def test_a_replay_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch):
     write_notebook(tmp_path, "01_once", cell("import os; assert not os.environ.get('FLUXNB_REPLAY')"))
     assert run(FakeParams(), provenance=PROVENANCE, root=tmp_path, stream=io.StringIO()) == 0
     render(FakeParams(), tmp_path)
-    kept = {p: p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file()}
+    kept = {p: p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file() and p.suffix != ".log"}
     monkeypatch.setenv("FLUXNB_REPLAY", str(tmp_path / "reports/single_gpu/cpu/run.json"))
     output, later = io.StringIO(), PROVENANCE | {"commit": "fedcba9876543210", "replayed": True}
     again = {"provenance": later, "root": tmp_path, "stream": output, "force": True, "replay": True}

@@ -232,7 +232,7 @@ _SAID = {  # setting of a stack -> words for its value
     "modulation": lambda v: f"modulation {v}",
     "attention": lambda v: f"{v} attention",
     "vae": lambda v: f"VAE {v}",
-    "cuda_graph": lambda v: "CUDA graph",
+    "cuda_graph": lambda v: "CUDA graph of the blocks" if v == "blocks" else "CUDA graph",
     "mask": lambda v: f"{v.count('1')} of {len(v)} steps computed",
     "every": lambda v: f"every {v} steps computed",
     "order": lambda v: f"Taylor {v}",
