@@ -456,7 +456,7 @@ def changes(rows: list[dict]):
 
 
 def changes_sentence(rows: list[dict]) -> str:
-    """Which technique changes the images most, beside what a second run of the baseline changes."""
+    """Which technique changes the images most, and whether adherence holds under all of them."""
     ok = [r for r in rows[1:] if r["status"] == "ok"]
     if not ok:
         return "no variant can run here; the table says why."
