@@ -20,7 +20,7 @@ def report(options) -> int:
 
     chosen, root = params.load(options.gpu), params.find_folder().parent
     if options.replay:
-        os.environ[telemetry.REPLAY] = str(_recorded(root / chosen.report_dir))
+        os.environ[telemetry.REPLAY] = str(_recorded(chosen.name, root / chosen.report_dir))
     elif options.launch != "slurm":  # a job looks by itself what it was given
         name, count = params.detect_gpu()
         params.check_gpu(chosen, name, force=options.force, detected_count=count)
@@ -43,12 +43,12 @@ def report(options) -> int:
     return status
 
 
-def _recorded(folder: Path) -> Path:
+def _recorded(gpu: str, folder: Path) -> Path:
     """The run.json of a configuration that was measured."""
     file = folder / "run.json"
     if not file.is_file():
         raise UserError(
-            f"Nothing was measured for {folder.name} yet, so there is nothing to replay: run it on its GPU."
+            f"Nothing was measured for GPU={gpu} yet, so there is nothing to replay: run it on its GPU first."
         )
     return file.resolve()
 

@@ -723,7 +723,7 @@ def scaling_parts(rows: list[dict]):
                 "setting": r["label"],
                 "image / steps": step_ms,
                 **parts,
-                "no kernel": max(0.0, step_ms - sum(parts.values())),
+                "text, VAE, waiting": max(0.0, step_ms - sum(parts.values())),
                 "SM clock": (r["telemetry"] or {}).get("sm_clock_avg_mhz"),
             }
         )

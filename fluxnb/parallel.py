@@ -126,21 +126,21 @@ def divide(transformer, exchange):
     Returns:
         The function that undoes it, and the number of attention layers.
     """
-    from torch._inductor import config as inductor
-
     with contextlib.ExitStack() as stack:
         count = fill(transformer, "_exchange", exchange, stack)
         everyone = _Group.of(dist.group.WORLD)
         stack.enter_context(attribute(transformer, "forward", _divided(transformer, everyone, dist.get_rank())))
         stack.enter_context(attribute(transformer, SHARED, dist.group.WORLD))
-        # else Inductor moves what is computed while tokens are on their way next to its use
-        stack.enter_context(inductor.patch(reorder_for_peak_memory=False, reorder_for_locality=False))
         return stack.pop_all().close, count
 
 
 def _divided(transformer, group, rank: int):
     """The transformer's forward on this rank's share of the tokens; every rank has the whole output."""
+    from torch._inductor import config as inductor
+
     original, world = transformer.forward, group.world
+    # blocks are compiled when they are first called; Inductor would move what is computed meanwhile next to its use
+    in_order = inductor.patch(reorder_for_peak_memory=False, reorder_for_locality=False)
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
 
     def share(tensor, dim):
@@ -159,7 +159,8 @@ def _divided(transformer, group, rank: int):
         for name in _RESIDUALS:
             if given.get(name) is not None:
                 given[name] = _Shares(given[name], share)
-        out = original(**given)
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else in_order:
+            out = original(**given)
         (whole,) = (_of_all(x, group) for x in group.gather(out[0]))
         return (whole, *out[1:]) if isinstance(out, tuple) else type(out)(sample=whole)
 

@@ -99,7 +99,7 @@ def test_the_wrong_gpu_by_force(user_root, on_cpu, monkeypatch):
 def test_a_replay_needs_no_gpu_but_something_that_was_measured(user_root, capsys, on_cpu, monkeypatch):
     import fluxnb.report.run
 
-    assert "Nothing was measured for h100 yet" in refused(capsys, "report", "--gpu", "h100", "--replay")
+    assert "Nothing was measured for GPU=h100x2 yet" in refused(capsys, "report", "--gpu", "h100x2", "--replay")
     folder, given = user_root / "reports/single_gpu/h100", {}
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")

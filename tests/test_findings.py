@@ -379,7 +379,7 @@ def test_where_a_step_goes_on_several_gpus():
     bound = own | {"label": "FP8", "latency_p50": 2.8, "telemetry": {"sm_clock_avg_mhz": 1980}}
     table = findings.scaling_parts([spread("replicas", "replicas", 3.6), own | {"telemetry": None}, bound])
     assert list(table.index) == ["all-gather 2", "FP8"] and table.loc["FP8", "image / steps"] == pytest.approx(100)
-    assert table.loc["all-gather 2", "no kernel"] == pytest.approx(6) and table.loc["FP8", "no kernel"] == 26
+    assert table.loc["all-gather 2", "text, VAE, waiting"] == pytest.approx(6)
     assert table.attrs["units"]["communication"] == "ms" and table.attrs["units"]["SM clock"] == "MHz"
     assert findings.scaling_parts([spread("replicas", "replicas", 3.6)]) is None
 

@@ -25,7 +25,7 @@ from fluxnb.errors import UserError
 from fluxnb.report import html, read_state
 from fluxnb.report.render import MAX_PAGE_MB, check_page, prepare, render
 from fluxnb.report.run import KERNEL, Progress, check_parameters, fingerprint, run
-from fluxnb.results import COLUMNS
+from fluxnb.results import COLUMNS, Results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROVENANCE = {
@@ -168,10 +168,18 @@ def test_a_replay_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch):
     render(FakeParams(), tmp_path)
     assert {p: p.read_bytes() for p in kept} == kept
     write_notebook(tmp_path, "01_once", cell("print('shown again')"))
+    table = tmp_path / "reports/single_gpu/cpu/results.csv"
+    for stem, day in (("01_once", "01"), ("02_other", "09")):
+        key = {"notebook": stem, "technique": "baseline", "gpu": "cpu", "machine": "m", "versions": "v"}
+        rest = {"weights": "random", "status": "ok", "run_id": "r", "measured_at": f"2026-11-{day}T10:00:00+00:00"}
+        Results(table).append(key | rest)
+    before = json.loads((table.parent / "pages.json").read_text())["01_once"]["state"]
     assert run(FakeParams(), **again) == 0
     render(FakeParams(), tmp_path)
     page = (tmp_path / "reports/single_gpu/cpu/01_once.html").read_text()
-    assert "shown again" in page and "fedcba9876" in page and "Replayed" in page
+    assert "shown again" in page and "fedcba9876" in page and "Page made anew" in page and "2026-11-01 10:00" in page
+    state = json.loads((table.parent / "pages.json").read_text())["01_once"]["state"]
+    assert (state["seconds"], state["finished"]) == (before["seconds"], before["finished"])  # of the measuring
     run_json = tmp_path / "reports/single_gpu/cpu/run.json"
     assert run_json.read_bytes() == kept[run_json]  # of the run that measured
 

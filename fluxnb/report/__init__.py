@@ -15,8 +15,11 @@ import csv
 import json
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+PAGES = "pages.json"  # what the index says of each page
 STATUSES = ("ok", "failed", "running")
 
 
@@ -77,15 +80,21 @@ def executed_notebook(build: Path, stem: str) -> Path | None:
 
 def count_rows(results: Path) -> dict[str, int]:
     """Rows of results.csv per notebook; {} without a table. Checking the table is not done here."""
-    counts: dict[str, int] = {}
+    return dict(Counter(row["notebook"] for row in _rows(results)))
+
+
+def last_measured(results: Path, stem: str) -> str | None:
+    """When the newest row of a notebook was measured."""
+    moments = [row["measured_at"] for row in _rows(results) if row["notebook"] == stem and row.get("measured_at")]
+    return max(moments, default=None)
+
+
+def _rows(results: Path) -> Iterator[dict]:
+    """The table's lines as far as they can be read."""
     # the column of single latencies may be longer than csv's default field limit of 128 KiB
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         with open(results, newline="", encoding="utf-8", errors="replace") as file:
-            for row in csv.DictReader(file):
-                stem = row.get("notebook")
-                if stem:
-                    counts[stem] = counts.get(stem, 0) + 1
+            yield from (row for row in csv.DictReader(file) if row.get("notebook"))
     except (OSError, csv.Error):
         pass
-    return counts

@@ -325,8 +325,12 @@ def _provenance_items(run: dict, n: int | None) -> list[tuple[str, str | None]]:
         ("CUDA", machine.get("cuda")),
         ("Driver", machine.get("driver")),
         ("Versions", ", ".join(f"{name} {versions[name]}" for name in shown if versions.get(name))),
-        ("Commit", commit and commit[:10] + (" + uncommitted changes" if run.get("dirty") else "")),
-        ("Replayed" if run.get("replayed") else "Date", _date_text(run.get("started_at"))),
+        (
+            "Commit of the page" if run.get("replayed") else "Commit",
+            commit and commit[:10] + (" + uncommitted changes" if run.get("dirty") else ""),
+        ),
+        ("Measured" if run.get("replayed") else "Date", _date_text(run.get("measured_at") or run.get("started_at"))),
+        ("Page made anew", _date_text(run.get("started_at")) if run.get("replayed") else None),
         ("Measured rows", None if n is None else str(n)),
     ]
 

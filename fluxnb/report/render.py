@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fluxnb.errors import UserError
 from fluxnb.report import (
+    PAGES,
     build_dir,
     count_rows,
     executed_notebook,
@@ -37,7 +38,6 @@ PROGRESS_BAR = re.compile(r"\d+%\||\d+(it|B|k|M)? \[\d+:\d\d")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 PACKAGES = re.compile(r"(?:/[^\s/:'\"]+)+/(?=(?:site|dist)-packages/)")  # where an environment happens to be
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-PAGES = "pages.json"  # what the index says of each page
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
 

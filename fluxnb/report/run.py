@@ -24,7 +24,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fluxnb.errors import UserError
-from fluxnb.report import build_dir, count_rows, read_json, read_state, report_dir, sources, write_atomic
+from fluxnb.report import (
+    PAGES,
+    build_dir,
+    count_rows,
+    last_measured,
+    read_json,
+    read_state,
+    report_dir,
+    sources,
+    write_atomic,
+)
 
 KERNEL = "fluxnb-report"
 COMPILED = "torch-compile"  # what torch.compile has made, in build/
@@ -251,6 +261,8 @@ def _execute(
     stem, build = notebook.stem, build_dir(params, root)
     temporary = build / f"{stem}.tmp.ipynb"
     temporary.unlink(missing_ok=True)
+    if replay:
+        provenance = provenance | {"measured_at": last_measured(report_dir(params, root) / "results.csv", stem)}
     state = {"status": "running", "fingerprint": print_, "started": _now(), "provenance": provenance}
     if not replay:
         _write_json(build / f"{stem}.json", state)
@@ -276,6 +288,8 @@ def _execute(
         finally:
             progress.stop()
     state |= {"seconds": round(time.monotonic() - start, 2), "finished": _now()}
+    if replay:  # how long measuring took, and when that was, stays true
+        state |= read_json(report_dir(params, root) / PAGES).get(stem, {}).get("state", {}) | {"provenance": provenance}
     state |= {"status": "failed" if error else "ok", **_outcome(temporary, error, log)}
     state["rows"] = count_rows(report_dir(params, root) / "results.csv").get(stem, 0)
     if not (replay and error):
