@@ -287,7 +287,8 @@ def _execute(
             error = caught
         finally:
             progress.stop()
-    state |= {"seconds": round(time.monotonic() - start, 2), "finished": _now()}
+    spent = round(time.monotonic() - start, 2)
+    state |= {"seconds": spent, "finished": _now()}
     if replay:  # how long measuring took, and when that was, stays true
         state |= read_json(report_dir(params, root) / PAGES).get(stem, {}).get("state", {}) | {"provenance": provenance}
     state |= {"status": "failed" if error else "ok", **_outcome(temporary, error, log)}
@@ -295,7 +296,7 @@ def _execute(
     if not (replay and error):
         _keep(notebook, temporary, build, failed=error is not None)
         _write_json(build / f"{stem}.json", state)
-    progress.finished(stem, state)
+    progress.finished(stem, state | {"seconds": spent})
     return error is not None
 
 
