@@ -231,20 +231,33 @@ class FusedQKV:
     """One matrix product for query, key and value instead of three; a technique. Source: diffusers' fuse_projections.
 
     The three layers are put aside while it is applied, so that nothing is held twice once it is built in.
+
+    Args:
+        double: in the blocks of two streams, too. Where their tokens are divided over GPUs it may pay not to: keys and
+            values are on their way while queries are computed. The blocks of one stream have their feed-forward part
+            for that.
     """
 
+    double: bool = True
     name: str = "fused QKV"
-    label: str = "fused QKV"
-    settings: dict = field(default_factory=lambda: {"fused_qkv": True})
     proof: dict = field(default_factory=dict, init=False)
 
     _PARTS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+
+    @property
+    def label(self) -> str:
+        return "fused QKV" if self.double else "fused QKV of single blocks"
+
+    @property
+    def settings(self) -> dict:
+        return {"fused_qkv": True if self.double else "single"}
 
     def apply(self, pipe):
         """Fuses; returns the function that puts the separate layers back."""
         import torch
 
-        blocks = (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks)
+        double = pipe.transformer.transformer_blocks if self.double else ()
+        blocks = (*double, *pipe.transformer.single_transformer_blocks)
         aside = []
         for attention in (block.attn for block in blocks):
             attention.fuse_projections()

@@ -76,7 +76,7 @@ class ContextParallel:
         if self.pull and gather:
             exchange = Pulled(gather)
         elif degree > 1:
-            exchange = _OverRanks(ulysses and _Group.of(ulysses), gather and _Group.of(gather), self.overlap)
+            exchange = _OverRanks(ulysses and Group.of(ulysses), gather and Group.of(gather), self.overlap)
         undo, count = divide(transformer, exchange)
         self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
         return undo
@@ -128,7 +128,7 @@ def divide(transformer, exchange):
     """
     with contextlib.ExitStack() as stack:
         count = fill(transformer, "_exchange", exchange, stack)
-        everyone = _Group.of(dist.group.WORLD)
+        everyone = Group.of(dist.group.WORLD)
         stack.enter_context(attribute(transformer, "forward", _divided(transformer, everyone, dist.get_rank())))
         stack.enter_context(attribute(transformer, SHARED, dist.group.WORLD))
         return stack.pop_all().close, count
@@ -184,28 +184,28 @@ class _Shares:
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """A process group as operations inside a compiled block take it."""
 
     name: str
     world: int
 
     @classmethod
-    def of(cls, group: dist.ProcessGroup) -> _Group:
+    def of(cls, group: dist.ProcessGroup) -> Group:
         return cls(group.group_name, dist.get_world_size(group))
 
     def gather(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        """Each tensor of every rank, one behind the other in dimension 0; there after `_wait`."""
+        """Each tensor of every rank, one behind the other in dimension 0; there after `wait`."""
         return _ops.all_gather_into_tensor_coalesced([x.contiguous() for x in tensors], self.world, self.name)
 
     def swap(self, x: torch.Tensor) -> torch.Tensor:
-        """Sends the i-th of x's equal parts in dimension 0 to rank i; what the ranks sent is there after `_wait`."""
+        """Sends the i-th of x's equal parts in dimension 0 to rank i; what the ranks sent is there after `wait`."""
         sizes = [x.shape[0] // self.world] * self.world
         return _ops.all_to_all_single(x.contiguous(), sizes, sizes, self.name)
 
 
 _ops = torch.ops._c10d_functional  # torch's functional collectives wait at once where they are compiled, these don't
-_wait = _ops.wait_tensor
+wait = _ops.wait_tensor
 
 
 class _OverRanks(Exchange):
@@ -219,14 +219,16 @@ class _OverRanks(Exchange):
     Tokens come in another order than on one GPU, which attention does not depend on.
     """
 
-    def __init__(self, ulysses: _Group | None, gather: _Group | None, overlap: bool):
+    def __init__(self, ulysses: Group | None, gather: Group | None, overlap: bool):
         self.ulysses, self.gather, self.overlap = ulysses, gather, overlap
 
     def begin(self, query, key, value):
-        return self._send(query, key, value) if self.overlap else (query, key, value)
+        return self._send(query, key, value) if self.overlap else (query(), key, value)
 
     def end(self, attend, backend, *sent):
-        sent = sent if self.overlap else self._send(*sent)
+        if not self.overlap:
+            query, *others = sent
+            sent = self._send(lambda: query, *others)
         if self.ulysses is None:
             query, *sent = sent
             return attend(query, *(_of_all(x, self.gather) for x in sent))
@@ -237,8 +239,9 @@ class _OverRanks(Exchange):
 
     def _send(self, query, key, value) -> tuple:
         if self.ulysses is None:
-            return query, *self.gather.gather(key, value)
-        return (_to_heads(torch.stack([query, key, value], 2), self.ulysses),)
+            coming = self.gather.gather(key, value)
+            return query(), *coming
+        return (_to_heads(torch.stack([query(), key, value], 2), self.ulysses),)
 
 
 def _to_heads(x, group):
@@ -248,19 +251,19 @@ def _to_heads(x, group):
 
 def _with_heads(came, group):
     """(batch, tokens of the group, parts, heads of this rank, width) of what `_to_heads` sent."""
-    return _wait(came).unflatten(0, (group.world, -1)).transpose(0, 1).flatten(1, 2)
+    return wait(came).unflatten(0, (group.world, -1)).transpose(0, 1).flatten(1, 2)
 
 
 def _to_tokens(x, group):
     """(batch, tokens of the group, heads of this rank, width) back to this rank's tokens with all heads."""
     parts = x.unflatten(1, (group.world, -1)).transpose(0, 1).flatten(0, 1)
-    came = _wait(group.swap(parts)).unflatten(0, (group.world, -1))
+    came = wait(group.swap(parts)).unflatten(0, (group.world, -1))
     return came.permute(1, 2, 0, 3, 4).flatten(2, 3)
 
 
 def _of_all(came, group):
     """(batch, tokens of the group, …) of what was gathered."""
-    return _wait(came).unflatten(0, (group.world, -1)).transpose(0, 1).flatten(1, 2)
+    return wait(came).unflatten(0, (group.world, -1)).transpose(0, 1).flatten(1, 2)
 
 
 # --- weights divided --------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from fluxnb.cache.engine import attribute
 from fluxnb.errors import UserError
+from fluxnb.parallel import Group, wait
 from fluxnb.technique import Unavailable
 
 
@@ -67,11 +68,10 @@ def _divided(original):
     return forward
 
 
-def _gathered(x: torch.Tensor) -> list[torch.Tensor]:
+def _gathered(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The tensors of all ranks, in their order."""
-    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, x.contiguous())
-    return found
+    everyone = Group.of(dist.group.WORLD)
+    return wait(*everyone.gather(x)).chunk(everyone.world)
 
 
 class _Conv2d(nn.Conv2d):
@@ -106,7 +106,7 @@ _SHARED = {nn.Conv2d: _Conv2d, nn.GroupNorm: _GroupNorm}
 class _Attention:
     """The decoder's one attention: this rank's pixels look at the pixels of all."""
 
-    def __call__(self, attn, hidden_states, *args, **kwargs):
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
         x = attn.group_norm(hidden_states.flatten(2)).transpose(1, 2)
         query, (key, value) = attn.to_q(x), (torch.cat(_gathered(layer(x)), 1) for layer in (attn.to_k, attn.to_v))
         heads = [t.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for t in (query, key, value)]

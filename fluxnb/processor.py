@@ -7,6 +7,7 @@ query, key and value before they attend, for a transformer that is spread over s
 from __future__ import annotations
 
 import contextlib
+import functools
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
@@ -25,8 +26,11 @@ class Exchange:
     """
 
     def begin(self, query, key, value) -> tuple:
-        """Sets off (batch, tokens, heads, width) tensors; what it returns `end` is given."""
-        return query, key, value
+        """Sets off (batch, tokens, heads, width) tensors; what it returns `end` is given.
+
+        `query` is a function that computes them: keys and values may be on their way before it is called.
+        """
+        return query(), key, value
 
     def end(self, attend, backend, *sent) -> torch.Tensor:
         """What attend(query, key, value) makes of what has come, (batch, tokens, heads, width).
@@ -59,23 +63,18 @@ class Processor(FluxAttnProcessor):
 
     def begin(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb) -> tuple:
         """The projections, set off to where they attend; for `end`."""
-        text = attn.added_kv_proj_dim is not None
-        if attn.fused_projections:
-            of_image = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-            of_text = attn.to_added_qkv(encoder_hidden_states).chunk(3, dim=-1) if text else (None,) * 3
-        else:
-            of_image = [layer(hidden_states) for layer in (attn.to_q, attn.to_k, attn.to_v)]
-            added = (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj) if text else ()
-            of_text = [layer(encoder_hidden_states) for layer in added] or (None,) * 3
-        query, key, value = (x.unflatten(-1, (-1, attn.head_dim)) for x in of_image)
-        if text:
-            text_query, text_key, text_value = (x.unflatten(-1, (-1, attn.head_dim)) for x in of_text)
-            value = torch.cat([text_value, value], dim=1)
-        else:
-            text_query = text_key = None
-        positions = self._positions or _positions
-        query = positions(query, attn.norm_q, text_query, attn.norm_added_q if text else None, image_rotary_emb)
-        key = positions(key, attn.norm_k, text_key, attn.norm_added_k if text else None, image_rotary_emb)
+        positions, rotary = self._positions or _positions, image_rotary_emb
+        image = _projections(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
+        text, norms = (None,) * 3, (None, None)
+        if attn.added_kv_proj_dim is not None:
+            text = _projections(attn, encoder_hidden_states, "to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"))
+            norms = attn.norm_added_q, attn.norm_added_k
+
+        def query():
+            return positions(image[0](), attn.norm_q, text[0] and text[0](), norms[0], rotary)
+
+        key = positions(image[1](), attn.norm_k, text[1] and text[1](), norms[1], rotary)
+        value = image[2]() if text[2] is None else torch.cat([text[2](), image[2]()], dim=1)
         return self._exchange.begin(query, key, value)
 
     def end(self, begun: tuple, attention_mask=None) -> torch.Tensor:
@@ -92,6 +91,20 @@ class Processor(FluxAttnProcessor):
             ).to(query.dtype)
 
         return self._exchange.end(attend, self._attention_backend, *begun).flatten(2, 3)
+
+
+def _projections(attn, states, fused: str, layers: tuple) -> list:
+    """Functions that give queries, keys and values, each (batch, tokens, heads, width).
+
+    One layer is called when its function is; the `fused` one, where there is one, right now.
+    """
+
+    def heads(x):
+        return x.unflatten(-1, (-1, attn.head_dim))
+
+    if attn.fused_projections:
+        return [functools.partial(heads, part) for part in getattr(attn, fused)(states).chunk(3, dim=-1)]
+    return [functools.partial(lambda layer: heads(layer(states)), getattr(attn, name)) for name in layers]
 
 
 def _positions(x, norm, text, text_norm, rotary):

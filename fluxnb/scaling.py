@@ -47,6 +47,14 @@ def alone(techniques: tuple) -> tuple:
     return tuple(t for t in techniques if not isinstance(t, SPREADING))
 
 
+@dataclass(frozen=True)
+class _Alone:
+    """What one rank makes by itself: the slowest rank's seconds, round by round, and this rank's picture."""
+
+    samples: list[float]
+    image: object
+
+
 def measure(rank, subject, candidates: list) -> None:
     """Emits one row's columns for each candidate, in their order.
 
@@ -55,7 +63,7 @@ def measure(rank, subject, candidates: list) -> None:
         candidates: study.Candidate; those that share a subject share its pipeline.
     """
     owners = [candidate.subject or subject for candidate in candidates]
-    timed: dict[str, list[float]] = {}
+    timed: dict[str, _Alone] = {}
     for i, (own, candidate) in enumerate(zip(owners, candidates, strict=True)):
         try:
             row = {"status": "ok", **_measured(rank, own, candidate, timed)}
@@ -66,8 +74,8 @@ def measure(rank, subject, candidates: list) -> None:
             own.release()
 
 
-def _measured(rank, own, candidate, timed: dict[str, list[float]]) -> dict:
-    """One candidate's columns. `timed` holds, and is given, what one rank by itself takes with the same techniques."""
+def _measured(rank, own, candidate, timed: dict[str, _Alone]) -> dict:
+    """One candidate's columns. `timed` holds, and is given, what one rank by itself makes of the same techniques."""
     single = own if alone(own.built) == own.built else replace(own, built=alone(own.built), _pipe=None)
     pipe, steps = own.pipe, candidate.steps
     given = own.inputs[rank.rank % len(own.inputs)]
@@ -91,20 +99,19 @@ def _measured(rank, own, candidate, timed: dict[str, list[float]]) -> dict:
         first = next(iter(runs))
         with around[first]():
             for _ in range(WARM_UP):
-                image = runs[first]()
+                runs[first]()
     masks = [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]
-    if own.model.judged and not replicas:
-        with around["alone"]():
-            exact = single.generate(*own.inputs[0], steps)
+    made = {}
     with telemetry.Sampler() as sampler:
         for name, run in runs.items():
             with around[name]():
                 for _ in range(WARM_UP - 1):
-                    run()
+                    made[name] = run()
         samples = timing.interleave(runs, own.rounds, synchronize=_meet, around=around)
     taken = {name: _slowest(values) for name, values in samples.items()}
     if "alone" in taken:
-        timed[by_itself] = taken["alone"]
+        timed[by_itself] = _Alone(taken["alone"], made["alone"])
+    by_one = timed[by_itself]
     of = taken["alone" if replicas else "together"]
     images = rank.world if replicas else 1
     row = {
@@ -117,13 +124,13 @@ def _measured(rank, own, candidate, timed: dict[str, list[float]]) -> dict:
         "memory_peak_gib": max(_from_all(memory.peak_gib)),
     }
     if not replicas:
-        ratio, low, high = timing.speedup(timed[by_itself], of)
+        ratio, low, high = timing.speedup(by_one.samples, of)
         row |= {"speedup": ratio, "speedup_ci_low": low, "speedup_ci_high": high}
     if sampler.result:
         row |= {name: sampler.result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct")}
         row["telemetry"] = sampler.result
     proof = {k: v for t in (*own.built, *candidate.techniques) for k, v in getattr(t, "proof", {}).items()}
-    proof["alone_s"] = statistics.median(timed[by_itself])
+    proof["alone_s"] = statistics.median(by_one.samples)
     if replicas:
         return row | {"proof": proof}
     if masks:
@@ -132,8 +139,11 @@ def _measured(rank, own, candidate, timed: dict[str, list[float]]) -> dict:
         row["computed_steps"] = masks[0].count("1")
     elif any(isinstance(t, STEP_SPREADING) for t in (*own.built, *candidate.techniques)):
         proof |= _profile(own, candidate)
+    pictures = by_one.image, made["together"]  # of one prompt on the first rank, whose row it is
     if own.model.judged:
-        row |= quality.compare([exact], [image])
+        row |= quality.compare(*([picture] for picture in pictures))
+    else:
+        proof["picture beside one rank's"] = quality.format_psnr(quality.psnr(*pictures))
     return row | {"proof": proof}
 
 

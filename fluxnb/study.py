@@ -159,7 +159,11 @@ class Load:
 
 
 def _settings(*techniques: Technique) -> dict:
-    return {name: value for technique in techniques for name, value in technique.settings.items()}
+    """All their settings; of two that set the same, both values."""
+    found = {}
+    for name, value in (item for technique in techniques for item in technique.settings.items()):
+        found[name] = value if found.get(name, value) == value else f"{found[name]} + {value}"
+    return found
 
 
 @dataclass

@@ -29,7 +29,8 @@ class Pulled(Exchange):
         _groups[self.name] = group
 
     def begin(self, query, key, value):
-        return query, pull(key, value, self.name)
+        sent = pull(key, value, self.name)
+        return query(), sent
 
     def end(self, attend, backend, query, sent):
         return attend_pulled(query, sent, self.name, "" if backend is None else backend.value)
@@ -46,40 +47,47 @@ def check(group: dist.ProcessGroup) -> None:
 
 
 class Board:
-    """One rank's memory for the keys and values of all, (2, ranks, batch, tokens of a rank, heads, width).
+    """One rank's memory for the keys and values of all, (2 places, 2, ranks, batch, tokens of a rank, heads, width).
 
-    All ranks make theirs at the same time, and keep it. A layer begins when every rank has read the layer before.
+    All ranks make theirs at the same time, and keep it. A layer writes to the place that the layer before left alone,
+    which everyone has read by the time that the layer before is there. In a recording, that is: outside of it nobody
+    knows what has run before (a replay, say), and everyone is waited for.
     """
 
     def __init__(self, like: torch.Tensor, group: dist.ProcessGroup):
         from torch.distributed import _symmetric_memory as symmetric
 
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
-        shape = (2, self.world, *like.shape)
+        shape = (2, 2, self.world, *like.shape)
         self.full = symmetric.empty(shape, dtype=like.dtype, device=like.device)
         self.shared = symmetric.rendezvous(self.full, group)
         self.others = [(self.rank + i) % self.world for i in range(1, self.world)]  # not all from the same one at once
         self.theirs = {other: self.shared.get_buffer(other, shape, like.dtype) for other in self.others}
         self.side = torch.cuda.Stream()
         self.came: torch.cuda.Event | None = None
+        self.place, self.recording = 0, False
 
     def begin(self, key: torch.Tensor, value: torch.Tensor) -> None:
         """Shows this rank's keys and values and sets off the others'."""
-        self.shared.barrier(channel=0)  # everyone has read what is overwritten now
-        for mine, part in zip(self.full[:, self.rank], (key, value), strict=True):
+        before, self.recording = self.recording, torch.cuda.is_current_stream_capturing()
+        if not (before and self.recording):
+            self.shared.barrier(channel=0)  # everyone has read what is overwritten now
+        self.place = 1 - self.place
+        full = self.full[self.place]
+        for mine, part in zip(full[:, self.rank], (key, value), strict=True):
             mine.copy_(part)
         self.shared.barrier(channel=1)  # everyone's are there
         self.side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.side):
             for other in self.others:
                 for part in range(2):
-                    self.full[part, other].copy_(self.theirs[other][part, other], non_blocking=True)
+                    full[part, other].copy_(self.theirs[other][self.place, part, other], non_blocking=True)
             self.came = self.side.record_event()
 
     def end(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of all ranks, each (batch, all tokens, heads, width); valid until the next `begin`."""
+        """Keys and values of all ranks, each (batch, all tokens, heads, width); for two layers."""
         torch.cuda.current_stream().wait_event(self.came)
-        key, value = (part.transpose(0, 1).flatten(1, 2) for part in self.full)
+        key, value = (part.transpose(0, 1).flatten(1, 2) for part in self.full[self.place])
         return key, value
 
 

@@ -8,7 +8,7 @@ import time
 import torch
 import torch.distributed as dist
 
-from fluxnb import compilation, fused, modulation, pipelines, symmetric
+from fluxnb import compilation, fused, modulation, pipelines, symmetric, vae
 from fluxnb.errors import UserError
 from fluxnb.parallel import ContextParallel, FullyShard
 from fluxnb.parallel_vae import ParallelVAE
@@ -136,24 +136,32 @@ def pulls_on_a_cpu(rank):
 
 
 @torch.no_grad()
-def order_of_a_single_block(rank, ways):
-    """For each way: in the code compiled for a single block, where tokens set off, the feed-forward part, the wait."""
+def order_of_the_blocks(rank, ways):
+    """For each way: in the code compiled for a block, what comes when: `sends`, `waits` and the products in between.
+
+    A block of two streams has separate layers, so its products are all of one size; a single block's feed-forward part
+    has another.
+    """
     from torch._inductor.utils import run_and_get_code
 
     without_peers()
     pipe, given = tiny_pipe()
     width = pipe.transformer.transformer_blocks[0].ff.net[0].proj.out_features
+    wanted = {
+        "sends": "all_gather_into|all_to_all|pull.default",
+        "feeds": rf"addmm.*(\({width}, 64\)|\(64, {width}\))",
+        "product": r"addmm.*\(64, 64\)",
+        "waits": "wait_|attend_pulled.default",
+    }
     for way in ways:
-        with applied(pipe, fused.FusedGELU(), way, compilation.Regional()):
-            _, (_, code) = run_and_get_code(lambda: pipe.transformer(**given))
-        lines = code[code.index("def call") :].splitlines()
-        wanted = {
-            "sends": "all_gather_into|all_to_all|pull.default",
-            "feeds": rf"addmm.*\({width}, 64\)|\(64, {width}\)",
-            "waits": "wait_|attend_pulled.default",
-        }
-        first = {name: next(i for i, line in enumerate(lines) if re.search(p, line)) for name, p in wanted.items()}
-        rank.emit({"label": way.label, "order": sorted(first, key=first.get)})
+        with applied(pipe, fused.FusedGELU(), fused.FusedRoPE(), way, compilation.Regional()):
+            _, codes = run_and_get_code(lambda: pipe.transformer(**given))
+        found = []
+        for code in codes:
+            lines = code[code.index("def call") :].splitlines()
+            order = [name for line in lines for name, pattern in wanted.items() if re.search(pattern, line)]
+            found.append(order[: order.index("waits")])
+        rank.emit({"label": way.label, "double": found[0], "single": found[1]})
 
 
 def exact_picture(rank):
@@ -166,6 +174,22 @@ def exact_picture(rank):
             divided = pipe.vae.decode(given).sample
         after = pipe.vae.decode(given).sample
     rank.emit({"difference": (divided - plain).abs().max().item(), "after": torch.equal(after, plain), **spread.proof})
+
+
+def exact_compiled_picture(rank):
+    """A small decoder divided over ranks and compiled: its difference to one rank's, and graph breaks."""
+    from types import SimpleNamespace
+
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    pipe = SimpleNamespace(vae=AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=4).eval())
+    given, before = torch.randn(1, 4, 8, 8), compilation.counters()["breaks"]
+    with torch.no_grad():
+        plain = pipe.vae.decode(given).sample
+        with applied(pipe, ParallelVAE(), vae.Compiled()):
+            difference = (pipe.vae.decode(given).sample - plain).abs().max().item()
+    rank.emit({"difference": difference, "breaks": compilation.counters()["breaks"] - before})
 
 
 def with_controlnet(rank, cache):

@@ -1,14 +1,18 @@
 """One image on several ranks: gloo processes on the CPU, started as a user starts them."""
 
+import contextlib
 import dataclasses
+import itertools
 import time
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import on_ranks
 import psutil
 import pytest
 import torch
 
-from fluxnb import params, ranks, scaling, study
+from fluxnb import params, ranks, scaling, study, symmetric
 from fluxnb.cache import Cache, Cascade, FirstBlock, Taylor, TeaCache, teacache
 from fluxnb.compilation import Regional
 from fluxnb.errors import UserError
@@ -58,12 +62,45 @@ def test_tokens_and_heads_are_exchanged_without_a_difference(world, cases):
         assert made["divided"] == f"2 attention layers over {world} ranks"
 
 
-def test_a_single_block_s_feed_forward_part_is_computed_while_tokens_are_on_their_way():
+def test_blocks_compute_something_while_tokens_are_on_their_way():
     ways = [ContextParallel(gather=2), ContextParallel(ulysses=2), ContextParallel(gather=2, pull=True)]
     ways += [ContextParallel(gather=2, overlap=False)]
-    gathered, swapped, pulled, waiting = run(on_ranks.order_of_a_single_block, 2, ways, limit_s=240)
-    assert gathered["order"] == swapped["order"] == pulled["order"] == ["sends", "feeds", "waits"]
-    assert waiting["order"] == ["feeds", "sends", "waits"] and waiting["label"] == "all-gather 2, no overlap"
+    gathered, swapped, pulled, waiting = run(on_ranks.order_of_the_blocks, 2, ways, limit_s=240)
+    for made in (gathered, pulled):  # the image's and the text's keys and values go ahead of their queries
+        assert shortened(made["double"]) == ["4 product", "sends", "2 product"], made["label"]
+        assert shortened(made["single"]) == ["2 product", "sends", "1 product", "1 feeds"], made["label"]
+    assert shortened(swapped["double"]) == ["6 product", "sends"]  # queries are exchanged, too
+    assert shortened(swapped["single"]) == ["3 product", "sends", "1 feeds"]
+    assert shortened(waiting["double"]) == ["6 product", "sends"]
+    assert shortened(waiting["single"]) == ["3 product", "1 feeds", "sends"]
+    assert waiting["label"] == "all-gather 2, no overlap"
+
+
+def shortened(order):
+    """Runs of the same name as one, with their number; an exchange takes as many lines as it likes."""
+    runs = [(name, len(list(same))) for name, same in itertools.groupby(order)]
+    return [name if name == "sends" else f"{count} {name}" for name, count in runs]
+
+
+def test_a_layer_that_is_pulled_writes_where_the_layer_before_did_not(monkeypatch):
+    board, said = object.__new__(symmetric.Board), []
+    board.rank, board.world, board.others, board.theirs = 0, 2, [], {}
+    board.full = torch.zeros(2, 2, 2, 1, 4, 1, 2)
+    board.shared = SimpleNamespace(barrier=lambda channel: said.append(channel))
+    board.side, board.came, board.place, board.recording = MagicMock(), None, 0, False
+    recording = iter([False, False, True, True, True, False])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: next(recording))
+    monkeypatch.setattr(torch.cuda, "current_stream", MagicMock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    waits, places = [], []
+    for i in range(6):
+        said.clear()
+        board.begin(torch.full((1, 4, 1, 2), float(i)), torch.zeros(1, 4, 1, 2))
+        waits, places = [*waits, len(said)], [*places, board.place]
+        key, _ = board.end()
+        assert key.shape == (1, 8, 1, 2) and (key[:, :4] == i).all()
+    assert waits == [2, 2, 2, 1, 1, 2]  # before it is overwritten: only in a recording is it known what came before
+    assert places == [1, 0, 1, 0, 1, 0]
 
 
 def test_it_composes_with_fused_parts_compilation_and_sharded_weights():
@@ -74,6 +111,11 @@ def test_it_composes_with_fused_parts_compilation_and_sharded_weights():
 def test_a_divided_decoder_makes_the_picture_of_a_whole_one():
     (made,) = run(on_ranks.exact_picture, 4)
     assert made["difference"] < 1e-4 and made["after"] and made["decoded"] == "25 convolutions in 4 shares of the rows"
+
+
+def test_a_divided_decoder_can_be_compiled():
+    (made,) = run(on_ranks.exact_compiled_picture, 2, limit_s=240)
+    assert made["difference"] < 1e-5 and made["breaks"] == 0
 
 
 def test_a_controlnet_s_residuals_are_divided_too():

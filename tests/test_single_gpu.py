@@ -74,6 +74,16 @@ def test_fused_projections_are_the_same_arithmetic(pipe):
     assert torch.equal(latents(pipe), plain)
 
 
+def test_projections_can_be_fused_in_single_blocks_alone(pipe):
+    plain, transformer = latents(pipe), pipe.transformer
+    with applied(pipe, technique := compilation.FusedQKV(double=False)):
+        assert transformer.transformer_blocks[0].attn.to_q.weight.ndim == 2
+        assert transformer.single_transformer_blocks[0].attn.fused_projections
+        assert torch.allclose(latents(pipe), plain, atol=1e-3)
+        assert technique.proof["fused"] == f"{len(transformer.single_transformer_blocks)} attention layers"
+    assert compilation.FusedQKV().settings != technique.settings
+
+
 def test_quantizing_fused_projections_quantizes_the_fused_layer(pipe):
     with applied(pipe, compilation.FusedQKV(), technique := TorchAO("int8 weight-only")):
         assert type(pipe.transformer.transformer_blocks[0].attn.to_qkv.weight.data).__name__ == "Int8Tensor"

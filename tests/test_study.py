@@ -589,3 +589,9 @@ def test_an_attention_backend_that_is_missing_is_unavailable():
     run, _ = ceilings.attention((1, 1, 16, 8), "float32", "cudnn")
     with pytest.raises(Unavailable, match="needs a GPU"):
         run()
+
+
+def test_two_techniques_that_set_the_same_are_told_apart_from_one():
+    first, second = (SimpleNamespace(name=n, label=n, settings={"vae": n}) for n in ("parallel", "compiled"))
+    together = study.on_ranks(None, 2, first, second, steps=1).settings
+    assert together == {"vae": "parallel + compiled"} and study.on_ranks(None, 2, second, steps=1).settings != together
