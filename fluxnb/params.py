@@ -168,7 +168,8 @@ COMPILED = (
     "all",
     "max-autotune",
     "transformer",
-    "reduce-overhead",
+    "transformer, CUDA graphs",
+    "transformer, max-autotune",
     "TensorRT",
 )  # the variants of notebook 03
 
