@@ -7,7 +7,6 @@ query, key and value before they attend, for a transformer that is spread over s
 from __future__ import annotations
 
 import contextlib
-import functools
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
@@ -63,19 +62,21 @@ class Processor(FluxAttnProcessor):
 
     def begin(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb) -> tuple:
         """The projections, set off to where they attend; for `end`."""
-        positions, rotary = self._positions or _positions, image_rotary_emb
         image = _projections(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
-        text, norms = (None,) * 3, (None, None)
+        norms, text, text_norms = (attn.norm_q, attn.norm_k), None, None
         if attn.added_kv_proj_dim is not None:
             text = _projections(attn, encoder_hidden_states, "to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"))
-            norms = attn.norm_added_q, attn.norm_added_k
+            text_norms = attn.norm_added_q, attn.norm_added_k
 
-        def query():
-            return positions(image[0](), attn.norm_q, text[0] and text[0](), norms[0], rotary)
+        def turned(i):
+            positions = self._positions or _positions
+            if text is None:
+                return positions(image(i), norms[i], None, None, image_rotary_emb)
+            return positions(image(i), norms[i], text(i), text_norms[i], image_rotary_emb)
 
-        key = positions(image[1](), attn.norm_k, text[1] and text[1](), norms[1], rotary)
-        value = image[2]() if text[2] is None else torch.cat([text[2](), image[2]()], dim=1)
-        return self._exchange.begin(query, key, value)
+        key = turned(1)
+        value = image(2) if text is None else torch.cat([text(2), image(2)], dim=1)
+        return self._exchange.begin(lambda: turned(0), key, value)
 
     def end(self, begun: tuple, attention_mask=None) -> torch.Tensor:
         """The attention's output, (batch, tokens, width)."""
@@ -93,18 +94,18 @@ class Processor(FluxAttnProcessor):
         return self._exchange.end(attend, self._attention_backend, *begun).flatten(2, 3)
 
 
-def _projections(attn, states, fused: str, layers: tuple) -> list:
-    """Functions that give queries, keys and values, each (batch, tokens, heads, width).
+def _projections(attn, states, fused: str, layers: tuple):
+    """A function of 0, 1, 2 that gives queries, keys, values, each (batch, tokens, heads, width).
 
-    One layer is called when its function is; the `fused` one, where there is one, right now.
+    It calls one layer, unless they are `fused` into one, which is called right now.
     """
+    parts = getattr(attn, fused)(states).chunk(3, dim=-1) if attn.fused_projections else None
 
-    def heads(x):
-        return x.unflatten(-1, (-1, attn.head_dim))
+    def projected(i):
+        part = getattr(attn, layers[i])(states) if parts is None else parts[i]
+        return part.unflatten(-1, (-1, attn.head_dim))
 
-    if attn.fused_projections:
-        return [functools.partial(heads, part) for part in getattr(attn, fused)(states).chunk(3, dim=-1)]
-    return [functools.partial(lambda layer: heads(layer(states)), getattr(attn, name)) for name in layers]
+    return projected
 
 
 def _positions(x, norm, text, text_norm, rotary):
