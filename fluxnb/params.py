@@ -158,6 +158,16 @@ WAYS = (
     "parallel VAE",
 )  # the ways of notebook 11
 
+RECORDED = (
+    "Ulysses",
+    "Ulysses, quantized",
+    "pulled",
+    "pulled, quantized",
+    "pulled, queries apart",
+    "pulled, queries apart, parallel VAE",
+    "pulled, quantized, queries apart, parallel VAE",
+)  # the stacks of notebook 11 that are recorded
+
 COMPILED = (
     "blocks",
     "fused QKV",
@@ -255,6 +265,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     "11_parallel": {
         "ranks": Key(int | None, "processes that share an image; null = gpu.count", low=2, high=64),
         "ways": Key(list[str], "how it is divided", choices=WAYS),
+        "recorded": Key(list[str], "what is recorded in a CUDA graph, full size", choices=RECORDED),
         "quantization": Key(str, "the torchao kind of the fastest stack, full size", choices=TORCHAO),
         "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
         "prompts": Key(int, "prompts of the embedded model", low=1, high=100),
