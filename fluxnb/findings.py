@@ -710,20 +710,30 @@ def scaling_table(rows: list[dict], world: int):
 
 
 def scaling_parts(rows: list[dict]):
-    """Where a step goes on the first GPU, by kind of kernel, and how fast the GPUs ran; None without profiles."""
+    """Where a step goes on the first GPU, by kind of kernel, and how fast the GPUs ran; None without profiles.
+
+    A step that a cache skips has no profile, but a time. Rows of earlier runs have no steps by themselves.
+    """
     import pandas as pd
 
     lines = []
     for r in rows:
-        if not (parts := (r["proof"] or {}).get("step_ms")):
+        proof = r["proof"] or {}
+        parts, steps = proof.get("step_ms", {}), proof.get("steps_ms", {})
+        if not parts and not steps:
             continue
-        step_ms = 1e3 * r["latency_p50"] / r["total_steps"]
+        image, step = 1e3 * r["latency_p50"] / r["total_steps"], steps.get("computed")
         lines.append(
             {
                 "setting": r["label"],
-                "image / steps": step_ms,
+                "image / steps": image,
+                "one step": step,
+                "set off in": steps.get("computed, set off in"),
                 **parts,
-                "text, VAE, waiting": max(0.0, step_ms - sum(parts.values())),
+                "text, VAE, waiting": max(0.0, image - sum(parts.values())) if parts else None,
+                "waiting": max(0.0, step - sum(parts.values())) if parts and step else None,
+                "skipped step": steps.get("skipped"),
+                "it set off in": steps.get("skipped, set off in"),
                 "SM clock": (r["telemetry"] or {}).get("sm_clock_avg_mhz"),
             }
         )

@@ -7,6 +7,7 @@ drift hit the baseline and every candidate alike. torch is imported where it is 
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import re
 import time
@@ -303,6 +304,42 @@ def stages(pipe, synchronize: Callable[[], None] = synchronize, clock: Callable[
     first = start if marks["text_end"] is None else marks["text_end"]
     times.denoise_s = (end if marks["vae_start"] is None else marks["vae_start"]) - first - marks["encode"]
     times.total_s = end - start
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Milliseconds of one denoising step: between the device's ends of two steps, and between the host's."""
+
+    device_ms: float
+    host_ms: float
+
+
+def step_times(pipe, run: Callable[[], object]) -> list[StepTime]:
+    """The steps of the one image that `run` makes, from the second on; nothing is waited for between them.
+
+    A host that takes as long as the device is what the device waits for. On a CPU they are the same.
+    """
+    device, marks = _cuda(pipe.transformer.device), []
+
+    def mark(original):
+        def wrapped(*args, **kwargs):
+            result = original(*args, **kwargs)
+            event = device and device.cuda.Event(enable_timing=True)
+            if event:
+                event.record()
+            marks.append((event, time.perf_counter()))
+            return result
+
+        return wrapped
+
+    with _replaced(pipe.scheduler, "step", mark):
+        run()
+    synchronize()
+    times = []
+    for (event, host), (next_event, next_host) in itertools.pairwise(marks):
+        host_ms = 1e3 * (next_host - host)
+        times.append(StepTime(event.elapsed_time(next_event) if event else host_ms, host_ms))
+    return times
 
 
 @contextmanager

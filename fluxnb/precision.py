@@ -504,7 +504,7 @@ def describe_proof(proof: dict | None) -> str:
     words = []
     if "layers" in proof:
         words.append(f"{proof['layers']} of {proof['of']} layers: {proof['weight']}")
-    shown = ("layers", "of", "weight", "kernels", "step_ms")  # otherwise, or elsewhere
+    shown = ("layers", "of", "weight", "kernels", "step_ms", "steps_ms")  # otherwise, or elsewhere
     words += [f"{name} {value}" for name, value in proof.items() if name not in shown]
     words += proof.get("kernels", [])
     return "; ".join(words)

@@ -133,11 +133,15 @@ def _measured(rank, own, candidate, timed: dict[str, _Alone]) -> dict:
     proof["alone_s"] = statistics.median(by_one.samples)
     if replicas:
         return row | {"proof": proof}
+    by_step = any(isinstance(t, STEP_SPREADING) for t in (*own.built, *candidate.techniques))
+    if by_step:
+        with around["together"]():
+            proof["steps_ms"] = _steps(timing.step_times(pipe, runs["together"]), masks[0] if masks else "1" * steps)
     if masks:
         everywhere = _from_all(masks[0])
         proof["decisions"] = "identical on all ranks" if len(set(everywhere)) == 1 else everywhere
         row["computed_steps"] = masks[0].count("1")
-    elif any(isinstance(t, STEP_SPREADING) for t in (*own.built, *candidate.techniques)):
+    elif by_step:
         proof |= _profile(own, candidate)
     pictures = by_one.image, made["together"]  # of one prompt on the first rank, whose row it is
     if own.model.judged:
@@ -145,6 +149,17 @@ def _measured(rank, own, candidate, timed: dict[str, _Alone]) -> dict:
     else:
         proof["picture beside one rank's"] = quality.format_psnr(quality.psnr(*pictures))
     return row | {"proof": proof}
+
+
+def _steps(times: list[timing.StepTime], mask: str) -> dict:
+    """Medians of the computed and of the skipped steps after the first, and until the host has set them off."""
+    found = {}
+    for kind, sign in (("computed", "1"), ("skipped", "0")):
+        chosen = [t for t, said in zip(times, mask[1:], strict=True) if said == sign]
+        if chosen:
+            found[kind] = round(statistics.median(t.device_ms for t in chosen), 3)
+            found[f"{kind}, set off in"] = round(statistics.median(t.host_ms for t in chosen), 3)
+    return found
 
 
 def _profile(own, candidate) -> dict:

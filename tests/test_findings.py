@@ -381,6 +381,13 @@ def test_where_a_step_goes_on_several_gpus():
     assert list(table.index) == ["all-gather 2", "FP8"] and table.loc["FP8", "image / steps"] == pytest.approx(100)
     assert table.loc["all-gather 2", "text, VAE, waiting"] == pytest.approx(6)
     assert table.attrs["units"]["communication"] == "ms" and table.attrs["units"]["SM clock"] == "MHz"
+    assert "one step" not in table and "skipped step" not in table  # of earlier runs
+    steps = {"computed": 78.0, "computed, set off in": 12.0, "skipped": 5.0, "skipped, set off in": 4.5}
+    cached = bound | {"label": "cached", "proof": {"steps_ms": steps}}
+    table = findings.scaling_parts([bound | {"proof": {"step_ms": parts, "steps_ms": {"computed": 78.0}}}, cached])
+    assert table.loc["FP8", "waiting"] == pytest.approx(4)
+    assert (table.loc["cached", "skipped step"], table.loc["cached", "it set off in"]) == (5.0, 4.5)
+    assert table.loc["cached", "one step"] == 78.0 and math.isnan(table.loc["cached", "waiting"])
     assert findings.scaling_parts([spread("replicas", "replicas", 3.6)]) is None
 
 

@@ -1,5 +1,6 @@
 import tracemalloc
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,3 +348,18 @@ def test_memory_is_filled_in_after_an_error():
         with measure.memory("cpu") as use:
             raise MemoryError
     assert use.peak_gib is not None and use.average_gib is not None
+
+
+def test_the_steps_of_one_image(clock, monkeypatch):
+    monkeypatch.setattr(measure.time, "perf_counter", clock)
+    step = lambda: "latents"  # noqa: E731
+    pipe = SimpleNamespace(transformer=SimpleNamespace(device="cpu"), scheduler=SimpleNamespace(step=step))
+
+    def run():
+        for seconds in (9, 2, 0.5):
+            clock.now += seconds
+            assert pipe.scheduler.step() == "latents"
+
+    times = measure.step_times(pipe, run)  # the first has in it what comes before the steps
+    assert times == [measure.StepTime(2000, 2000), measure.StepTime(500, 500)]
+    assert pipe.scheduler.step is step

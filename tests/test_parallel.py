@@ -215,6 +215,8 @@ def test_spreading_is_measured_beside_one_rank_alone(begun):
     assert cached["proof"]["alone_s"] != replicas["proof"]["alone_s"]  # with the cache, alone too
     assert spread["psnr_identical"] or spread["psnr_db"] > 45
     assert 0 < spread["proof"]["communication"] < 1
+    assert set(spread["proof"]["steps_ms"]) == {"computed", "computed, set off in"}
+    assert cached["proof"]["steps_ms"]["skipped"] > 0
     assert cached["proof"]["decisions"] == "identical on all ranks" and cached["computed_steps"] < 3
     assert (heads["status"], heads["reason"][:28]) == ("unavailable", "needs a number of ranks that")
     assert (xdit["status"], xdit["label"], xdit["reason"][:11]) == ("unavailable", "xDiT Ulysses 2", "needs GPUs:")
