@@ -106,7 +106,7 @@ def on_top(candidate: Candidate, *techniques: Technique, name: str = "", label: 
         name=name or techniques[0].name,
         label=label or ", ".join([candidate.label, *(t.label for t in techniques)]),
         techniques=(*candidate.techniques, *techniques),
-        settings={**candidate.settings, **_settings(*techniques)},
+        settings=_together(candidate.settings, _settings(*techniques)),
     )
 
 
@@ -159,9 +159,13 @@ class Load:
 
 
 def _settings(*techniques: Technique) -> dict:
-    """All their settings; of two that set the same, both values."""
+    return _together(*(technique.settings for technique in techniques))
+
+
+def _together(*settings: dict) -> dict:
+    """All settings; of two that set the same, both values."""
     found = {}
-    for name, value in (item for technique in techniques for item in technique.settings.items()):
+    for name, value in (item for some in settings for item in some.items()):
         found[name] = value if found.get(name, value) == value else f"{found[name]} + {value}"
     return found
 
@@ -414,8 +418,7 @@ class Study:
             "notebook": self.notebook,
             "technique": candidate.name,
             "settings": {
-                **_settings(*own.built),
-                **candidate.settings,
+                **_together(_settings(*own.built), candidate.settings),
                 "dtype": own.dtype,
                 "inputs": own.digest,
             },

@@ -85,7 +85,7 @@ class Board:
             self.came = self.side.record_event()
 
     def end(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of all ranks, each (batch, all tokens, heads, width); for two layers."""
+        """Keys and values of all ranks, each (batch, all tokens, heads, width), until the layer after the next."""
         torch.cuda.current_stream().wait_event(self.came)
         key, value = (part.transpose(0, 1).flatten(1, 2) for part in self.full[self.place])
         return key, value

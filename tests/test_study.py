@@ -595,3 +595,4 @@ def test_two_techniques_that_set_the_same_are_told_apart_from_one():
     first, second = (SimpleNamespace(name=n, label=n, settings={"vae": n}) for n in ("parallel", "compiled"))
     together = study.on_ranks(None, 2, first, second, steps=1).settings
     assert together == {"vae": "parallel + compiled"} and study.on_ranks(None, 2, second, steps=1).settings != together
+    assert study.on_top(study.on_ranks(None, 2, first, steps=1), second).settings == together
