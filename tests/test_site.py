@@ -15,7 +15,7 @@ from fluxnb import caches, ledger, params, published, study
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
 from fluxnb.report import analysis, explorer, progress, site
-from fluxnb.report.render import check_page
+from fluxnb.report.render import Page, check_page
 from fluxnb.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -221,6 +221,33 @@ def test_the_table_of_the_readme_is_what_the_rows_say(committed):
     assert (committed / "README.md").read_text(encoding="utf-8") == before, "the README's table is old: run make site"
     assert before.count("| h200 |") >= 2 and before.count("| cpu |") >= 2
     assert not site.write_readme(committed / "notebooks")  # no README, no marks
+
+
+def test_of_several_gpus_the_soonest_image_is_said(tmp_path):
+    stack = {
+        "compile": "blocks",
+        "fused_qkv": "single",
+        "cuda_graph": "blocks",
+        "gather": 2,
+        "ulysses": 1,
+        "pull": True,
+    }
+    common = {"notebook": "11_parallel", "technique": "context parallel", "weights": "random", "gpus": 2}
+    rows = [
+        row(**common, settings={"gather": 2, "ulysses": 1}, latency_p50=2.2, speedup=1.6),
+        row(**common, settings=stack, latency_p50=2.0, speedup=1.8),
+        row(**common | {"technique": "parallel stack"}, settings={}, latency_p50=0.8, speedup=1.4),
+        row(**common | {"weights": "trained"}, settings={}, latency_p50=0.1, speedup=0.9),
+    ]
+    pages = [Page("11_parallel", "Parallel", "ok", {}, finding="two are faster than one.")]
+    found = [site.Configuration("h200x2", tmp_path, {}, pages, rows)]
+    (line,) = site.results_table(found).splitlines()[2:]
+    assert line == (
+        "| h200x2 | one image on 2 GPUs, over the same on one | compiled blocks, fused QKV of single blocks, "
+        "CUDA graph of the blocks, keys and values of 2 GPUs gathered, by copy engines | 1.80× | 2.00 s "
+        "| same arithmetic | – |"
+    )
+    assert site.headlines(found) == ["On h200x2: two are faster than one."]
 
 
 def test_smoke_tests_are_no_results(committed):
