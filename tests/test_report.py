@@ -611,6 +611,8 @@ def test_callout_refuses_an_unknown_kind():
 
 def test_provenance_leaves_out_what_is_not_known():
     assert html.provenance_html({}) == ""
+    replayed = html.provenance_html({"started_at": "2026-11-22T02:50:00+00:00", "replayed": True})  # of no rows
+    assert "Page made anew" in replayed and "Measured" not in replayed
     text = html.provenance_html(
         {"machine": {"gpus": [{"name": "NVIDIA H200"}] * 2}, "commit": "a" * 40, "dirty": True}, n=5
     )

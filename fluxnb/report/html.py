@@ -315,7 +315,8 @@ def _provenance_items(run: dict, n: int | None) -> list[tuple[str, str | None]]:
     counts = {name: gpus.count(name) for name in gpus}
     versions = run.get("versions") or {}
     shown = ("python", "torch", "diffusers")
-    commit = run.get("commit")
+    commit, started, measured = run.get("commit"), _date_text(run.get("started_at")), _date_text(run.get("measured_at"))
+    dates = [("Measured", measured), ("Page made anew", started)] if run.get("replayed") else [("Date", started)]
     return [
         (
             "GPU",
@@ -329,8 +330,7 @@ def _provenance_items(run: dict, n: int | None) -> list[tuple[str, str | None]]:
             "Commit of the page" if run.get("replayed") else "Commit",
             commit and commit[:10] + (" + uncommitted changes" if run.get("dirty") else ""),
         ),
-        ("Measured" if run.get("replayed") else "Date", _date_text(run.get("measured_at") or run.get("started_at"))),
-        ("Page made anew", _date_text(run.get("started_at")) if run.get("replayed") else None),
+        *dates,
         ("Measured rows", None if n is None else str(n)),
     ]
 
