@@ -590,12 +590,12 @@ def recommendations(rows: list[dict], judged: list[dict]):
         lines.append(
             {
                 "goal": goal,
-                "choose": r["label"],
                 "p50": r["latency_p50"],
                 "speedup": r["speedup"],
                 "peak": r["memory_peak_gib"],
                 "PSNR": seen and seen["psnr_db"],
                 "adherence": seen and seen["adherence"],
+                "choose": r["label"],
             }
         )
     return _with_units(pd.DataFrame(lines).set_index("goal"))

@@ -609,6 +609,13 @@ def test_callout_refuses_an_unknown_kind():
         html.callout_html("text", "results")
 
 
+def test_long_words_get_the_room_that_the_columns_leave():
+    words = "why it cannot run here, and what would make it run here"
+    few, many = ({"name": ["a"], **{str(i): [i] for i in range(n)}, "why": [words]} for n in (2, 9))
+    assert 'class="fx-words"' in html.table_html(pd.DataFrame(few), "few columns")
+    assert 'class="fx-long"' in html.table_html(pd.DataFrame(many), "many columns")
+
+
 def test_provenance_leaves_out_what_is_not_known():
     assert html.provenance_html({}) == ""
     replayed = html.provenance_html({"started_at": "2026-11-22T02:50:00+00:00", "replayed": True})  # of no rows

@@ -20,6 +20,7 @@ CALLOUTS = {
     "warning": "Careful",
 }
 LONG = 40  # characters of a table cell that is given room
+FEW = 7  # columns of a table that fits a screen with its words
 LOSSLESS_PX = 160  # up to this side images are shown pixel by pixel, where lossy WebP would be visible
 SVG_LIMIT = 400_000  # bytes; a chart with very many marks is smaller, and faster to draw, as pixels
 
@@ -122,6 +123,7 @@ def table_html(frame, caption: str, formats: dict | None = None, units: dict | N
     shown = frame if plain_index else frame.reset_index()
     columns = list(shown.columns)
     numeric = {c: all(_is_number(v) or _is_missing(v) for v in shown[c]) for c in columns}
+    long = "fx-long" if len(columns) > FEW else "fx-words"  # few columns leave room for words on the screen
     head = ""
     for column in columns:
         unit = f' <span class="fx-unit">({_escape(units[column])})</span>' if column in units else ""
@@ -132,7 +134,7 @@ def table_html(frame, caption: str, formats: dict | None = None, units: dict | N
         for position, (column, value) in enumerate(zip(columns, values, strict=True)):
             tag, scope = ("th", ' scope="row"') if position == 0 else ("td", "")
             text = _escape(_formatted(value, formats.get(column)))
-            kind = _number_class(numeric[column]) or (' class="fx-long"' if len(text) > LONG else "")
+            kind = _number_class(numeric[column]) or (f' class="{long}"' if len(text) > LONG else "")
             body += f"<{tag}{scope}{kind}>{text}</{tag}>"
         body += "</tr>\n"
     caption = _required(caption, "caption")

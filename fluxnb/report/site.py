@@ -217,8 +217,8 @@ def headlines(found: list[Configuration]) -> list[str]:
         if soonest(c) is not None and divided:
             said.append(f"On {c.name}: {divided.finding}")
         if (table := recipes(c)) is not None:
-            chosen = [f"{row['choose']} for {goal} ({row['speedup']:.2f}×)" for goal, row in table.iterrows()]
-            said.append(f"On {c.name}: {'; '.join(chosen[:2])}.")
+            chosen = [f"{goal}: **{row['speedup']:.2f}×** with {row['choose']}" for goal, row in table.iterrows()]
+            said.append(f"On {c.name}, {'; '.join(chosen[:2])}.")
     return said
 
 
