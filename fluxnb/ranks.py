@@ -163,6 +163,7 @@ def _why(folder: Path, world: int, code: int) -> str:
 
 
 def _drive(folder: Path, world: int, caller: int) -> int:
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -176,6 +177,7 @@ def _drive(folder: Path, world: int, caller: int) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),  # by default a folder that nobody removes
     )
     try:
         elastic_launch(config, sys.executable)("-m", "fluxnb.ranks", str(folder))

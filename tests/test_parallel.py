@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import tempfile
 import time
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -146,13 +147,17 @@ def test_tokens_that_cannot_be_divided():
         run(on_ranks.small_text, 2)
 
 
-def test_a_rank_that_fails_ends_the_run_with_its_message(tmp_path):
-    heard, log = [], tmp_path / "a" / "ranks.log"
+def test_a_rank_that_fails_ends_the_run_with_its_message(tmp_path, monkeypatch):
+    heard, log, temporary = [], tmp_path / "a" / "ranks.log", tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     with pytest.raises(ranks.RankError, match="^Rank 1 of 2 failed: ValueError: no such thing; the others were ended"):
         for result in ranks.run("on_ranks:fails", 2, limit_s=60, log=log):
             heard.append(result)
     assert heard == [{"began": True}]  # what was said before is kept
     assert 'raise ValueError("no such thing")' in log.read_text()
+    assert not list(temporary.iterdir())
 
 
 def test_a_rank_that_dies_ends_the_run():
