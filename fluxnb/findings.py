@@ -508,11 +508,13 @@ _SAME = (
     "fused_rope",
     "modulation",
     "cuda_graph",
+    "text",
     "vae_mode",
+    "pixels",
 )
 _EXACT = {
     "attention": ("default", "cudnn", "flash", "efficient", "math", "flash 3", "flash 4"),
-    "vae": ("eager", "channels-last", "compiled", "sliced"),
+    "vae": ("eager", "channels-last", "compiled", "sliced", "parallel", "parallel + compiled"),
 }
 
 
@@ -560,7 +562,7 @@ def recommendations(rows: list[dict], judged: list[dict]):
     import pandas as pd
 
     ok = [r for r in rows if r["status"] == "ok" and r["speedup"] is not None]
-    baseline = next(r for r in judged if r["technique"] == "baseline")
+    baseline = next((r for r in judged if r["technique"] == "baseline"), None)  # a study may have no trained weights
     looked_up = [(r, r if r["weights"] == "trained" else quality_of(r, judged)) for r in ok]
 
     def unchanged(r):
@@ -704,7 +706,8 @@ def scaling_table(rows: list[dict], world: int):
         }
         if r["weights"] == "trained":
             line |= {"PSNR": r["psnr_db"], "decided": proof.get("decisions")}
-        proved = {name: value for name, value in proof.items() if name not in ("alone_s", "communication", "decisions")}
+        shown = ("alone_s", "alone_stages", "alone_steps_ms", "communication", "decisions")  # here or in other tables
+        proved = {name: value for name, value in proof.items() if name not in shown}
         lines.append(line | {"applied": precision.describe_proof(proved), "why not": r["reason"]})
     return _with_units(pd.DataFrame(lines).set_index("setting").dropna(axis=1, how="all"))
 
@@ -728,6 +731,7 @@ def scaling_parts(rows: list[dict]):
                 "setting": r["label"],
                 "image / steps": image,
                 "one step": step,
+                "alone": proof.get("alone_steps_ms", {}).get("computed"),
                 "set off in": steps.get("computed, set off in"),
                 **parts,
                 "text, VAE, waiting": max(0.0, image - sum(parts.values())) if parts else None,
@@ -742,6 +746,36 @@ def scaling_parts(rows: list[dict]):
     frame = pd.DataFrame(lines).set_index("setting").dropna(axis=1, how="all")
     frame.attrs["units"] = {column: "MHz" if column == "SM clock" else "ms" for column in frame}
     return frame
+
+
+def scaling_stages(rows: list[dict]):
+    """What an image's time is made of on the first GPU, divided and alone; None if no row has its stages.
+
+    Only steps are divided, the VAE too where it is parallel: the rest is what keeps N GPUs from being N times as fast.
+    """
+    import pandas as pd
+
+    stages = {"text": "text_s", "steps": "denoise_s", "VAE": "vae_s"}
+    lines = []
+    for r in rows:
+        single = (r["proof"] or {}).get("alone_stages")
+        if single is None or r["speedup"] is None or not r["denoise_s"]:
+            continue
+        line = {"setting": r["label"]}
+        for name, column in stages.items():
+            line |= {name: _ms(r[column]), f"{name}, alone": _ms(single[column])}
+        line["the rest"] = _ms(r["latency_p50"]) - sum(line[name] or 0.0 for name in stages)
+        line["the rest, alone"] = _ms(r["proof"]["alone_s"]) - sum(line[f"{name}, alone"] or 0.0 for name in stages)
+        lines.append(line | {"steps divided": single["denoise_s"] / r["denoise_s"]})
+    if not lines:
+        return None
+    frame = pd.DataFrame(lines).set_index("setting")
+    frame.attrs["units"] = {column: "×" if column == "steps divided" else "ms" for column in frame}
+    return frame
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1e3 * seconds
 
 
 def scaling_sentence(rows: list[dict], world: int) -> str:

@@ -10,6 +10,7 @@ import gc
 import itertools
 import math
 import re
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -304,6 +305,15 @@ def stages(pipe, synchronize: Callable[[], None] = synchronize, clock: Callable[
     first = start if marks["text_end"] is None else marks["text_end"]
     times.denoise_s = (end if marks["vae_start"] is None else marks["vae_start"]) - first - marks["encode"]
     times.total_s = end - start
+
+
+def median_stages(images: list[Stages]) -> dict[str, float | None]:
+    """Median seconds of text encoding, denoising and the VAE's work over images; None for what did not run."""
+    medians = {}
+    for name in ("text_s", "denoise_s", "vae_s"):
+        values = [getattr(image, name) for image in images]
+        medians[name] = None if None in values or not values else statistics.median(values)
+    return medians
 
 
 @dataclass(frozen=True)

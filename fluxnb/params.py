@@ -166,6 +166,8 @@ RECORDED = (
     "pulled, queries apart",
     "pulled, queries apart, parallel VAE",
     "pulled, quantized, queries apart, parallel VAE",
+    "pulled, everything",
+    "pulled, quantized, everything",
 )  # the stacks of notebook 11 that are recorded
 
 COMPILED = (
@@ -174,6 +176,7 @@ COMPILED = (
     "fused GELU",
     "fused RoPE",
     "modulation ahead",
+    "text encoders",
     "CUDA graph",
     "all",
     "max-autotune",
@@ -247,7 +250,11 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     },
     "09_vae": {
         "sides": Key(list[int], "pixels per side of the decoded images", low=64, high=4096, multiple_of=16),
-        "options": Key(list[str], "what is done to the VAE", choices=("channels-last", "compiled", "sliced", "tiled")),
+        "options": Key(
+            list[str],
+            "what is done to the VAE and what follows it",
+            choices=("channels-last", "compiled", "sliced", "tiled", "bytes"),
+        ),
         "tiles": Key(list[int], "pixels per side of a tile", low=32, high=2048, multiple_of=16),
         "batch": Key(int, "images decoded at once, for slices", low=2, high=64),
         "repeats": Key(int, "how often each decoding is timed", low=1, high=1000),

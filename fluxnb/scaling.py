@@ -7,6 +7,8 @@ several candidates are alone is timed once, in turn with the first of them.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import statistics
 from dataclasses import dataclass, replace
 
@@ -49,9 +51,11 @@ def alone(techniques: tuple) -> tuple:
 
 @dataclass(frozen=True)
 class _Alone:
-    """What one rank makes by itself: the slowest rank's seconds, round by round, and this rank's picture."""
+    """What one rank makes by itself: the slowest rank's seconds, round by round; this one's stages, steps, picture."""
 
     samples: list[float]
+    stages: dict
+    steps: dict
     image: object
 
 
@@ -84,8 +88,8 @@ def _measured(rank, own, candidate, timed: dict[str, _Alone]) -> dict:
     others = [t for t in alone((*own.built, *candidate.techniques)) if not isinstance(t, Replicas)]
     by_itself = canonical({"steps": steps, "techniques": [[t.name, t.settings] for t in others]})
     around = {
-        "together": lambda: applied(pipe, *candidate.techniques),
-        "alone": lambda: applied(single.pipe, *alone(candidate.techniques)),
+        "together": functools.partial(_ready, own, candidate.techniques),
+        "alone": functools.partial(_ready, single, alone(candidate.techniques)),
     }
     runs = {
         "together": lambda: own.generate(*own.inputs[0], steps),
@@ -100,22 +104,28 @@ def _measured(rank, own, candidate, timed: dict[str, _Alone]) -> dict:
         with around[first]():
             for _ in range(WARM_UP):
                 runs[first]()
-    masks = [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]
-    made = {}
+    masks = [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]  # of the first run's images
+    mask, made = masks[0] if masks else "1" * steps, {}
     with telemetry.Sampler() as sampler:
         for name, run in runs.items():
             with around[name]():
                 for _ in range(WARM_UP - 1):
                     made[name] = run()
-        samples = timing.interleave(runs, own.rounds, synchronize=_meet, around=around)
+        stages = {name: [] for name in runs}
+        watched = {name: functools.partial(around[name], stages[name]) for name in runs}
+        samples = timing.interleave(runs, own.rounds, synchronize=_meet, around=watched)
     taken = {name: _slowest(values) for name, values in samples.items()}
     if "alone" in taken:
-        timed[by_itself] = _Alone(taken["alone"], made["alone"])
+        with around["alone"]():
+            times = timing.step_times(single.pipe, runs["alone"])
+        parts = timing.median_stages(stages["alone"])
+        timed[by_itself] = _Alone(taken["alone"], parts, _steps(times, mask), made["alone"])
     by_one = timed[by_itself]
     of = taken["alone" if replicas else "together"]
     images = rank.world if replicas else 1
     row = {
         **timing.summary(of),
+        **timing.median_stages(stages["alone" if replicas else "together"]),
         "images_per_s": images * len(of) / sum(of),
         "total_steps": steps,
         "computed_steps": steps,
@@ -130,13 +140,17 @@ def _measured(rank, own, candidate, timed: dict[str, _Alone]) -> dict:
         row |= {name: sampler.result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct")}
         row["telemetry"] = sampler.result
     proof = {k: v for t in (*own.built, *candidate.techniques) for k, v in getattr(t, "proof", {}).items()}
-    proof["alone_s"] = statistics.median(by_one.samples)
+    proof |= {
+        "alone_s": statistics.median(by_one.samples),
+        "alone_stages": by_one.stages,
+        "alone_steps_ms": by_one.steps,
+    }
     if replicas:
         return row | {"proof": proof}
     by_step = any(isinstance(t, STEP_SPREADING) for t in (*own.built, *candidate.techniques))
     if by_step:
         with around["together"]():
-            proof["steps_ms"] = _steps(timing.step_times(pipe, runs["together"]), masks[0] if masks else "1" * steps)
+            proof["steps_ms"] = _steps(timing.step_times(pipe, runs["together"]), mask)
     if masks:
         everywhere = _from_all(masks[0])
         proof["decisions"] = "identical on all ranks" if len(set(everywhere)) == 1 else everywhere
@@ -149,6 +163,17 @@ def _measured(rank, own, candidate, timed: dict[str, _Alone]) -> dict:
     else:
         proof["picture beside one rank's"] = quality.format_psnr(quality.psnr(*pictures))
     return row | {"proof": proof}
+
+
+@contextlib.contextmanager
+def _ready(subject, techniques: tuple, stages: list | None = None):
+    """A subject's pipeline with techniques on; adds the stages of the one image made inside to `stages`."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(applied(subject.pipe, *techniques))
+        times = None if stages is None else stack.enter_context(timing.stages(subject.pipe))
+        yield
+    if stages is not None:
+        stages.append(times)
 
 
 def _steps(times: list[timing.StepTime], mask: str) -> dict:

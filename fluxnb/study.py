@@ -626,7 +626,7 @@ class Study:
                 "status": "ok",
                 **prepared,
                 **measure.summary(taken),
-                **runners[i].stage_medians(),
+                **measure.median_stages(runners[i].stages),
                 "images_per_s": candidate.batch * len(taken) / sum(taken),
                 "speedup": ratio,
                 "speedup_ci_low": low,
@@ -826,11 +826,6 @@ class _Runner:
     def run(self) -> None:
         inputs = list(itertools.islice(self.order, self.candidate.batch))
         self.latest = inputs, self.subject.batch(inputs, self.candidate.steps)
-
-    def stage_medians(self) -> dict[str, float]:
-        """Median seconds of text encoding, denoising and VAE decoding."""
-        names = ("text_s", "denoise_s", "vae_s")
-        return {name: statistics.median(getattr(s, name) for s in self.stages) for name in names}
 
 
 def _pipelines(candidates: list[Candidate]) -> list[Subject]:

@@ -1,10 +1,17 @@
-"""What can be done to the VAE: layout, compilation, slices, tiles. Image-to-image encodes with it, too."""
+"""What can be done to the VAE and what comes after it: layout, compilation, slices, tiles, bytes on the device.
+
+Image-to-image encodes with it, too.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from dataclasses import dataclass, field
 
 import torch
+
+from fluxnb.cache.engine import attribute
 
 
 @dataclass
@@ -112,6 +119,38 @@ class Tiled:
                 setattr(vae, name, value)
 
         return undo
+
+
+@dataclass
+class BytesOnDevice:
+    """Pixels become bytes where they were decoded, and only bytes go to the host; a technique.
+
+    diffusers copies numbers of two or four bytes to the host and rounds them there, on one core while the GPU is idle.
+    The picture is the same to the bit.
+    """
+
+    name: str = "bytes on the device"
+    label: str = "bytes on the device"
+    settings: dict = field(default_factory=lambda: {"pixels": "bytes on the device"})
+
+    def apply(self, pipe):
+        """Replaces the conversion to PIL images; returns the function that puts it back."""
+        from PIL import Image
+
+        processor = pipe.image_processor
+        original = processor.postprocess
+
+        @functools.wraps(original)
+        def postprocess(image, output_type="pil", do_denormalize=None):
+            if output_type != "pil":
+                return original(image, output_type, do_denormalize)
+            shares = original(image, "pt", do_denormalize).permute(0, 2, 3, 1).float()  # of 0 to 1
+            pictures = (shares * 255).round().to(torch.uint8).cpu().numpy()
+            return [Image.fromarray(picture) for picture in pictures]
+
+        stack = contextlib.ExitStack()
+        stack.enter_context(attribute(processor, "postprocess", postprocess))
+        return stack.close
 
 
 @torch.no_grad()

@@ -319,6 +319,11 @@ def test_recommendations_are_the_best_rows_that_keep_their_quality(timed, judged
     assert own["choose"].iloc[0] == "cache"
 
 
+def test_without_trained_weights_what_changes_no_arithmetic_is_recommended(timed):
+    table = findings.recommendations(timed, [])
+    assert list(table["choose"])[:2] == ["+ compiled blocks"] * 2 and table["PSNR"].isna().all()
+
+
 def test_another_order_of_operations_is_judged_by_its_worst_part(timed, judged):
     def parts(row, **settings):
         return row | {"settings": row["settings"] | settings}
@@ -389,6 +394,21 @@ def test_where_a_step_goes_on_several_gpus():
     assert (table.loc["cached", "skipped step"], table.loc["cached", "it set off in"]) == (5.0, 4.5)
     assert table.loc["cached", "one step"] == 78.0 and math.isnan(table.loc["cached", "waiting"])
     assert findings.scaling_parts([spread("replicas", "replicas", 3.6)]) is None
+
+
+def test_what_an_image_on_several_gpus_is_made_of():
+    alone = {"alone_s": 3.6, "alone_stages": {"text_s": 0.03, "denoise_s": 3.5, "vae_s": 0.04}}
+    own = spread("context parallel", "pulled 2", 2.0, 1.8, text_s=0.03, denoise_s=1.75, vae_s=0.02, proof=alone)
+    none = own | {"label": "no text", "text_s": None}
+    table = findings.scaling_stages([spread("replicas", "replicas", 3.6, denoise_s=3.5, proof=alone), own, none])
+    assert list(table.index) == ["pulled 2", "no text"]  # replicas divide nothing
+    assert table.loc["pulled 2", "steps divided"] == pytest.approx(2.0)
+    assert table.loc["pulled 2", "the rest"] == pytest.approx(200) and table.loc[
+        "no text", "the rest"
+    ] == pytest.approx(230)
+    assert table.loc["pulled 2", "the rest, alone"] == pytest.approx(30)
+    assert table.attrs["units"] | {"text": "ms", "steps divided": "×"} == table.attrs["units"]
+    assert findings.scaling_stages([own | {"proof": {"alone_s": 3.6}}]) is None  # of earlier runs
 
 
 def test_whether_an_acceleration_pays_differently_takes_a_difference_and_no_noise():

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -203,6 +204,42 @@ def test_vae_options_are_reversible(pipe, technique):
     difference = (changed - plain).abs().max()
     assert difference > 0.01 if isinstance(technique, vae.Tiled) else difference < 1e-3
     assert torch.equal(vae.decode(pipe, z), plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_bytes_made_on_the_device_are_those_made_on_the_host(pipe, dtype):
+    pixels = torch.linspace(-1.2, 1.2, 2 * 3 * 64 * 64).view(2, 3, 64, 64).to(dtype)  # every byte, and what is clipped
+    convert = pipe.image_processor.postprocess
+    plain = [np.asarray(picture) for picture in convert(pixels)]
+    with applied(pipe, vae.BytesOnDevice()):
+        made = pipe.image_processor.postprocess(pixels)
+        numbers = pipe.image_processor.postprocess(pixels, output_type="pt")
+    assert [(m.mode, m.size) for m in made] == [("RGB", (64, 64))] * 2
+    assert all(np.array_equal(m, p) for m, p in zip(made, plain, strict=True)) and len(np.unique(plain)) == 256
+    assert torch.equal(numbers, convert(pixels, output_type="pt"))
+    assert pipe.image_processor.postprocess == convert
+
+
+def test_compiled_text_encoders_say_the_same(pipe):
+    prompt, tokens = ["a red circle"], MODEL.tokens
+    technique = compilation.TextEncoders()
+
+    def encoded():
+        with torch.no_grad():
+            return pipe.encode_prompt(prompt, None, max_sequence_length=tokens)[:2]
+
+    plain = encoded()
+    with compilation.fresh():
+        before = compilation.counters()
+        with applied(pipe, technique):
+            compiled = encoded()
+        said = {name: count - before[name] for name, count in compilation.counters().items()}
+    assert technique.proof == {"text encoders": "4 blocks compiled"}
+    assert (
+        said["graphs"] == 3 and said["breaks"] == 0
+    )  # CLIP's block, T5's first, which makes positions, and its others
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, compiled, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain, encoded(), strict=True))
 
 
 def test_a_tile_as_large_as_the_image_changes_nothing(pipe):
