@@ -367,6 +367,16 @@ class Study:
             fingerprint=_fingerprint(name),
         )
 
+    def first_judged(self) -> Subject:
+        """The first of the study's models whose images mean something. Raises UserError if there is none."""
+        for subject in map(self.subject, self.params.study.models):
+            if subject.model.judged:
+                return subject
+        raise UserError(
+            f"{self.notebook} judges images, and no model of study.models has trained weights: add `embedded`, or "
+            f"a hub id or folder with real weights, to study.models in params/{self.params.name}.yaml."
+        )
+
     def time(
         self, technique: str, settings: dict, run, repeats: int, also=None, before=None, warm=True, **columns
     ) -> dict:

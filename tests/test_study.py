@@ -537,6 +537,16 @@ def test_a_notebook_opens_the_study_around_it(user_root, monkeypatch):
     assert study.begin("h100", "01_baseline").params.name == "h100"
 
 
+def test_a_notebook_that_judges_images_says_that_it_needs_trained_weights(user_root, monkeypatch):
+    monkeypatch.setattr(params, "detect_gpu", lambda: ("cpu", 0))
+    s = study.begin("smoke", "07_combined_cache")
+    s.params.study.models[:] = ["flux-dev-random", "embedded"]
+    assert s.first_judged().model.name == "embedded"
+    s.params.study.models.pop()
+    with pytest.raises(UserError, match="^07_combined_cache judges images, and no model .* in params/smoke.yaml"):
+        s.first_judged()
+
+
 # --- techniques and ceilings --------------------------------------------------------------------------------
 
 
