@@ -10,6 +10,7 @@ import gc
 import itertools
 import math
 import re
+import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -206,10 +207,12 @@ def warm_up(
     least: int = 3,
     enough_s: float = math.inf,
     clock: Callable[[], float] = time.perf_counter,
+    patience_s: float = math.inf,
 ) -> WarmUp:
     """Calls `run` until two calls in a row take the same time within `tolerance`, `least` to `limit` times.
 
-    A call that takes longer than `enough_s` ends it: it is its own warm-up, and says nothing on stability.
+    A call that takes longer than `enough_s` ends it: it is its own warm-up, and says nothing on stability. A first
+    call that takes longer than `patience_s` raises TimeoutError (`limited`).
 
     The first call of a pipeline loads kernels or compiles; a fixed number of warm-up calls hides whether that
     is over, this rule says it (`stable`). `total_s` is the sum of the calls.
@@ -219,12 +222,41 @@ def warm_up(
     times: list[float] = []
     stable = False
     while len(times) < limit and not stable:
-        times.append(timed(run, synchronize, clock))
+        with limited(math.inf if times else patience_s):
+            times.append(timed(run, synchronize, clock))
         if times[-1] > enough_s:
             break
         if len(times) >= max(2, least):
             stable = abs(times[-1] - times[-2]) <= tolerance * times[-2]
     return WarmUp(times[0], sum(times), len(times), stable)
+
+
+class _Over(BaseException):
+    """Not an Exception: what compiles catches those, and goes on."""
+
+
+@contextmanager
+def limited(seconds: float):
+    """Raises TimeoutError inside once so many seconds are over, infinity for never.
+
+    In the main thread of a process only: signals, which it is done with, reach no other. Raises ValueError elsewhere.
+    """
+    if math.isinf(seconds):
+        yield
+        return
+
+    def end(*_):
+        raise _Over
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)  # again, should something have swallowed it
+    try:
+        yield
+    except _Over:
+        raise TimeoutError(f"not done after {seconds:g} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @dataclass

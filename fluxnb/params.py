@@ -206,6 +206,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     "03_compile": {
         "variants": Key(list[str], "what is compiled how", choices=COMPILED),
         "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
+        "patience": Key(float, "seconds until a variant's first image, after which it is given up", low=10, high=86400),
         "prompts": Key(int, "prompts of the embedded model that quality is judged on", low=1, high=100),
         "quantized": Key(list[str], "torchao kinds compiled too, full size", choices=TORCHAO),
         "quantized_variants": Key(list[str], "what of these is compiled how", choices=COMPILED),

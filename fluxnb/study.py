@@ -58,6 +58,7 @@ class Candidate:
     subject: Subject | None = None  # another pipeline than the baseline's, say in another number format
     batch: int = 1  # images made at once
     gpus: int = 1  # that it runs on
+    patience_s: float = math.inf  # until its first image; then it is given up
 
 
 def plain(
@@ -88,6 +89,7 @@ def built(
     name: str = "",
     label: str = "",
     batch: int = 1,
+    patience_s: float = math.inf,
 ) -> Candidate:
     """The same model with techniques built in, in a pipeline of its own; the first one names it."""
     return Candidate(
@@ -96,6 +98,7 @@ def built(
         steps,
         subject=subject.having(*techniques),
         batch=batch,
+        patience_s=patience_s,
     )
 
 
@@ -477,6 +480,8 @@ class Study:
         row = self._find(self.key(subject, candidate), candidate.label)
         if row and profile and row["status"] == "ok" and torch.cuda.is_available() and not telemetry.replayed():
             return row["computed_steps"] != row["total_steps"] or "step_ms" in (row["proof"] or {})
+        if row and not telemetry.replayed():  # what was given up is tried again by the more patient
+            return candidate.patience_s <= (row["proof"] or {}).get("patience_s", math.inf)
         return bool(row)
 
     def compare_built(
@@ -609,6 +614,10 @@ class Study:
                 runnable.append((candidate, self._prepare(subject, candidate, profile)))
             except Unavailable as reason:
                 self._append(subject, candidate, {"status": "unavailable", "reason": str(reason)})
+            except TimeoutError:
+                said = f"no image after {candidate.patience_s:g} s, so its compilation was given up; allow it more"
+                proof = {"patience_s": candidate.patience_s}
+                self._append(subject, candidate, {"status": "unavailable", "reason": said, "proof": proof})
             except RuntimeError as error:
                 self._failed(subject, baseline, candidate, error)
         if not runnable:
@@ -670,6 +679,7 @@ class Study:
                 limit=self.params.study.warmup,
                 least=2,
                 enough_s=SLOW_S,
+                patience_s=candidate.patience_s,
             )
             if trace := _trace(candidate):
                 row["computed_steps"] = trace["mask"].count("1")

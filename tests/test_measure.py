@@ -1,3 +1,6 @@
+import math
+import signal
+import time
 import tracemalloc
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -348,6 +351,38 @@ def test_memory_is_filled_in_after_an_error():
         with measure.memory("cpu") as use:
             raise MemoryError
     assert use.peak_gib is not None and use.average_gib is not None
+
+
+# --- patience -----------------------------------------------------------------------------------------------
+
+
+def stubborn():
+    """Takes for ever, and catches what it can, as compilers do."""
+    while True:
+        try:
+            time.sleep(0.01)
+        except Exception:
+            pass
+
+
+def test_what_takes_too_long_is_given_up():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(TimeoutError, match="^not done after 0.2 s"), measure.limited(0.2):
+        stubborn()
+    assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    with pytest.raises(ZeroDivisionError), measure.limited(60):
+        raise ZeroDivisionError
+    with measure.limited(math.inf):
+        assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_only_the_first_call_of_a_warm_up_has_to_be_there_in_time():
+    with pytest.raises(TimeoutError):
+        measure.warm_up(stubborn, patience_s=0.2)
+    waits = iter([0.0, 0.4, 0.0])
+    warm = measure.warm_up(lambda: time.sleep(next(waits)), limit=3, patience_s=0.2)
+    assert warm.count == 3
 
 
 def test_the_steps_of_one_image(clock, monkeypatch):

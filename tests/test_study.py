@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import json
 import shutil
+import time
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -270,6 +271,29 @@ def test_an_unavailable_technique_is_a_row_with_its_reason_and_the_others_go_on(
     s, subject = begin()
     assert s.compare(subject, study.plain(STEPS), [broken, study.fewer_steps(2)])[1] == failed
     assert made == []  # the reason is a result: it isn't tried again
+
+
+def test_what_compiles_for_too_long_is_given_up_until_someone_has_more_patience(begin, made, monkeypatch):
+    fast, waits = study.Subject.batch, iter([0.5])
+
+    def slow(self, inputs, steps):
+        time.sleep(next(waits, 0.0) if steps == 2 else 0.0)
+        return fast(self, inputs, steps)
+
+    monkeypatch.setattr(study.Subject, "batch", slow)
+
+    def found(patience_s):
+        s, subject = begin()
+        candidate = dataclasses.replace(study.fewer_steps(2), patience_s=patience_s)
+        return s.compare(subject, study.plain(STEPS), [candidate])[1]
+
+    given_up = found(0.2)
+    assert (given_up["status"], given_up["latency_p50"]) == ("unavailable", None)
+    assert given_up["reason"] == "no image after 0.2 s, so its compilation was given up; allow it more"
+    made.clear()
+    assert found(0.1) == found(0.2) == given_up and made == []
+    assert found(30)["status"] == "ok" and made
+    assert found(0.2)["status"] == "ok"  # what is there is there
 
 
 def test_out_of_memory_is_a_row_and_the_others_go_on(begin, made):
