@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fluxnb import pipelines
 from fluxnb.technique import Unavailable
 
 # batch, heads, 512 text + 4096 image tokens, width of a head: FLUX at 1024 x 1024
@@ -107,19 +108,31 @@ class Work:
 
 
 def step_work(subject) -> Work:
-    """Counts one step of a subject's unquantized pipeline: products as they are called, attention by its formula."""
+    """Counts one step of a subject's unquantized transformer for one image; its weights are not needed.
+
+    Products are counted as they are called, attention by its formula. Raises UserError if the model can't be read.
+    """
+    from diffusers import FluxTransformer2DModel
     from torch.utils.flop_counter import FlopCounterMode
 
-    pipe = subject.pipe
-    with FlopCounterMode(display=False) as counter:
-        subject.generate(*subject.inputs[0], 1)
-    counts = counter.get_flop_counts()[type(pipe.transformer).__name__]
-    products = sum(flop for op, flop in counts.items() if op.__name__ in ("mm", "addmm", "bmm", "_addmm_activation"))
-    config = pipe.transformer.config
-    tokens = subject.model.tokens + (subject.width // 16) * (subject.height // 16)
+    image, text = (subject.width // 16) * (subject.height // 16), subject.model.tokens
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        transformer = FluxTransformer2DModel.from_config(pipelines.transformer_config(subject.model.name))
+        config = transformer.config
+        transformer(
+            hidden_states=torch.empty(1, image, config.in_channels),
+            encoder_hidden_states=torch.empty(1, text, config.joint_attention_dim),
+            pooled_projections=torch.empty(1, config.pooled_projection_dim),
+            timestep=torch.empty(1),
+            guidance=torch.empty(1) if config.guidance_embeds else None,
+            img_ids=torch.empty(image, 3),
+            txt_ids=torch.empty(text, 3),
+        )
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(flop for op, flop in counts.items() if op.__name__ in ("mm", "addmm"))
     blocks = config.num_layers + config.num_single_layers
     width = config.num_attention_heads * config.attention_head_dim
-    return Work(products, 4 * blocks * tokens**2 * width)
+    return Work(products, 4 * blocks * (text + image) ** 2 * width)
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,24 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     return pipe.to(device)
 
 
+def transformer_config(name: str) -> dict:
+    """The configuration of a model's transformer, its weights not loaded. Raises UserError if it can't be read."""
+    from diffusers import FluxTransformer2DModel
+
+    check(name)
+    if name in RANDOM:
+        return {**_FLUX_TRANSFORMER, "guidance_embeds": "dev" in name}
+    local = name == "embedded" or _is_folder(name)
+    source = embedded.FOLDER if name == "embedded" else Path(name).expanduser() if local else name
+    try:
+        return FluxTransformer2DModel.load_config(source, subfolder="transformer", local_files_only=local)
+    except OSError as error:
+        raise UserError(
+            f"The transformer's configuration of {name} cannot be read ({_first_line(error)}): check the folder, or "
+            "the id and the connection to the hub."
+        ) from error
+
+
 def takes_image(use_case: str) -> bool:
     """Whether a use case starts from an image."""
     return not use_case.endswith("txt2img")
@@ -496,7 +514,6 @@ def _random(name: str, dtype, device: str, seed: int):
     from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-    dev = name == "flux-dev-random"
     clip_tokenizer = embedded.clip_tokenizer()
     clip_tokenizer.model_max_length = 77
     clip_config = CLIPTextConfig(
@@ -513,7 +530,7 @@ def _random(name: str, dtype, device: str, seed: int):
                 "vae": AutoencoderKL(**_FLUX_VAE),
                 "text_encoder": CLIPTextModel(clip_config),
                 "text_encoder_2": T5EncoderModel(T5Config(**_T5_XXL)),
-                "transformer": FluxTransformer2DModel(**_FLUX_TRANSFORMER, guidance_embeds=dev),
+                "transformer": FluxTransformer2DModel(**transformer_config(name)),
             }
     finally:
         torch.set_default_dtype(default)
@@ -521,7 +538,7 @@ def _random(name: str, dtype, device: str, seed: int):
         randomize(part.to(dtype).eval(), seed)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
-            **(embedded.SCHEDULER if dev else {"shift": 1.0, "use_dynamic_shifting": False})
+            **(embedded.SCHEDULER if "dev" in name else {"shift": 1.0, "use_dynamic_shifting": False})
         ),
         tokenizer=clip_tokenizer,
         tokenizer_2=embedded.t5_tokenizer(),

@@ -145,7 +145,7 @@ class BytesOnDevice:
             if output_type != "pil":
                 return original(image, output_type, do_denormalize)
             shares = original(image, "pt", do_denormalize).permute(0, 2, 3, 1).float()  # of 0 to 1
-            pictures = (shares * 255).round().to(torch.uint8).cpu().numpy()
+            pictures = (shares * 255).round().to(torch.uint8).contiguous().cpu().numpy()  # as PIL has them in memory
             return [Image.fromarray(picture) for picture in pictures]
 
         stack = contextlib.ExitStack()

@@ -78,6 +78,16 @@ def test_a_damaged_folder_is_named(copied, damage):
     assert str(copied) in text and "copy or save it again" in text
 
 
+def test_a_transformers_configuration_is_read_without_its_weights(copied):
+    for weights in (copied / "transformer").glob("*.safetensors"):
+        weights.write_bytes(b"")
+    assert pipelines.transformer_config(str(copied)) == pipelines.transformer_config("embedded")
+    assert pipelines.transformer_config("flux-schnell-random")["guidance_embeds"] is False
+    truncate(copied / "transformer/config.json")
+    with pytest.raises(UserError, match="^The transformer's configuration of .* cannot be read"):
+        pipelines.transformer_config(str(copied))
+
+
 def test_a_good_folder_loads_and_makes_the_same_image(copied, embedded_pipe):
     pipe = pipelines.load(str(copied), device="cpu")
     made = [

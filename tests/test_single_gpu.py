@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from fluxnb import attention, ceilings, compilation, fused, measure, modulation, pipelines, sparsity, vae
 from fluxnb.cache import Cache, Hold, Interval, Schedule, first_block
@@ -293,12 +294,11 @@ def test_kernels_belong_to_a_kind():
 
 
 def test_work_and_limit_of_a_step(pipe):
-    def generate(prompt, seed, steps):
-        return pipelines.generate(pipe, [prompt], [seed], model=MODEL, steps=steps)
-
-    work = ceilings.step_work(
-        SimpleNamespace(pipe=pipe, model=MODEL, width=128, height=128, inputs=[("a cat", 0)], generate=generate)
-    )
+    work = ceilings.step_work(SimpleNamespace(model=MODEL, width=128, height=128))
+    with FlopCounterMode(display=False) as counter:
+        pipelines.generate(pipe, ["a cat"], [0], model=MODEL, steps=1)
+    counts = counter.get_flop_counts()["FluxTransformer2DModel"]
+    assert work.products == sum(flop for op, flop in counts.items() if op.__name__ in ("mm", "addmm"))
     weights = sum(linear.weight.numel() for _, _, linear, modulates in block_layers(pipe.transformer) if not modulates)
     # a weight of a single block meets all 88 tokens, one of a double block 64 or 24 of them
     assert 2 * 24 * weights < work.products < 2 * 88 * weights
@@ -306,6 +306,11 @@ def test_work_and_limit_of_a_step(pipe):
     reached = ceilings.Ceilings({"float32": 1e9}, 2e9)
     assert reached.step_s(work, "float32") == work.products / 1e9 + work.attention / 2e9
     assert reached.step_s(work, "fp8") is None
+
+
+def test_the_work_of_a_step_at_full_size():
+    work = ceilings.step_work(SimpleNamespace(model=pipelines.describe("flux-dev-random"), width=1024, height=1024))
+    assert work.products + work.attention == pytest.approx(74.4e12, rel=0.001)  # FLUX.1-dev's
 
 
 @pytest.mark.parametrize("dtype", ["fp8", "int8"])
