@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 
-from fluxnb import pipelines
+from fluxnb import pipelines, telemetry
 from fluxnb.technique import Unavailable
 
 # batch, heads, 512 text + 4096 image tokens, width of a head: FLUX at 1024 x 1024
@@ -25,33 +26,40 @@ def matmul(size: int, dtype: str):
     Args:
         dtype: a torch dtype's name; "fp8" is e4m3 with one scale per row and column, "int8" sums in 32 bits. The
             function raises Unavailable where PyTorch has no such product.
+
+    The matrices are made by the function's first call, which belongs to its warm-up.
     """
     flop = 2 * size**3
     if dtype in ("fp8", "int8"):
         return _small_matmul(size, dtype), flop
-    kind = getattr(torch, dtype)
-    a, b = (torch.randn(size, size, device=device()).to(kind) for _ in range(2))
-    out = torch.empty(size, size, device=device(), dtype=kind)
-    return lambda: torch.matmul(a, b, out=out), flop
+
+    @functools.cache
+    def made():
+        a, b = (torch.randn(size, size, device=device()).to(getattr(torch, dtype)) for _ in range(2))
+        return a, b, torch.empty_like(a)
+
+    def run():
+        a, b, out = made()
+        return torch.matmul(a, b, out=out)
+
+    return run, flop
 
 
 def _small_matmul(size: int, dtype: str):
-    a, b = (torch.randn(size, size, device=device()) for _ in range(2))
-    if dtype == "fp8":
-        a, b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
-        ones = torch.ones(size, 1, device=device())
-        product = lambda: torch._scaled_mm(  # noqa: E731
-            a, b.t(), scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16, use_fast_accum=True
-        )
-    else:
-        a, b = a.to(torch.int8), b.to(torch.int8)
-        product = lambda: torch._int_mm(a, b.t())  # noqa: E731
+    @functools.cache
+    def product():
+        a, b = (torch.randn(size, size, device=device()) for _ in range(2))
+        if dtype == "int8":
+            return functools.partial(torch._int_mm, a.to(torch.int8), b.to(torch.int8).t())
+        a, b, ones = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn), torch.ones(size, 1, device=device())
+        scales = {"scale_a": ones, "scale_b": ones.t()}
+        return functools.partial(torch._scaled_mm, a, b.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
 
     def run():
         if device() == "cpu":
             raise Unavailable("needs a GPU: a CPU's products of these are emulated or of another kind")
         try:
-            product()
+            product()()
         except (RuntimeError, NotImplementedError) as error:
             raise Unavailable(f"needs a GPU with matrix units for {dtype}: {str(error).splitlines()[0]}") from error
 
@@ -72,15 +80,18 @@ def attention(shape: tuple[int, int, int, int], dtype: str, backend: str):
         "math": SDPBackend.MATH,
     }
     batch, heads, tokens, width = shape
-    q, k, v = (torch.randn(shape, device=device(), dtype=getattr(torch, dtype)) for _ in range(3))
+
+    @functools.cache
+    def made():
+        return tuple(torch.randn(shape, device=device(), dtype=getattr(torch, dtype)) for _ in range(3))
 
     def run():
         if backend == "default":
-            torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            torch.nn.functional.scaled_dot_product_attention(*made())
             return
         try:
             with sdpa_kernel(kinds[backend]):
-                torch.nn.functional.scaled_dot_product_attention(q, k, v)
+                torch.nn.functional.scaled_dot_product_attention(*made())
         except RuntimeError as error:
             raise Unavailable(
                 f"needs a GPU, PyTorch build and shape that {backend} attention supports: {str(error).splitlines()[0]}"
@@ -154,7 +165,7 @@ class Ceilings:
 
 def measured(study, size: int = 8192, repeats: int = 5) -> Ceilings:
     """Measures the ceilings, as rows of the study's own notebook: in the same run as what is set against them."""
-    on_gpu = device() == "cuda"
+    on_gpu = bool(telemetry.machine()["gpus"])  # of the machine whose rows they are
     numbers = ("bfloat16", "float32", "fp8", "int8") if on_gpu else ("float32", "fp8", "int8")
     found = {}
     for number in numbers:
