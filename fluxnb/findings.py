@@ -509,6 +509,7 @@ _SAME = (
     "modulation",
     "cuda_graph",
     "text",
+    "hooks",
     "vae_mode",
     "pixels",
 )

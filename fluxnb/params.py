@@ -295,6 +295,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "quantization": Key(str, "the torchao kind of the stack", choices=TORCHAO),
         "cache_steps": Key(int, "computed steps of the stack's cache", low=2, high=200),
         "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
+        "around": Key(list[str], "what is spared before and after the steps", choices=("hooks", "bytes")),
     },
     "14_embedded_model": {
         "check_images": Key(int, "committed evaluation images that are recomputed", low=1, high=500),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fluxnb import attention, ceilings, compilation, fused, measure, modulation, pipelines, sparsity, vae
+from fluxnb import attention, ceilings, compilation, fused, hooks, measure, modulation, pipelines, sparsity, vae
 from fluxnb.cache import Cache, Hold, Interval, Schedule, first_block
 from fluxnb.errors import UserError
 from fluxnb.params import TORCHAO
@@ -219,6 +219,39 @@ def test_bytes_made_on_the_device_are_those_made_on_the_host(pipe, dtype):
     assert all(np.array_equal(m, p) for m, p in zip(made, plain, strict=True)) and len(np.unique(plain)) == 256
     assert torch.equal(numbers, convert(pixels, output_type="pt"))
     assert pipe.image_processor.postprocess == convert
+
+
+def test_hooks_are_looked_for_once(pipe, monkeypatch):
+    from diffusers.hooks import group_offloading as offloading
+
+    looked, original = [], offloading._get_top_level_group_offload_hook
+    monkeypatch.setattr(
+        offloading, "_get_top_level_group_offload_hook", lambda module: looked.append(module) or original(module)
+    )
+
+    def made():
+        looked.clear()
+        return pipelines.generate(pipe, ["a red ball"], [1], model=MODEL, steps=2)[0].tobytes()
+
+    plain = made()
+    assert pipe.transformer in looked and pipe.text_encoder_2 in looked
+    with applied(pipe, technique := hooks.NoHookSearch()):
+        assert made() == plain and looked == [] and technique.proof["without a hook"].startswith("all of ")
+        assert pipe._execution_device == torch.device("cpu")
+    assert made() == plain and pipe.transformer in looked
+
+
+def test_hooks_that_are_there_are_looked_for(pipe):
+    from diffusers import FirstBlockCacheConfig
+
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    try:
+        with pytest.raises(Unavailable, match="^needs a pipeline without hooks"):
+            hooks.NoHookSearch().apply(pipe)
+    finally:
+        pipe.transformer.disable_cache()
+    with applied(pipe, hooks.NoHookSearch()):
+        pass
 
 
 def test_compiled_text_encoders_say_the_same(pipe):
