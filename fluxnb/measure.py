@@ -359,7 +359,8 @@ class StepTime:
 def step_times(pipe, run: Callable[[], object]) -> list[StepTime]:
     """The steps of the one image that `run` makes, from the second on; nothing is waited for between them.
 
-    A host that takes as long as the device is what the device waits for. On a CPU they are the same.
+    Of a host and a device that take the same time either may wait for the other: the kernels' times tell. On a CPU there
+    is one of them.
     """
     device, marks = _cuda(pipe.transformer.device), []
 
