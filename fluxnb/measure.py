@@ -359,8 +359,8 @@ class StepTime:
 def step_times(pipe, run: Callable[[], object]) -> list[StepTime]:
     """The steps of the one image that `run` makes, from the second on; nothing is waited for between them.
 
-    Of a host and a device that take the same time either may wait for the other: the kernels' times tell. On a CPU there
-    is one of them.
+    Of a host and a device that take the same time either may wait for the other: the kernels' times tell which. A CPU
+    is both.
     """
     device, marks = _cuda(pipe.transformer.device), []
 
