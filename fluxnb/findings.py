@@ -332,7 +332,7 @@ def engine_sentence(rows: list[dict]) -> str:
 
 # --- techniques of one image: matrices, gains, recommendations --------------------------------------------
 
-UNITS = {"first": "s", "p50": "s", "per step": "ms", "load": "GiB", "peak": "GiB", "PSNR": "dB"}
+UNITS = {"first": "s", "p50": "s", "alone": "s", "per step": "ms", "load": "GiB", "peak": "GiB", "PSNR": "dB"}
 LOSSLESS = 40.0  # dB of mean PSNR from which a difference is taken as lossless
 ABOUT = 1.02  # times as much memory is about as much
 CARDS = (16, 24, 48, 80)  # GiB

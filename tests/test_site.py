@@ -223,6 +223,12 @@ def test_the_table_of_the_readme_is_what_the_rows_say(committed):
     assert not site.write_readme(committed / "notebooks")  # no README, no marks
 
 
+def test_a_stacks_name_leaves_no_technique_out(committed):
+    details = {"dtype", "inputs", "predictor", "first_block", "warm_up"}  # of a technique that is said
+    stacks = [r for c in site.configurations(committed) for r in c.ok if r["notebook"] == "13_final_stack"]
+    assert {name for r in stacks for name in r["settings"]} - details <= set(site._SAID)
+
+
 def test_of_several_gpus_the_soonest_image_is_said(tmp_path):
     stack = {
         "compile": "blocks",

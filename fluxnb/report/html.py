@@ -20,6 +20,7 @@ CALLOUTS = {
     "warning": "Careful",
 }
 LONG = 40  # characters of a table cell that is given room
+NAME = 30  # characters of a row's name that is given room
 FEW = 7  # columns of a table that fits a screen with its words
 LOSSLESS_PX = 160  # up to this side images are shown pixel by pixel, where lossy WebP would be visible
 SVG_LIMIT = 400_000  # bytes; a chart with very many marks is smaller, and faster to draw, as pixels
@@ -134,7 +135,8 @@ def table_html(frame, caption: str, formats: dict | None = None, units: dict | N
         for position, (column, value) in enumerate(zip(columns, values, strict=True)):
             tag, scope = ("th", ' scope="row"') if position == 0 else ("td", "")
             text = _escape(_formatted(value, formats.get(column)))
-            kind = _number_class(numeric[column]) or (f' class="{long}"' if len(text) > LONG else "")
+            room, words = (LONG, long) if position else (NAME, "fx-name")
+            kind = _number_class(numeric[column]) or (f' class="{words}"' if len(text) > room else "")
             body += f"<{tag}{scope}{kind}>{text}</{tag}>"
         body += "</tr>\n"
     caption = _required(caption, "caption")
