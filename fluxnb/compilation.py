@@ -49,7 +49,7 @@ class Regional:
 class TextEncoders:
     """Compiles every block of the text encoders by itself; a technique.
 
-    They run once for each image, and eager they launch so many small kernels that the GPU waits for the host.
+    They run once for each image: whether it gains anything depends on how long the GPU waits for the host meanwhile.
     """
 
     name: str = "text encoders compiled"

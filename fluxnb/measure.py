@@ -212,7 +212,7 @@ def warm_up(
     """Calls `run` until two calls in a row take the same time within `tolerance`, `least` to `limit` times.
 
     A call that takes longer than `enough_s` ends it: it is its own warm-up, and says nothing on stability. A first
-    call that takes longer than `patience_s` raises TimeoutError (`limited`).
+    call that takes longer than `patience_s` raises TooLate (`limited`).
 
     The first call of a pipeline loads kernels or compiles; a fixed number of warm-up calls hides whether that
     is over, this rule says it (`stable`). `total_s` is the sum of the calls.
@@ -231,13 +231,17 @@ def warm_up(
     return WarmUp(times[0], sum(times), len(times), stable)
 
 
+class TooLate(TimeoutError):
+    """What was done inside `limited` took too long."""
+
+
 class _Over(BaseException):
     """Not an Exception: what compiles catches those, and goes on."""
 
 
 @contextmanager
 def limited(seconds: float):
-    """Raises TimeoutError inside once so many seconds are over, infinity for never.
+    """Raises TooLate inside once so many seconds are over, infinity for never.
 
     In the main thread of a process only: signals, which it is done with, reach no other. Raises ValueError elsewhere.
     """
@@ -253,7 +257,7 @@ def limited(seconds: float):
     try:
         yield
     except _Over:
-        raise TimeoutError(f"not done after {seconds:g} s") from None
+        raise TooLate(f"not done after {seconds:g} s") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -614,7 +614,7 @@ class Study:
                 runnable.append((candidate, self._prepare(subject, candidate, profile)))
             except Unavailable as reason:
                 self._append(subject, candidate, {"status": "unavailable", "reason": str(reason)})
-            except TimeoutError:
+            except measure.TooLate:
                 said = f"no image after {candidate.patience_s:g} s, so its compilation was given up; allow it more"
                 proof = {"patience_s": candidate.patience_s}
                 self._append(subject, candidate, {"status": "unavailable", "reason": said, "proof": proof})
