@@ -403,9 +403,7 @@ def test_what_an_image_on_several_gpus_is_made_of():
     table = findings.scaling_stages([spread("replicas", "replicas", 3.6, denoise_s=3.5, proof=alone), own, none])
     assert list(table.index) == ["pulled 2", "no text"]  # replicas divide nothing
     assert table.loc["pulled 2", "steps divided"] == pytest.approx(2.0)
-    assert table.loc["pulled 2", "the rest"] == pytest.approx(200) and table.loc[
-        "no text", "the rest"
-    ] == pytest.approx(230)
+    assert list(table["the rest"]) == pytest.approx([200, 230])
     assert table.loc["pulled 2", "the rest, alone"] == pytest.approx(30)
     assert table.attrs["units"] | {"text": "ms", "steps divided": "×"} == table.attrs["units"]
     assert findings.scaling_stages([own | {"proof": {"alone_s": 3.6}}]) is None  # of earlier runs

@@ -221,6 +221,10 @@ def test_spreading_is_measured_beside_one_rank_alone(begun):
     assert spread["psnr_identical"] or spread["psnr_db"] > 45
     assert 0 < spread["proof"]["communication"] < 1
     assert set(spread["proof"]["steps_ms"]) == {"computed", "computed, set off in"}
+    stages = ("text_s", "denoise_s", "vae_s")
+    assert 0 < sum(spread[name] for name in stages) < max(spread["samples"])
+    assert spread["proof"]["alone_stages"] == {name: replicas[name] for name in stages}
+    assert spread["proof"]["alone_steps_ms"]["computed"] > 0 and cached["proof"]["alone_steps_ms"]["skipped"] > 0
     assert cached["proof"]["steps_ms"]["skipped"] > 0
     assert cached["proof"]["decisions"] == "identical on all ranks" and cached["computed_steps"] < 3
     assert (heads["status"], heads["reason"][:28]) == ("unavailable", "needs a number of ranks that")

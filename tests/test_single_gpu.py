@@ -269,9 +269,8 @@ def test_compiled_text_encoders_say_the_same(pipe):
             compiled = encoded()
         said = {name: count - before[name] for name, count in compilation.counters().items()}
     assert technique.proof == {"text encoders": "4 blocks compiled"}
-    assert (
-        said["graphs"] == 3 and said["breaks"] == 0
-    )  # CLIP's block, T5's first, which makes positions, and its others
+    # CLIP's block, T5's first, which makes positions, and its others
+    assert said["graphs"] == 3 and said["breaks"] == 0
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, compiled, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain, encoded(), strict=True))
 

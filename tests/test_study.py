@@ -625,6 +625,20 @@ def test_an_attention_backend_that_is_missing_is_unavailable():
         run()
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: ceilings.matmul(64, "fp8"), lambda: ceilings.attention((1, 1, 16, 8), "float32", "math")]
+)
+def test_no_memory_for_the_operands_of_a_ceiling_is_not_a_missing_kernel(monkeypatch, make):
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError
+
+    run, _ = make()
+    monkeypatch.setattr(ceilings, "device", lambda: "cuda")
+    monkeypatch.setattr(torch, "randn", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run()
+
+
 def test_two_techniques_that_set_the_same_are_told_apart_from_one():
     first, second = (SimpleNamespace(name=n, label=n, settings={"vae": n}) for n in ("parallel", "compiled"))
     together = study.on_ranks(None, 2, first, second, steps=1).settings
