@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from dataclasses import dataclass, field
 
 from fluxnb.cache.engine import BLOCKS, RECORDED, attribute
@@ -47,22 +48,55 @@ class Regional:
 
 @dataclass
 class TextEncoders:
-    """Compiles every block of the text encoders by itself; a technique.
+    """Compiles every block of the text encoders by itself, or records each encoder in a CUDA graph; a technique.
 
-    They run once for each image: whether it gains anything depends on how long the GPU waits for the host meanwhile.
+    They run once for each image, in a thousand small kernels that the GPU is done with before the host has set off the
+    next. The faster the steps, the larger the share of an image's time that this wait is.
+
+    Args:
+        record: record the eager kernels instead of compiling, for each shape of token ids (`CudaGraph`).
     """
 
-    name: str = "text encoders compiled"
-    label: str = "text encoders compiled"
-    settings: dict = field(default_factory=lambda: {"text": "compiled"})
+    record: bool = False
     proof: dict = field(default_factory=dict, init=False)
 
+    @property
+    def name(self) -> str:
+        return "text encoders, CUDA graph" if self.record else "text encoders compiled"
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def settings(self) -> dict:
+        return {"text": "CUDA graph" if self.record else "compiled"}
+
     def apply(self, pipe):
-        """Compiles the blocks at their first call; returns the function that makes them eager again."""
+        """Compiles or records at the first call; returns the function that makes them eager again."""
+        encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+        if self.record:
+            with contextlib.ExitStack() as stack:
+                for name, encoder in encoders.items():
+                    self._record(name, encoder, stack)
+                return stack.pop_all().close
         _let_compile()
-        blocks = [block for encoder in (pipe.text_encoder, pipe.text_encoder_2) for block in _repeated(encoder)]
+        blocks = [block for encoder in encoders.values() for block in _repeated(encoder)]
         self.proof = {"text encoders": f"{len(blocks)} blocks compiled"}
         return _compile(blocks)
+
+    def _record(self, name, encoder, stack) -> None:
+        _check_recordable(encoder)
+        original = encoder.forward
+        names = list(inspect.signature(original).parameters)
+        recorded = _Recorded(original, self.proof, f"{name} recorded")
+
+        @functools.wraps(original)
+        def forward(*args, **given):
+            return recorded(**dict(zip(names, args, strict=False)), **given)
+
+        stack.callback(recorded.graphs.clear)
+        stack.enter_context(attribute(encoder, "forward", forward))
 
 
 def _repeated(network) -> list:
@@ -181,31 +215,31 @@ def _check_recordable(transformer) -> None:
 
 
 class _Recorded:
-    """A function of keywords that gives tensors, its kernels recorded for each shape of its arguments and replayed.
+    """A function of keywords, its kernels recorded for each shape of its arguments and replayed.
 
     What it gives is a copy: the next replay writes to the same memory.
     """
 
-    def __init__(self, function, proof: dict):
-        self.function, self.proof = function, proof
+    def __init__(self, function, proof: dict, said: str = "recorded"):
+        self.function, self.proof, self.said = function, proof, said
         self.graphs: dict[tuple, tuple] = {}
 
     def __call__(self, **given):
         import torch
-        from torch.utils._pytree import tree_flatten
+        from torch.utils._pytree import tree_flatten, tree_map_only
 
         leaves, form = tree_flatten(dict(sorted(given.items())))
         key = (str(form), *(leaf.shape if isinstance(leaf, torch.Tensor) else str(leaf) for leaf in leaves))
         if key not in self.graphs:
             self.graphs[key] = _record(self.function, leaves, form)
             count = len(self.graphs)
-            self.proof["recorded"] = f"{count} graph{'s' * (count > 1)}"
+            self.proof[self.said] = f"{count} graph{'s' * (count > 1)}"
         replay, inputs, outputs = self.graphs[key]
         for own, leaf in zip(inputs, leaves, strict=True):
             if isinstance(leaf, torch.Tensor):
                 own.copy_(leaf)
         replay()
-        return tuple(output.clone() for output in outputs)
+        return tree_map_only(torch.Tensor, torch.clone, outputs)
 
 
 def _record(function, leaves: list, form) -> tuple:

@@ -177,6 +177,7 @@ COMPILED = (
     "fused RoPE",
     "modulation ahead",
     "text encoders",
+    "text encoders, CUDA graph",
     "CUDA graph",
     "all",
     "max-autotune",

@@ -99,6 +99,7 @@ def test_quantizing_fused_projections_quantizes_the_fused_layer(pipe):
         compilation.CudaGraph(),
         compilation.CudaGraph(blocks=True),
         compilation.TensorRT(),
+        compilation.TextEncoders(record=True),
         compilation.Whole("reduce-overhead"),
     ],
 )
@@ -120,17 +121,18 @@ def test_no_cache_goes_into_what_is_compiled_or_recorded_as_a_whole(pipe, monkey
 @pytest.fixture
 def recorder(monkeypatch):
     """What a CUDA graph does, on a CPU: always the same memory, of which the caller has copies only."""
-    from torch.utils._pytree import tree_unflatten
+    from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
     def record(function, leaves, form):
         inputs = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-        outputs = [output.clone() for output in function(**tree_unflatten(inputs, form))]
+        outputs = tree_map(torch.clone, function(**tree_unflatten(inputs, form)))
 
         def replay():
-            for output, new in zip(outputs, function(**tree_unflatten(inputs, form)), strict=True):
-                output.copy_(new)
+            new = tree_leaves(function(**tree_unflatten(inputs, form)))
+            for memory, value in zip(tree_leaves(outputs), new, strict=True):
+                memory.copy_(value)
 
-        for memory in outputs:
+        for memory in tree_leaves(outputs):
             memory.fill_(torch.nan)  # a recording computes nothing
         return replay, inputs, outputs
 
@@ -273,6 +275,24 @@ def test_compiled_text_encoders_say_the_same(pipe):
     assert said["graphs"] == 3 and said["breaks"] == 0
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(plain, compiled, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain, encoded(), strict=True))
+
+
+def test_recorded_text_encoders_say_the_same_for_every_prompt(pipe, recorder):
+    technique = compilation.TextEncoders(record=True)
+
+    def encoded(*prompts, tokens=MODEL.tokens):
+        with torch.no_grad():
+            return pipe.encode_prompt(list(prompts), None, max_sequence_length=tokens)[:2]
+
+    red, blue = "a red circle", "a blue cube"
+    asked = [((red,), {}), ((blue,), {}), ((blue, red), {}), ((blue,), {"tokens": 16})]
+    plain = [encoded(*prompts, **how) for prompts, how in asked]
+    with applied(pipe, technique):
+        for (prompts, how), expected in zip(asked, plain, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(encoded(*prompts, **how), expected, strict=True)), prompts
+    # CLIP's number of tokens is always the same
+    assert technique.proof == {"text_encoder recorded": "2 graphs", "text_encoder_2 recorded": "3 graphs"}
+    assert "forward" not in vars(pipe.text_encoder) | vars(pipe.text_encoder_2)
 
 
 def test_a_tile_as_large_as_the_image_changes_nothing(pipe):

@@ -243,7 +243,7 @@ _SAID = {  # setting of a stack -> words for its value
     "modulation": lambda v: f"modulation {v}",
     "attention": lambda v: f"{v} attention",
     "vae": lambda v: f"VAE {v}",
-    "text": lambda v: f"text encoders {v}",
+    "text": lambda v: "text encoders compiled" if v == "compiled" else f"text encoders in a {v}",
     "pixels": lambda v: v,
     "hooks": lambda v: "no search for hooks",
     "cuda_graph": lambda v: "CUDA graph of the blocks" if v == "blocks" else "CUDA graph",
