@@ -158,7 +158,8 @@ WAYS = (
     "parallel VAE",
 )  # the ways of notebook 11
 
-RECORDED = (
+STACKS = (
+    "all-gather, quantized",
     "Ulysses",
     "Ulysses, quantized",
     "pulled",
@@ -168,7 +169,7 @@ RECORDED = (
     "pulled, quantized, queries apart, parallel VAE",
     "pulled, everything",
     "pulled, quantized, everything",
-)  # the stacks of notebook 11 that are recorded
+)  # notebook 11: ways with what is built in with them
 
 COMPILED = (
     "blocks",
@@ -274,7 +275,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     "11_parallel": {
         "ranks": Key(int | None, "processes that share an image; null = gpu.count", low=2, high=64),
         "ways": Key(list[str], "how it is divided", choices=WAYS),
-        "recorded": Key(list[str], "what is recorded in a CUDA graph, full size", choices=RECORDED),
+        "stacks": Key(list[str], "with what else the ways are measured at full size", choices=STACKS),
         "quantization": Key(str, "the torchao kind of the fastest stack, full size", choices=TORCHAO),
         "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
         "prompts": Key(int, "prompts of the embedded model", low=1, high=100),
