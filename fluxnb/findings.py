@@ -826,13 +826,17 @@ def same_everywhere_sentence(rows: list[dict]) -> str:
 
 
 def load_table(rows: list[dict]):
-    """Every load with its percentiles, what of them was waiting, and what became of the requests that got nothing."""
+    """Every load with its percentiles, what of them was waiting, and what became of the requests that got nothing.
+
+    Together: how many requests were made at once, on average over requests, where that is allowed.
+    """
     import pandas as pd
 
     lines = [
         {
             "load": r["label"],
             "requests": r["n"],
+            "together": r["proof"].get("batch") if r["settings"]["batching"] > 1 else None,
             "p25": r["latency_p25"],
             "p50": r["latency_p50"],
             "p90": r["latency_p90"],

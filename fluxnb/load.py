@@ -85,7 +85,8 @@ class Server:
         subject: a fluxnb.study.Subject; what is built into it is built into every process.
         workers: processes; on GPUs each has its own.
         queue: requests that may wait, those being served not counted.
-        batch: at most so many waiting requests of equal steps and images are made together.
+        batch: at most so many waiting requests of equal steps and images are made together, and no more than one
+            process's share of those that wait: the others will be free soon, too.
         images: what requests will ask for; every number of images that can come together is made once before the
             server is open, so that no request waits for a compilation. Others may be asked for.
     """
@@ -190,10 +191,11 @@ class Server:
                 self._change.wait()
             if self._closed:
                 return []
+            share = -(-len(self._waiting) // len(self._workers))
             first = self._waiting.popleft()
             together = [first]
             for request in list(self._waiting):
-                if len(together) == self.batch:
+                if len(together) == min(self.batch, share):
                     break
                 if (request.steps, request.images) == (first.steps, first.images):
                     self._waiting.remove(request)

@@ -561,7 +561,10 @@ class Study:
             Their rows, each with its `label`.
         """
         self._total += len(loads)
-        keys = [self._key_of_load(subject, each, steps, {"batching": batch, "queue": places, **more}) for each in loads]
+        settings = {"batching": batch, "queue": places, **more}
+        if batch > 1 and self.params.gpu.count > 1:
+            settings["taken"] = "in shares"  # unlike in rows of before, when one process took all that waited
+        keys = [self._key_of_load(subject, each, steps, settings) for each in loads]
         todo = [(key, each) for key, each in zip(keys, loads, strict=True) if self._requests(key, each) < each.total]
         if len(todo) < len(loads):
             self._progress(len(loads) - len(todo), "found in the results")

@@ -127,6 +127,17 @@ def test_nothing_done_has_no_figures():
         load.figures([refused])
 
 
+SHARES = [(1, 3, [3]), (1, 5, [4, 1]), (2, 5, [3, 1, 1]), (4, 3, [1] * 3)]
+
+
+@pytest.mark.parametrize(("workers", "waiting", "taken"), SHARES)
+def test_a_process_takes_no_more_than_its_share_of_what_waits(subject, workers, waiting, taken):
+    server = load.Server(subject, workers, batch=4)  # not started: nothing is served
+    for n in range(waiting):
+        server.ask("a red ball", n, 1)
+    assert [len(server._next()) for _ in taken] == taken and not server._waiting
+
+
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"queue": 0}, {"batch": 0}])
 def test_a_server_of_nothing(subject, wrong):
     with pytest.raises(UserError, match="each has to be 1 or more"):
