@@ -257,6 +257,17 @@ def test_of_several_gpus_the_soonest_image_is_said(tmp_path):
     assert site.headlines(found) == ["On h200x2: two are faster than one."]
 
 
+def test_what_only_the_small_model_cannot_have_is_not_said_of_a_gpu(tmp_path):
+    failed = {"status": "unavailable", "reason": "needs a number of ranks that divides 5 heads"}
+    small = [row(technique="xDiT", **failed), row(technique="FSDP", **failed)]
+    large = [row(weights="random", model="flux-dev-random", technique="TensorRT", **failed), row(weights="random")]
+    said = [
+        "\n".join(site.not_measured([site.Configuration("h200x4", tmp_path, {}, [], rows)]))
+        for rows in (small, small + large)
+    ]
+    assert "can't run FSDP; xDiT:" in said[0] and "can't run TensorRT:" in said[1]
+
+
 def test_smoke_tests_are_no_results(committed):
     shutil.copytree(committed / "reports/single_gpu/cpu", committed / "reports/single_gpu/smoke", dirs_exist_ok=True)
     assert [c.name for c in site.configurations(committed)].count("smoke") == 0
