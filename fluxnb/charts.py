@@ -199,18 +199,21 @@ def grouped(labels: list[str], parts: dict[str, list[float]], unit: str):
 
 
 def waterfall(phases: list[str], seconds: list[float], gib: list[float], psnr: list[float | None]):
-    """Time, memory and quality after each phase, over the same x axis; a phase without its own quality has no point."""
+    """Time, memory and quality after each phase, over the same x axis; a phase without its own quality has no point.
+
+    Below a time stands its gain over the phase before.
+    """
     style()
-    figure, (time, memory, quality) = plt.subplots(3, 1, figsize=(8.4, 8.2), sharex=True)
+    figure, (time, memory, quality) = plt.subplots(3, 1, figsize=(max(8.4, 0.68 * len(phases)), 8.2), sharex=True)
     places = range(len(phases))
     for i, value in enumerate(seconds):
         before = seconds[i - 1] if i else value
         time.bar(i, value, color=_PALETTE[0], width=0.6)
         if i:
             time.plot([i - 1, i], [before, before], color="#888888", lw=0.8, ls=":")
-        gain = f" ({before / value:.2f}×)" if i else ""
+        gain = f"\n{before / value:.2f}×" if i else ""
         time.annotate(f"{value:.2f}{gain}", (i, value), ha="center", va="bottom", fontsize=8)
-    time.set(ylabel="Seconds per image", ylim=(0, 1.18 * max(seconds)))
+    time.set(ylabel="Seconds per image", ylim=(0, 1.25 * max(seconds)))
     memory.bar(places, gib, color=_PALETTE[1], width=0.6)
     for i, value in enumerate(gib):
         memory.annotate(f"{value:.1f}", (i, value), ha="center", va="bottom", fontsize=8)
@@ -221,7 +224,7 @@ def waterfall(phases: list[str], seconds: list[float], gib: list[float], psnr: l
         quality.annotate(f"{value:.1f}", (i, value), ha="center", xytext=(0, 6), textcoords="offset points", fontsize=8)
     quality.set(ylabel="PSNR, embedded (dB)", xlim=(-0.6, len(phases) - 0.4))
     quality.set_ylim(bottom=0, top=1.25 * max((v for _, v in known), default=1))
-    quality.set_xticks(places, phases, rotation=20, ha="right")
+    quality.set_xticks(places, phases, rotation=30, ha="right", rotation_mode="anchor")
     figure.tight_layout()
     return figure
 

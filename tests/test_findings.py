@@ -468,9 +468,20 @@ def test_time_shares_are_of_the_uncached_run():
         published.time_shares("TeaCache", "A6000")
 
 
+def test_the_figures_of_many_phases_do_not_lie_on_each_other():
+    count = 14
+    figure = charts.waterfall([f"+ part {i}" for i in range(count)], [2.5] * count, [22.8] * count, [32.1] * count)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert len(boxes) == count
+        assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    plt.close(figure)
+
+
 def test_waterfall_and_grouped_bars():
     figure = charts.waterfall(["a", "+ b"], [5.0, 2.5], [34.0, 23.0], [None, 34.0])
-    assert any("(2.00×)" in text.get_text() for text in figure.axes[0].texts)
+    assert any("2.00×" in text.get_text() for text in figure.axes[0].texts)
     plt.close(figure)
     figure = charts.grouped(["a", "b"], {"cold": [10.0, 20.0], "warm": [3.0, 4.0]}, "s")
     assert [p.get_width() for p in figure.axes[0].patches] == [10.0, 20.0, 3.0, 4.0]
