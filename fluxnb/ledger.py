@@ -205,7 +205,7 @@ def verdict(claim: Claim, ours: float) -> str:
 
 def _counterpart(claim: Claim, rows: dict[str, list[dict]]) -> Found:
     if claim.gpus > 1:
-        return Found(None, reason=f"needs {claim.gpus} GPUs: no row of that many is committed")
+        return _on_several(claim, rows)
     if claim.metric == "share":
         return _quality(rows) if "quality" in _promised(claim) else _memory(claim, rows)
     if claim.kind != "measured" and (found := _best(claim, rows)):
@@ -231,8 +231,14 @@ def _first(rows: dict[str, list[dict]], configurations, wanted: Callable[[dict],
     return None
 
 
+def _alike(claim: Claim) -> tuple[str, ...]:
+    """The configurations whose hardware is alike enough for a claim's, with as many GPUs."""
+    count = f"x{claim.gpus}" if claim.gpus > 1 else ""
+    return tuple(f"{name}{count}" for name in ALIKE.get(claim.gpu, ()))
+
+
 def _missing(claim: Claim, notebook: str) -> Found:
-    alike = ALIKE.get(claim.gpu, ())
+    alike = _alike(claim)
     on = f" on {' or '.join(alike)}" if alike else f": there is no configuration for {claim.gpu}" if claim.gpu else ""
     return Found(None, reason=f"no committed row of {notebook}{on}")
 
@@ -315,6 +321,39 @@ def _attention(claim: Claim, match: re.Match, rows) -> Found:
     name, row = found
     reason = "our baseline runs PyTorch's own choice, which is cuDNN's faster kernel; theirs ran an older one"
     return Found(row["speedup"], f"{row['model']}, {name}: flash over PyTorch's choice", reason)
+
+
+# source of claims on several GPUs -> our technique, its settings for a degree, and theirs on one GPU, compiled
+_SEVERAL = {
+    "xDiT docs/performance/flux.md": ("xDiT", {"ulysses": "xdit_ulysses", "ring": "xdit_ring"}, "bf16 compile"),
+    "sglang PR 19673": ("context parallel", {"ulysses": "ulysses"}, "SGLang native FA3 compile"),
+}
+_EAGER = ("FSDP", "PipeFusion")  # techniques of 11_parallel that nothing is built in with: alone, one GPU is eager
+
+
+def _on_several(claim: Claim, rows) -> Found:
+    """The fastest row of 11_parallel with the claim's degree, over one of its GPUs eager and alone."""
+    technique, names, compiled = _SEVERAL.get(claim.source, ("", {}, ""))
+    match = re.search(r"(?P<way>ulysses|ring) (?P<degree>\d+)$", claim.technique)
+
+    def wanted(row):
+        return match and row["technique"] == technique and row["settings"][names[match["way"]]] == int(match["degree"])
+
+    for name in _alike(claim):
+        own = [r for r in rows.get(name, []) if r["notebook"] == "11_parallel" and r["weights"] == "random"]
+        ok = [r for r in own if r["status"] == "ok"]
+        alone = next((r["proof"]["alone_s"] for r in ok if r["technique"] in _EAGER), None)
+        if alone and (found := [r for r in ok if wanted(r)]):
+            row = min(found, key=lambda r: r["latency_p50"])
+            theirs = {c.technique: c.value for c in claims() if c.source == claim.source}
+            reason = (
+                "one eager GPU is faster here, where PyTorch chooses cuDNN's attention; over one compiled GPU theirs "
+                f"is {claim.value / theirs[compiled]:.2f}×, ours {row['speedup']:.2f}×, with "
+                f"{row['proof']['communication']:.0%} of a step's kernels moving data"
+            )
+            setting = f"{row['model']}, {name}, {row['steps']} steps: {technique}, {match['way']} {match['degree']}"
+            return Found(alone / row["latency_p50"], setting, reason)
+    return _missing(claim, "11_parallel")
 
 
 _THRESHOLD = r" ?\((?P<threshold>[0-9.]+)\)"

@@ -141,6 +141,30 @@ def test_hardware_ratios_need_alike_hardware():
     assert verdicts("h200") == ["reproduced"] and verdicts("cpu") == ["not run"]
 
 
+def test_a_claim_of_several_gpus_is_over_one_eager_one():
+    common = {"notebook": "11_parallel", "weights": "random", "gpus": 2, "speedup": 1.5}
+
+    def ours(technique, settings, seconds):
+        proof = {"alone_s": 5.0, "communication": 0.2}
+        return row(**common, technique=technique, settings=settings, latency_p50=seconds, proof=proof)
+
+    two = {"xdit_ulysses": 2, "xdit_ring": 1}
+    rows = [
+        ours("FSDP", {"fsdp": True}, 7.0),
+        ours("xDiT", two, 2.4),
+        ours("xDiT", two | {"compile": "blocks"}, 2.0),
+        ours("xDiT", {"xdit_ulysses": 1, "xdit_ring": 2}, 4.0),
+    ]
+    found = {e.claim.technique: e for e in ledger.entries({"h200x2": rows}) if e.claim.gpus > 1}
+    assert found["compile, ulysses 2"].ours == 2.5 and found["compile, ulysses 2"].verdict == "reproduced"
+    ring = found["compile, ring 2"]
+    assert ring.ours == 1.25 and ring.verdict == "not reproduced"
+    assert "over one compiled GPU theirs is 1.65×, ours 1.50×, with 20% of a step's kernels" in ring.reason
+    assert found["compile, ulysses 4"].reason == "no committed row of 11_parallel on h200x4 or h100x4"
+    without = [e for e in ledger.entries({"h200x2": rows[1:], "h200": rows}) if e.claim.gpus > 1]
+    assert {e.verdict for e in without} == {"not run"}
+
+
 def test_a_configuration_of_several_gpus_has_a_name_of_its_own():
     assert ledger.configuration(Path("reports/single_gpu/h200")) == "h200"
     assert ledger.configuration(Path("reports/multi_gpu/2gpu/h200")) == "h200x2"
