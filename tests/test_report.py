@@ -442,6 +442,26 @@ def test_a_page_that_came_with_the_repository_stays_linked(tmp_path):
     assert "not run yet" in (target.parent / "index.html").read_text()
 
 
+def test_a_later_page_that_came_with_the_repository_is_not_replaced_by_an_earlier_one(tmp_path):
+    target, state = executed(tmp_path, new_code_cell("1")), tmp_path / "build/cpu/01_good.json"
+
+    def made(here, there):
+        state.write_text(json.dumps({"status": "ok", **here}))
+        (target.parent / "pages.json").unlink(missing_ok=True)
+        render(FakeParams(), tmp_path)
+        kept = json.loads((target.parent / "pages.json").read_text())
+        kept["01_good"]["state"] |= there
+        (target.parent / "pages.json").write_text(json.dumps(kept))
+        target.write_text(target.read_text().replace("<main", "<!-- pulled --><main", 1))
+        render(FakeParams(), tmp_path)
+        return "<!-- pulled -->" in target.read_text()
+
+    early, late = "2026-11-21T10:00:00+00:00", "2026-11-22T10:00:00+00:00"
+    assert made({"started": early, "finished": early}, {"started": late})  # made anew from the same rows, say
+    assert not made({"started": late, "finished": early}, {"started": early})
+    assert made({"finished": early}, {"finished": late}) and not made({"finished": late}, {"finished": late})
+
+
 def executed(root, *cells):
     """An executed notebook as papermill would leave it, without running it."""
     path = write_notebook(root, "01_good")

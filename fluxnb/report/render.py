@@ -78,7 +78,7 @@ def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> 
         )
     rows = count_rows(reports / "results.csv")
     pages = [_page(stem, path, read_state(build, stem), rows.get(stem, 0)) for stem, path in notebooks.items()]
-    _recall(pages, reports)
+    recalled = _recall(pages, reports)
     linked = [page for page in pages if page.status != "missing"]
     written, problems = [], []
     for position, page in enumerate(linked):
@@ -87,7 +87,7 @@ def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> 
             "previous": linked[position - 1] if position else None,
             "next": linked[position + 1] if position + 1 < len(linked) else None,
         }
-        if not notebooks[page.stem]:
+        if page.stem in recalled:
             _write_changed(target, _dressed(target.read_text(encoding="utf-8"), around))
             continue
         try:
@@ -121,19 +121,28 @@ def _remember(pages: list[Page], reports: Path) -> None:
     for page in pages:
         if page.status in ("ok", "failed", "interrupted"):
             commit = page.state.get("provenance", {}).get("commit")
-            state = {name: page.state.get(name) for name in ("seconds", "finished")}
+            state = {name: page.state.get(name) for name in ("seconds", "started", "finished")}
             facts = {name: getattr(page, name) for name in ("title", "status", "finding", "problem")}
             kept[page.stem] = facts | {"state": state | {"provenance": {"commit": commit}}}
     _write_changed(reports / PAGES, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
-def _recall(pages: list[Page], reports: Path) -> None:
-    """A page that was rendered elsewhere and came with the repository is as good as one executed here."""
-    kept = read_json(reports / PAGES)
+def _recall(pages: list[Page], reports: Path) -> set[str]:
+    """Takes pages that came with the repository where none was executed here, or an earlier one; which these are."""
+    kept, recalled = read_json(reports / PAGES), set()
     for page in pages:
-        if page.status == "missing" and page.stem in kept and (reports / page.href).is_file():
-            for name, value in kept[page.stem].items():
+        facts = kept.get(page.stem)
+        if facts and (reports / page.href).is_file() and _is_later(facts["state"], page):
+            recalled.add(page.stem)
+            for name, value in facts.items():
                 setattr(page, name, value)
+    return recalled
+
+
+def _is_later(state: dict, page: Page) -> bool:
+    """Whether a page of this state was executed after the one here, if there is one here."""
+    when = "started" if state.get("started") else "finished"  # a page made anew finished when its rows were measured
+    return page.status == "missing" or (state.get(when) or "") > (page.state.get(when) or "")
 
 
 def _dressed(text: str, around: dict) -> str:

@@ -290,7 +290,8 @@ def _execute(
     spent = round(time.monotonic() - start, 2)
     state |= {"seconds": spent, "finished": _now()}
     if replay:  # how long measuring took, and when that was, stays true
-        state |= read_json(report_dir(params, root) / PAGES).get(stem, {}).get("state", {}) | {"provenance": provenance}
+        kept = read_json(report_dir(params, root) / PAGES).get(stem, {}).get("state", {})
+        state |= {name: kept[name] for name in ("seconds", "finished") if name in kept} | {"provenance": provenance}
     state |= {"status": "failed" if error else "ok", **_outcome(temporary, error, log)}
     state["rows"] = count_rows(report_dir(params, root) / "results.csv").get(stem, 0)
     if not (replay and error):
