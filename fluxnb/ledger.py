@@ -19,6 +19,7 @@ from pathlib import Path
 from fluxnb import findings, published
 from fluxnb.results import Results
 
+STACK = "13_final_stack"
 VERDICTS = ("reproduced", "not reproduced", "not comparable", "not run")
 TOLERANCE = 0.15
 SOURCES = {  # file names and titles in published.csv -> what a reader recognises
@@ -160,12 +161,24 @@ def tables(root: Path) -> dict[str, list[dict]]:
 
 
 def latest(rows: list[dict]) -> list[dict]:
-    """The rows of each notebook that are of the machine it was last run on: figures of two machines aren't mixed."""
+    """The rows that a reader of the pages finds there.
+
+    Those of the machine that a notebook was last run on, as figures of two machines aren't mixed. And of a stack's part
+    that is now built of other techniques, what was measured last.
+    """
     last: dict[str, tuple[str, str]] = {}  # notebook -> when and on which machine
     for row in rows:
         run = (str(row["measured_at"] or ""), row["machine"])
         last[row["notebook"]] = max(run, last.get(row["notebook"], run), key=lambda r: r[0])  # the later of two alike
-    return [row for row in rows if row["machine"] == last[row["notebook"]][1]]
+    here = [row for row in rows if row["machine"] == last[row["notebook"]][1]]
+    stack = sorted((r for r in here if r["notebook"] == STACK), key=lambda r: str(r["measured_at"] or ""))
+    now = {_part(row): row for row in stack}
+    return [row for row in here if row["notebook"] != STACK or now[_part(row)] is row]
+
+
+def _part(row: dict) -> tuple:
+    """What a row of the final stack is called, and made at: not its settings."""
+    return tuple(row[name] for name in ("technique", "model", "use_case", "width", "height", "steps", "batch"))
 
 
 def configuration(folder: Path) -> str:
@@ -277,12 +290,12 @@ def _stack(claim: Claim, match: re.Match, rows) -> Found:
     counterpart, technique = next(((c, t) for c, t in pairs if (c.source, c.gpu, c.technique) == own), (None, ""))
 
     def wanted(row):
-        stack = row["notebook"] == "13_final_stack" and row["weights"] == "random"
+        stack = row["notebook"] == STACK and row["weights"] == "random"
         return stack and row["technique"] == technique
 
     found = _first(rows, ALIKE.get(claim.gpu, ()), wanted) if counterpart else None
     if not found:
-        return _missing(claim, "13_final_stack")
+        return _missing(claim, STACK)
     name, row = found
     return Found(row["speedup"], f"{row['model']}, {name}, {row['steps']} steps: {technique}", counterpart.why)
 
@@ -395,12 +408,12 @@ def _best(claim: Claim, rows) -> Found | None:
 
 def _memory(claim: Claim, rows) -> Found:
     for name in ALIKE.get(claim.gpu, ()):
-        own = [r for r in rows.get(name, []) if r["notebook"] == "13_final_stack" and r["weights"] == "random"]
+        own = [r for r in rows.get(name, []) if r["notebook"] == STACK and r["weights"] == "random"]
         by_name = {r["technique"]: r for r in own if r["status"] == "ok"}
         if {"baseline", "VAE compiled"} <= by_name.keys():
             change = by_name["VAE compiled"]["memory_peak_gib"] / by_name["baseline"]["memory_peak_gib"] - 1
             return Found(change, f"flux-dev-random, {name}: peak of the FP8 stack against BF16", "")
-    return _missing(claim, "13_final_stack")
+    return _missing(claim, STACK)
 
 
 def _quality(rows) -> Found:

@@ -231,6 +231,19 @@ def test_rows_of_two_machines_are_not_mixed():
     assert ledger.latest(old + new) == [old[1], new[0]]  # another notebook is still that of the first machine
 
 
+def test_of_a_stack_built_anew_the_rows_of_before_are_not_shown():
+    stack = {"notebook": "13_final_stack", "weights": "random", "model": "flux-dev-random"}
+    before = row(**stack, technique="VAE compiled", settings={"vae": "compiled"}, speedup=1.7)
+    after = row(**stack, technique="VAE compiled", settings={"vae": "compiled", "fused_rope": True}, speedup=2.0)
+    after["measured_at"] = "2026-11-21T00:00:00+00:00"
+    others = [row(**stack), row(), row(technique="VAE compiled"), row(**stack, technique="VAE compiled", batch=4)]
+    found = ledger.latest([before, after, *others])
+    assert found == [after, *others]
+    claim = "fp8dqrow + fuse_qkv + compile + compiled VAE"
+    said = next(e for e in ledger.entries({"h200": found}) if e.claim.technique == claim and e.claim.gpu == "H100")
+    assert (said.ours, said.verdict) == (2.0, "reproduced")
+
+
 def run_again_here():
     """Whether the tables in this checkout aren't the committed ones: then the README's are older, and rightly so."""
     command = ["git", "-C", str(ROOT), "diff", "--quiet", "HEAD", "--", "reports"]

@@ -55,8 +55,8 @@ def configurations(root: Path) -> list[Configuration]:
         folder = path.parent
         if folder.name == "smoke":
             continue
-        kept, rows = read_json(folder / PAGES), ledger.latest(Results(path).rows())
-        counts, pages = Counter(r["notebook"] for r in rows), []
+        kept, every = read_json(folder / PAGES), Results(path).rows()
+        rows, counts, pages = ledger.latest(every), Counter(r["notebook"] for r in every), []
         gpus = 1 if folder.parent.name == "single_gpu" else 2
         for source in sources(root, gpus):
             if facts := kept.get(source.stem):
