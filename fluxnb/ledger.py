@@ -350,7 +350,8 @@ def _on_several(claim: Claim, rows) -> Found:
     match = re.search(r"(?P<way>ulysses|ring) (?P<degree>\d+)$", claim.technique)
 
     def wanted(row):
-        return match and row["technique"] == technique and row["settings"][names[match["way"]]] == int(match["degree"])
+        degree = row["settings"].get(names.get(match and match["way"]))
+        return match and row["technique"] == technique and degree == int(match["degree"])
 
     for name in _alike(claim):
         own = [r for r in rows.get(name, []) if r["notebook"] == "11_parallel" and r["weights"] == "random"]
