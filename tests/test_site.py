@@ -193,6 +193,23 @@ def test_progress_names_what_cannot_run():
     assert "- TorchAO FP8 per row: needs a GPU" in text
 
 
+def test_progress_of_several_gpus_is_that_of_their_notebooks():
+    common = {"notebook": "11_parallel", "weights": "random", "model": "flux-dev-random", "gpus": 4}
+    refused = row(notebook="11_parallel", technique="xDiT", status="unavailable", reason="5 heads")
+    rows = [row(**common, technique="context parallel", speedup=2.99), refused]
+    text = progress.progress_md("h200x4", rows, [], several=True)
+    assert "- [x] Context parallelism (1 row of 11_parallel)" in text and "TeaCache" not in text
+    assert "- [ ] 1.75× or more on 2 GPUs, 3× or more on 4" in text and "5 heads" not in text
+    decided = [{"decisions": "identical on all ranks"}, {"decisions": ["10", "11"]}]
+    rows = [row(**common, technique="context parallel", speedup=3.0)]
+    rows += [row(notebook="11_parallel", technique="parallel and cached", proof=decided[0])]
+    text = progress.progress_md("h200x4", rows, [], several=True)
+    assert "- [x] 1.75× or more on 2 GPUs, 3× or more on 4 (3.00× on 4)" in text
+    assert "- [x] Caches decide alike everywhere (under 1 cache)" in text
+    rows += [row(notebook="11_parallel", technique="parallel and cached", proof=decided[1])]
+    assert "- [ ] Caches decide alike everywhere" in progress.progress_md("h200x4", rows, [], several=True)
+
+
 # --- the front page, of what is committed ---
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from fluxnb import findings
 
+ASKED = {2: 1.75, 4: 3.0}  # GPUs -> times as fast as one of them
 
 @dataclass(frozen=True)
 class Item:
@@ -22,7 +24,7 @@ def _rows(notebook: str, technique: str | None = None, least: int = 1, **equals)
         own = [r for r in rows if r["status"] == "ok" and r["notebook"] == notebook]
         own = [r for r in own if technique in (None, r["technique"])]
         own = [r for r in own if all(r[k] == v for k, v in equals.items())]
-        return f"{len(own)} rows of {notebook}" if len(own) >= least else None
+        return f"{len(own)} row{'s' * (len(own) > 1)} of {notebook}" if len(own) >= least else None
 
     return done
 
@@ -74,6 +76,24 @@ def _formats(rows):
     return f"{len(names)} formats in 04_quantization" if len(names) >= 3 else None
 
 
+def _divided(rows):
+    """Whether one image on several GPUs is there as much sooner as was asked for on two and on four."""
+    own = [r for r in rows if r["status"] == "ok" and r["notebook"] == "11_parallel" and r["weights"] == "random"]
+    found = [r for r in own if r["technique"] == "context parallel" and r["speedup"]]
+    best = max(found, key=lambda r: r["speedup"], default=None)
+    if best is None or best["speedup"] < ASKED.get(best["gpus"], math.inf):
+        return None
+    return f"{best['speedup']:.2f}× on {best['gpus']}"
+
+
+def _alike(rows):
+    """Whether all ranks decided alike under every cache."""
+    proofs = [r["proof"] for r in rows if r["status"] == "ok" and r["notebook"] == "11_parallel" and r["proof"]]
+    decided = [p["decisions"] for p in proofs if "decisions" in p]
+    alike = decided and all(d == "identical on all ranks" for d in decided)
+    return f"under {len(decided)} cache{'s' * (len(decided) > 1)}" if alike else None
+
+
 def _evaluated(text: str, pattern: str) -> Item:
     """A technique, by part of its name: done when it ran; where it can't, its row says why."""
 
@@ -122,22 +142,47 @@ CHECKLISTS: dict[str, list[Item]] = {
         Item("Use cases", _rows("10_use_cases", least=6)),
         Item("Everything together", _rows("13_final_stack", least=3)),
     ],
-    "Scale": [
-        Item("Several GPUs", _rows("11_parallel", weights="random")),
+    "Scale": [Item("Concurrent users", _rows("12_load"))],
+}
+SEVERAL: dict[str, list[Item]] = {  # of a configuration of several GPUs, which runs the notebooks of these only
+    "One image on several GPUs": [
+        Item("Environment set up", _rows("00_environment")),
+        Item("Context parallelism", _rows("11_parallel", "context parallel", weights="random")),
+        Item("1.75× or more on 2 GPUs, 3× or more on 4", _divided),
+        Item("xDiT", _rows("11_parallel", "xDiT", weights="random")),
+        Item("FSDP", _rows("11_parallel", "FSDP", weights="random")),
+        Item("Parallel VAE", _rows("11_parallel", "parallel VAE", weights="random")),
+        Item("Caches decide alike everywhere", _alike),
+    ],
+    "Many images": [
+        Item("Replicas", _rows("11_parallel", "replicas", weights="random")),
         Item("Concurrent users", _rows("12_load")),
     ],
 }
 
 
-def progress_md(gpu: str, rows: list[dict], pages: list) -> str:
+def cannot_run(rows: list[dict]) -> dict[str, str]:
+    """Techniques that no row of a configuration shows to run, each with the reason of the last that tried.
+
+    What the small model can't have (5 heads on 4 GPUs, say) is not counted where a full-size one was measured.
+    """
+    large = any(r["model"] and r["weights"] == "random" for r in rows)
+    ran = {r["technique"] for r in rows if r["status"] == "ok"}
+    failed = [r for r in rows if r["status"] != "ok" and not (large and r["weights"] == "trained")]
+    return {r["technique"]: r["reason"] for r in failed if r["technique"] not in ran}
+
+
+def progress_md(gpu: str, rows: list[dict], pages: list, several: bool = False) -> str:
     """The file's text.
 
     Args:
         gpu: name of the configuration.
+        several: it has several GPUs, and a list of its own.
         rows: of its results.csv.
         pages: fluxnb.report.render.Page of every notebook.
     """
-    lists = {name: [(item, item.done(rows)) for item in items] for name, items in CHECKLISTS.items()}
+    chosen = SEVERAL if several else CHECKLISTS
+    lists = {name: [(item, item.done(rows)) for item in items] for name, items in chosen.items()}
     every = [evidence for items in lists.values() for _, evidence in items]
     reached = sum(bool(e) for e in every) / len(every)
     lines = [f"# Progress: {gpu}", "", f"## Overall progress: {reached:.0%}", ""]
@@ -149,9 +194,8 @@ def progress_md(gpu: str, rows: list[dict], pages: list) -> str:
             lines.append(f"- [{'x' if evidence else ' '}] {item.text}" + (f" ({said})" if said else ""))
         lines.append("")
     troubled = [f"- {page.title}: {page.problem}" for page in pages if page.status in ("failed", "interrupted")]
-    reasons = {r["technique"]: r["reason"] for r in rows if r["status"] in ("unavailable", "oom")}
     lines += ["### Issues and blockers", ""]
-    lines += troubled + [f"- {technique}: {reason}" for technique, reason in reasons.items()] or ["- none"]
+    lines += troubled + [f"- {technique}: {reason}" for technique, reason in cannot_run(rows).items()] or ["- none"]
     lines += ["", "### Next steps", ""]
     lines += [f"- run {p.stem}" for p in pages if p.status == "missing"] or ["- every notebook has run"]
     return "\n".join(lines) + "\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 from fluxnb import findings, ledger
 from fluxnb.report import html, read_json, sources, write_atomic
 from fluxnb.report.index import STATUS, index_html
-from fluxnb.report.progress import progress_md
+from fluxnb.report.progress import cannot_run, progress_md
 from fluxnb.report.render import PAGES, TEMPLATES, Page, check_page, render_template, title_of
 from fluxnb.report.run import duration
 from fluxnb.results import Results
@@ -74,7 +74,7 @@ def configurations(root: Path) -> list[Configuration]:
 def write_progress(gpu: str, folder: Path, pages: list[Page]) -> None:
     """progress.md of one configuration."""
     rows = ledger.latest(Results(folder / "results.csv").rows()) if (folder / "results.csv").is_file() else []
-    write_atomic(folder / "progress.md", progress_md(gpu, rows, pages))
+    write_atomic(folder / "progress.md", progress_md(gpu, rows, pages, folder.parent.name != "single_gpu"))
 
 
 def write_site(root: Path) -> list[Path]:
@@ -338,10 +338,7 @@ def not_measured(found: list[Configuration]) -> list[str]:
         for page in c.pages:
             if page.status != "ok":
                 lines.append(f"{c.name}, {page.title}: {page.problem or page.status}")
-        large = any(r["model"] and r["weights"] == "random" for r in c.rows)  # has what the small model can't have
-        failed = (r for r in c.rows if r["status"] != "ok" and not (large and r["weights"] == "trained"))
-        cannot = {r["technique"] for r in failed} - {r["technique"] for r in c.ok}
-        cannot -= {name for name in cannot if name.startswith(("ceiling", "attention kernel"))}  # not techniques
+        cannot = [t for t in cannot_run(c.rows) if not t.startswith(("ceiling", "attention kernel"))]  # not techniques
         if cannot:
             lines.append(f"{c.name} can't run {'; '.join(sorted(cannot))}: the reports say why.")
     return lines
