@@ -10,6 +10,7 @@ from fluxnb import findings
 
 ASKED = {2: 1.75, 4: 3.0}  # GPUs -> times as fast as one of them
 
+
 @dataclass(frozen=True)
 class Item:
     """A line of a checklist: `done` says whether rows show it, and what shows it; `why_not` what keeps it open."""
