@@ -50,8 +50,8 @@ class Regional:
 class TextEncoders:
     """Compiles every block of the text encoders by itself, or records each encoder in a CUDA graph; a technique.
 
-    They run once for each image, in a thousand small kernels that the GPU is done with before the host has set off the
-    next. The faster the steps, the larger the share of an image's time that this wait is.
+    They run once for each image, in a thousand small kernels. Eager, how long they take depends on how fast the host sets
+    these off; recorded, on the GPU alone. What it gains is most where steps are divided over GPUs, or skipped.
 
     Args:
         record: record the eager kernels instead of compiling, for each shape of token ids (`CudaGraph`).
