@@ -50,8 +50,7 @@ class Regional:
 class TextEncoders:
     """Compiles every block of the text encoders by itself, or records each encoder in a CUDA graph; a technique.
 
-    They run once for each image, in a thousand small kernels. Eager, how long they take depends on how fast the host sets
-    these off; recorded, on the GPU alone. What it gains is most where steps are divided over GPUs, or skipped.
+    They run once for each image, in a thousand small kernels: eager, they wait for a slow host; recorded, they don't.
 
     Args:
         record: record the eager kernels instead of compiling, for each shape of token ids (`CudaGraph`).
