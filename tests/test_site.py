@@ -340,7 +340,9 @@ def test_configurations_stand_beside_each_other_with_what_an_image_costs(committ
     assert own["images per GPU hour"] == pytest.approx(3600 / own.p50)
     assert own["per 1,000 images"] == pytest.approx(1000 * own.p50 / 3600 * 3.6)
     assert frame[frame.configuration == "cpu"]["per 1,000 images"].isna().all()
-    assert list((committed / "reports/analysis/charts").glob("*.svg"))
+    before = {path: path.read_bytes() for path in (committed / "reports/analysis/charts").glob("*.svg")}
+    analysis.write(committed, ["h200=3.6"])
+    assert before and all(path.read_bytes() == drawn for path, drawn in before.items())
 
 
 @pytest.mark.parametrize("price", ["h200", "h200=cheap", "=3", "h200=-1", "h200=nan"])

@@ -75,7 +75,7 @@ def write(root: Path, given: list[str]) -> list[Path]:
         labels = [f"{c}: {t}" for c, t in zip(rows.configuration, rows.technique, strict=True)]
         figure = charts.bars(labels, list(rows.speedup), "Speedup over the configuration's own baseline")
         path = folder / "charts" / f"{model.replace('/', '_')}.svg"
-        figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+        write_atomic(path, html.svg(figure).decode())
         written.append(path)
         said = "; ".join(f"{label} {speedup:.2f}×" for label, speedup in zip(labels, rows.speedup, strict=True))
         blocks.append(html.figure_html(figure, alt=f"Speedups of {model}: {said}.", caption=f"`{model}`"))

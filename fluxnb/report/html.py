@@ -51,6 +51,16 @@ def provenance(run: dict, n: int | None = None) -> None:
     _show(provenance_html(run, n))
 
 
+def svg(fig) -> bytes:
+    """A matplotlib figure as SVG: the same figure is the same bytes, so a committed report changes for cause."""
+    import matplotlib as mpl
+
+    buffer = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "fluxnb", "svg.fonttype": "path"}):
+        fig.savefig(buffer, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None})
+    return buffer.getvalue()
+
+
 def figure_html(fig, alt: str, caption: str | None = None) -> str:
     """A matplotlib figure as <figure>, drawn as an SVG data URI (WebP where SVG is large); closes it.
 
@@ -58,15 +68,10 @@ def figure_html(fig, alt: str, caption: str | None = None) -> str:
     because a chart's colours are chosen against white.
     """
     alt = _required(alt, "alt")
-    buffer = io.BytesIO()
-    import matplotlib as mpl
-
-    # A fixed salt and no date: the same figure is the same bytes, and a committed report changes for cause.
-    with mpl.rc_context({"svg.hashsalt": "fluxnb", "svg.fonttype": "path"}):
-        fig.savefig(buffer, format="svg", bbox_inches="tight", facecolor="white", metadata={"Date": None})
-    width = _svg_width(buffer.getvalue())
-    uri = "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
-    if buffer.tell() > SVG_LIMIT:
+    drawn = svg(fig)
+    width = _svg_width(drawn)
+    uri = "data:image/svg+xml;base64," + base64.b64encode(drawn).decode()
+    if len(drawn) > SVG_LIMIT:
         uri = _as_pixels(fig)
     import matplotlib.pyplot as plt
 
