@@ -346,12 +346,13 @@ _EAGER = ("FSDP", "PipeFusion")  # techniques of 11_parallel that nothing is bui
 
 def _on_several(claim: Claim, rows) -> Found:
     """The fastest row of 11_parallel with the claim's degree, over one of its GPUs eager and alone."""
-    technique, names, compiled = _SEVERAL.get(claim.source, ("", {}, ""))
     match = re.search(r"(?P<way>ulysses|ring) (?P<degree>\d+)$", claim.technique)
+    if claim.source not in _SEVERAL or not match:
+        return _missing(claim, "11_parallel")
+    technique, names, compiled = _SEVERAL[claim.source]
 
     def wanted(row):
-        degree = row["settings"].get(names.get(match and match["way"]))
-        return match and row["technique"] == technique and degree == int(match["degree"])
+        return row["technique"] == technique and row["settings"].get(names.get(match["way"])) == int(match["degree"])
 
     for name in _alike(claim):
         own = [r for r in rows.get(name, []) if r["notebook"] == "11_parallel" and r["weights"] == "random"]
