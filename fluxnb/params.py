@@ -285,7 +285,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "users": Key(list[int], "people who ask at the same time", low=1, high=1000),
         "images": Key(list[int], "images of one request", low=1, high=64),
         "requests": Key(int, "requests of one load, warm-up not counted", low=4, high=100000),
-        "arrivals": Key(list[float], "rates of random arrivals, as shares of what one user gets", low=0.05, high=2),
+        "arrivals": Key(list[float], "rates of random arrivals, as shares of what all GPUs can make", low=0.05, high=2),
         "batch": Key(int, "waiting requests that are made together", low=2, high=64),
         "use_cases": Key(list[str], "use cases that are served", choices=USE_CASES),
         "steps": Key(int, "denoising steps of one image of the embedded model", low=1, high=200),

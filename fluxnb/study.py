@@ -136,8 +136,8 @@ class Load:
         users: who ask again when they have been answered; with arrivals, 1.
         images: of each request.
         total: requests.
-        arrivals: the rate at which requests arrive instead, as a share of what the first load's users got; None for
-            waiting users.
+        arrivals: the rate at which requests arrive instead, as a share of what all processes make for users like the
+            first load's; None for waiting users.
     """
 
     users: int
@@ -574,7 +574,8 @@ class Study:
                 for key, each in todo:
                     with telemetry.Sampler() as sampler:
                         first = self.results.find(keys[0])
-                        requests = each.put_on(server, steps, first and first["images_per_s"] / first["images"])
+                        rate = first and first["images_per_s"] / first["images"] * self.params.gpu.count
+                        requests = each.put_on(server, steps, rate)
                     row = {"status": "ok", **load.figures(requests), "total_steps": steps, "computed_steps": steps}
                     if sampler.result:
                         names = ("gpu_util_avg", "gpu_memory_avg_pct", "memory_avg_gib", "memory_peak_gib")
@@ -597,6 +598,8 @@ class Study:
         key = self.key(subject, candidate) | {"users": each.users, "images": each.images}
         if each.arrivals:
             key["settings"] |= {"arrivals": each.arrivals}
+            if self.params.gpu.count > 1:
+                key["settings"] |= {"arrivals_of": "all processes"}  # in rows of before: of what one process makes
         return key
 
     def survey(self, subject: Subject, baseline: Candidate, candidate: Candidate) -> dict:

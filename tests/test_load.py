@@ -170,3 +170,14 @@ def test_a_load_is_a_row_that_is_found_again(tmp_path, subject, nvml):
     (fewer,) = again.serve(subject, [study.Load(1, 1, 3)], 1)
     (more,) = again.serve(subject, [study.Load(1, 1, 5)], 1)
     assert fewer["n"] == 4 and more["n"] == 5 and more["proof"]["requests"] == 5
+
+
+def test_arrivals_are_a_share_of_what_all_processes_make(tmp_path, subject, monkeypatch):
+    one = params.load("cpu")
+    both = dataclasses.replace(one, gpu=dataclasses.replace(one.gpu, count=2))
+    s, rates = study.Study(both, "12_load", tmp_path), []
+    arrive = load.open_loop
+    monkeypatch.setattr(load, "open_loop", lambda server, rate, *more: rates.append(rate) or arrive(server, 9, *more))
+    user, arriving = s.serve(subject, [study.Load(1, 2, 2), study.Load(1, 2, 2, arrivals=0.5)], 1)
+    assert rates == [pytest.approx(0.5 * 2 * user["images_per_s"] / 2)]
+    assert arriving["settings"]["arrivals_of"] == "all processes"
