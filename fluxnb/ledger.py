@@ -345,30 +345,49 @@ _EAGER = ("FSDP", "PipeFusion")  # techniques of 11_parallel that nothing is bui
 
 
 def _on_several(claim: Claim, rows) -> Found:
-    """The fastest row of 11_parallel with the claim's degree, over one of its GPUs eager and alone."""
+    """The fastest row of 11_parallel with the claim's degree, over one eager GPU of its kind, alone."""
     match = re.search(r"(?P<way>ulysses|ring) (?P<degree>\d+)$", claim.technique)
     if claim.source not in _SEVERAL or not match:
         return _missing(claim, "11_parallel")
     technique, names, compiled = _SEVERAL[claim.source]
 
+    def at_full_size(name):
+        divided = (r for r in rows.get(name, []) if r["notebook"] == "11_parallel" and r["weights"] == "random")
+        return [r for r in divided if r["status"] == "ok"]
+
     def wanted(row):
         return row["technique"] == technique and row["settings"].get(names.get(match["way"])) == int(match["degree"])
 
     for name in _alike(claim):
-        own = [r for r in rows.get(name, []) if r["notebook"] == "11_parallel" and r["weights"] == "random"]
-        ok = [r for r in own if r["status"] == "ok"]
-        alone = next((r["proof"]["alone_s"] for r in ok if r["technique"] in _EAGER), None)
-        if alone and (found := [r for r in ok if wanted(r)]):
+        kind = name.removesuffix(f"x{claim.gpus}")
+        eager = {
+            other: row["proof"]["alone_s"]
+            for other in (*(n for n in rows if re.fullmatch(rf"{kind}(x\d+)?", n)), name)
+            for row in at_full_size(other)
+            if row["technique"] in _EAGER
+        }
+        if eager and (found := [r for r in at_full_size(name) if wanted(r)]):
+            of = name if name in eager else min(eager)
             row = min(found, key=lambda r: r["latency_p50"])
             theirs = {c.technique: c.value for c in claims() if c.source == claim.source}
             reason = (
                 "one eager GPU is faster here, where PyTorch chooses cuDNN's attention; over one compiled GPU theirs "
                 f"is {claim.value / theirs[compiled]:.2f}×, ours {row['speedup']:.2f}×, with "
-                f"{row['proof']['communication']:.0%} of a step's kernels moving data"
+                f"{row['proof']['communication']:.0%} of a step's kernels moving data{_waited(row)}"
             )
             setting = f"{row['model']}, {name}, {row['steps']} steps: {technique}, {match['way']} {match['degree']}"
-            return Found(alone / row["latency_p50"], setting, reason)
+            setting += f", over one eager GPU of {of}" if of != name else ""
+            return Found(eager[of] / row["latency_p50"], setting, reason)
     return _missing(claim, "11_parallel")
+
+
+def _waited(row: dict) -> str:
+    """Of a step in which a GPU waits for its host, how much its kernels take; nothing of others."""
+    step = row["proof"].get("steps_ms", {}).get("computed")
+    kernels = sum((row["proof"].get("step_ms") or {}).values())
+    if not step or kernels > 0.75 * step:
+        return ""
+    return f", and its kernels take {kernels:.0f} of a step's {step:.0f} ms: the GPU waits for its host"
 
 
 _THRESHOLD = r" ?\((?P<threshold>[0-9.]+)\)"

@@ -274,7 +274,8 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     },
     "11_parallel": {
         "ranks": Key(int | None, "processes that share an image; null = gpu.count", low=2, high=64),
-        "ways": Key(list[str], "how it is divided", choices=WAYS),
+        "ways": Key(list[str], "how it is divided, the embedded model", choices=WAYS),
+        "full_size_ways": Key(list[str], "how it is divided at full size", choices=WAYS),
         "stacks": Key(list[str], "with what else the ways are measured at full size", choices=STACKS),
         "quantization": Key(str, "the torchao kind of the fastest stack, full size", choices=TORCHAO),
         "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
