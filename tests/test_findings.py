@@ -532,6 +532,17 @@ def test_one_image_on_several_gpus_in_words_and_in_a_table():
     assert "could be measured" in findings.scaling_sentence([spread("context parallel", "x", 1.0)], 2)
 
 
+def test_what_recording_does_to_a_divided_image():
+    rows = [
+        spread("replicas", "replicas", 3.6),
+        spread("context parallel", "Ulysses 4", 3.3, 1.1),
+        spread("context parallel", "Ulysses 4, CUDA graph", 1.4, 2.6),
+        spread("context parallel", "pulled 4, CUDA graph", 1.3, 2.7),
+    ]
+    assert "one by one: Ulysses 4 3.3 → **1.4 s**." in findings.recorded_sentence(rows)
+    assert findings.recorded_sentence(rows[2:]) is None
+
+
 def test_pictures_of_several_ranks_in_words():
     rows = [
         spread("replicas", "replicas", 3.6),

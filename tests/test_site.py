@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from test_browser import BROWSER, Tab, browser
 
-from fluxnb import caches, ledger, params, published, study
+from fluxnb import caches, charts, ledger, params, published, study
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
 from fluxnb.report import analysis, explorer, progress, site
@@ -161,8 +161,14 @@ def test_a_claim_of_several_gpus_is_over_one_eager_one():
     assert ring.ours == 1.25 and ring.verdict == "not reproduced"
     assert "over one compiled GPU theirs is 1.65×, ours 1.50×, with 20% of a step's kernels" in ring.reason
     assert found["compile, ulysses 4"].reason == "no committed row of 11_parallel on h200x4 or h100x4"
-    without = [e for e in ledger.entries({"h200x2": rows[1:], "h200": rows}) if e.claim.gpus > 1]
+    without = [e for e in ledger.entries({"h200x2": rows[1:], "h200": rows[1:]}) if e.claim.gpus > 1]
     assert {e.verdict for e in without} == {"not run"}
+    slow = {"alone_s": 3.9, "communication": 0.1, "steps_ms": {"computed": 80.0}, "step_ms": {"attention": 40.0}}
+    four = row(**common, technique="xDiT", settings={"xdit_ulysses": 4}, latency_p50=3.2, proof=slow)
+    more = {e.claim.technique: e for e in ledger.entries({"h200x2": rows, "h200x4": [four]}) if e.claim.gpus == 4}
+    found = more["compile, ulysses 4"]
+    assert found.ours == 5.0 / 3.2 and found.setting.endswith("ulysses 4, over one eager GPU of h200x2")
+    assert "its kernels take 40 of a step's 80 ms: the GPU waits for its host" in found.reason
 
 
 def test_a_configuration_of_several_gpus_has_a_name_of_its_own():
@@ -204,9 +210,12 @@ def test_progress_of_several_gpus_is_that_of_their_notebooks():
     rows = [row(**common, technique="context parallel", speedup=3.0)]
     rows += [row(notebook="11_parallel", technique="parallel and cached", proof=decided[0])]
     text = progress.progress_md("h200x4", rows, [], several=True)
-    assert "- [x] 1.75× or more on 2 GPUs, 3× or more on 4 (3.00× on 4)" in text
+    assert "- [x] 1.75× or more on 2 GPUs, 3× or more on 4 and on 8 (3.00× on 4)" in text
+    assert "- [ ] Parallel VAE" in text
     assert "- [x] Caches decide alike everywhere (under 1 cache)" in text
     rows += [row(notebook="11_parallel", technique="parallel and cached", proof=decided[1])]
+    rows += [row(**common, technique="parallel stack", settings={"vae": ["parallel", "compiled"]})]
+    assert "- [x] Parallel VAE (1 row of 11_parallel)" in progress.progress_md("h200x4", rows, [], several=True)
     assert "- [ ] Caches decide alike everywhere" in progress.progress_md("h200x4", rows, [], several=True)
 
 
@@ -343,6 +352,30 @@ def test_configurations_stand_beside_each_other_with_what_an_image_costs(committ
     before = {path: path.read_bytes() for path in (committed / "reports/analysis/charts").glob("*.svg")}
     analysis.write(committed, ["h200=3.6"])
     assert before and all(path.read_bytes() == drawn for path, drawn in before.items())
+
+
+def test_one_image_on_more_and_more_gpus(tmp_path):
+    def divided(gpus, technique, seconds, **settings):
+        proof = {"alone_s": 3.6, "communication": 0.2}
+        facts = {"notebook": "11_parallel", "weights": "random", "gpus": gpus, "latency_p50": seconds, "proof": proof}
+        own = {"technique": technique, "settings": settings, "images_per_s": gpus / seconds}
+        return row(**facts, **own, speedup=3.6 / seconds)
+
+    rows = [
+        divided(2, "context parallel", 2.4, cuda_graph="blocks"),
+        divided(2, "context parallel", 2.0, cuda_graph="blocks"),
+        divided(2, "context parallel", 3.0),
+        divided(2, "parallel stack", 1.5, cuda_graph="blocks"),
+        divided(2, "parallel stack", 0.9, cuda_graph="blocks", mask="10"),
+        divided(2, "parallel stack", 0.1, mask="10"),
+        divided(2, "replicas", 3.6) | {"speedup": None},
+    ]
+    frame = analysis.scaling([site.Configuration("h200x2", tmp_path, {}, [], rows)]).set_index("series")
+    assert list(frame.p50) == [2.0, 1.5, 0.9, 3.0] and list(frame.index) == list(analysis.SERIES)
+    assert frame.loc["BF16", "efficiency"] == pytest.approx(0.9) and frame.loc["BF16", "replicas"] == 2 / 3.6
+    assert analysis.scaling([]).empty
+    drawn = charts.scaling(frame.reset_index())
+    assert [t.get_text() for t in drawn.axes[0].get_legend().get_texts()] == ["nothing lost", *analysis.SERIES]
 
 
 @pytest.mark.parametrize("price", ["h200", "h200=cheap", "=3", "h200=-1", "h200=nan"])

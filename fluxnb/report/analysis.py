@@ -55,8 +55,85 @@ def table(found: list[site.Configuration], price: dict[str, float]):
     return pd.DataFrame(lines)
 
 
+def scaling(found: list[site.Configuration]):
+    """One image on 2, 4, 8 GPUs at full size: each configuration's soonest row of each series, over the same on one.
+
+    Series: BF16 and quantized, both in CUDA graphs; quantized with a cache; BF16 whose kernels the host sets off.
+    """
+    import pandas as pd
+
+    lines = []
+    for c in found:
+        divided = [r for r in c.ok if r["notebook"] == site.DIVIDED and r["weights"] == "random"]
+        replicas = next((r["images_per_s"] for r in reversed(divided) if r["technique"] == "replicas"), None)
+        for series in SERIES:
+            own = [r for r in divided if r["speedup"] is not None and _series(r) == series]
+            if not own:
+                continue
+            r = min(own, key=lambda r: r["latency_p50"])
+            lines.append(
+                {
+                    "configuration": c.name,
+                    "series": series,
+                    "GPUs": r["gpus"],
+                    "p50": r["latency_p50"],
+                    "alone": r["proof"]["alone_s"],
+                    "speedup": r["speedup"],
+                    "low": r["speedup_ci_low"],
+                    "high": r["speedup_ci_high"],
+                    "efficiency": r["speedup"] / r["gpus"],
+                    "communication": r["proof"].get("communication"),
+                    "images/s": r["images_per_s"],
+                    "replicas": replicas if series.startswith("BF16") else None,
+                }
+            )
+    return pd.DataFrame(lines)
+
+
+SERIES = ("BF16", "quantized", "quantized, cached", "BF16, set off by the host")
+
+
+def _series(row: dict) -> str | None:
+    settings = row["settings"]
+    if row["technique"] == "parallel stack":
+        if "cuda_graph" not in settings:
+            return None
+        return "quantized, cached" if "mask" in settings else "quantized"
+    if row["technique"] == "context parallel":
+        return "BF16" if "cuda_graph" in settings else "BF16, set off by the host"
+    return None
+
+
+def _scaling_blocks(found: list[site.Configuration], folder: Path) -> tuple[list[str], list[Path]]:
+    from fluxnb import charts
+
+    frame = scaling(found)
+    if frame.empty:
+        return [], []
+    said = "; ".join(f"{r.series} {r.speedup:.2f}× on {r.GPUs}" for r in frame.itertuples())
+    figure, path = charts.scaling(frame), folder / "charts" / "scaling.svg"
+    write_atomic(path, html.svg(figure).decode())
+    write_atomic(folder / "scaling.csv", frame.to_csv(index=False, lineterminator="\n"))
+    blocks = [
+        html.figure_html(
+            figure,
+            alt=f"Speedups of one divided image: {said}.",
+            caption="One image divided over GPUs, at full size: each line over the same pipeline alone on one of them. "
+            "Dashed: nothing lost.",
+        ),
+        html.table_html(
+            frame.dropna(axis=1, how="all").set_index("configuration"),
+            "The soonest image of each kind, over the same alone on one GPU of that machine. Communication: its share "
+            "of a step's kernels; kernels that run at the same time count each. Replicas: images per second of as many "
+            "independent copies.",
+            units={"p50": "s", "alone": "s"},
+        ),
+    ]
+    return blocks, [folder / "scaling.csv", path]
+
+
 def write(root: Path, given: list[str]) -> list[Path]:
-    """reports/analysis: index.html, summary.csv and a chart for each model; returns their paths, index last."""
+    """reports/analysis: index.html, the tables and the charts; returns their paths, index last."""
     from fluxnb import charts
 
     found, price = site.configurations(root), prices(given)
@@ -88,6 +165,8 @@ def write(root: Path, given: list[str]) -> list[Path]:
             units={k: v for k, v in units.items() if k in shown},
         )
     )
+    more, files = _scaling_blocks(found, folder)
+    blocks, written = [*blocks, *more], [*written, *files]
     text = render_template("blocks.html.j2", "index.html", CRUMBS, title="Configurations side by side", blocks=blocks)
     check_page(text, "analysis")
     write_atomic(folder / "index.html", text)

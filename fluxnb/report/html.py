@@ -332,6 +332,7 @@ def _provenance_items(run: dict, n: int | None) -> list[tuple[str, str | None]]:
             ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counts.items()) or (machine and "none"),
         ),
         ("CPU", _cpu_text(machine)),
+        ("GPUs used", (run.get("environment") or {}).get("CUDA_VISIBLE_DEVICES")),
         ("CUDA", machine.get("cuda")),
         ("Driver", machine.get("driver")),
         ("Versions", ", ".join(f"{name} {versions[name]}" for name in shown if versions.get(name))),
