@@ -146,10 +146,16 @@ def provenance(params, root: Path | None = None) -> dict:
         "versions": versions(),
         "machine_id": machine_id(),
         "machine": machine(),
-        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+        "environment": _environment(),
         "params_digest": params.digest,
         "params": params.resolved(),
     }
+
+
+def _environment() -> dict[str, str]:
+    if run := replayed():
+        return run["environment"]
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
 
 
 class Ticker:

@@ -91,6 +91,17 @@ def test_provenance_has_the_resolved_parameters_and_the_machine():
     assert found["started_at"].endswith("+00:00") and "torch" in found["versions"]
 
 
+def test_provenance_of_a_replay_is_that_of_where_it_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    measured = telemetry.provenance(params.load("smoke")) | {"versions": {"torch": "1.0"}}
+    (tmp_path / "run.json").write_text(json.dumps(measured))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    monkeypatch.setenv(telemetry.REPLAY, str(tmp_path / "run.json"))
+    found = telemetry.provenance(params.load("smoke"))
+    assert found["replayed"] and found["versions"] == {"torch": "1.0"} and found["machine"] == measured["machine"]
+    assert found["environment"]["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
 def test_provenance_outside_a_git_checkout(tmp_path):
     found = telemetry.provenance(params.load("smoke"), root=tmp_path)
     assert found["commit"] is None and found["dirty"] is None
