@@ -115,6 +115,7 @@ def _scaling_blocks(found: list[site.Configuration], folder: Path) -> tuple[list
     write_atomic(path, html.svg(figure).decode())
     write_atomic(folder / "scaling.csv", frame.to_csv(index=False, lineterminator="\n"))
     blocks = [
+        "<h2>One image on several GPUs</h2>",
         html.figure_html(
             figure,
             alt=f"Speedups of one divided image: {said}.",
@@ -147,7 +148,7 @@ def write(root: Path, given: list[str]) -> list[Path]:
     folder = root / FOLDER
     (folder / "charts").mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "summary.csv", frame.to_csv(index=False, lineterminator="\n"))
-    written, blocks = [folder / "summary.csv"], []
+    written, blocks = [folder / "summary.csv"], ["<h2>Everything together, part by part</h2>"]
     for model, rows in frame.groupby("model", sort=False):
         labels = [f"{c}: {t}" for c, t in zip(rows.configuration, rows.technique, strict=True)]
         figure = charts.bars(labels, list(rows.speedup), "Speedup over the configuration's own baseline")
