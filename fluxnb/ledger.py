@@ -375,10 +375,20 @@ def _on_several(claim: Claim, rows) -> Found:
                 f"is {claim.value / theirs[compiled]:.2f}×, ours {row['speedup']:.2f}×, with "
                 f"{row['proof']['communication']:.0%} of a step's kernels moving data{_waited(row)}"
             )
+            recorded = [r for r in at_full_size(name) if _recorded_alike(r, match["way"], int(match["degree"]))]
+            if best := min(recorded, key=lambda r: r["latency_p50"], default=None):
+                times = eager[of] / best["latency_p50"]
+                reason += f"; the study's own {match['way']} {match['degree']} in a CUDA graph: {times:.2f}×"
             setting = f"{row['model']}, {name}, {row['steps']} steps: {technique}, {match['way']} {match['degree']}"
             setting += f", over one eager GPU of {of}" if of != name else ""
             return Found(eager[of] / row["latency_p50"], setting, reason)
     return _missing(claim, "11_parallel")
+
+
+def _recorded_alike(row: dict, way: str, degree: int) -> bool:
+    """Whether it is the study's own division of this way, unquantized, its kernels recorded."""
+    own = row["technique"] == "context parallel" and "cuda_graph" in row["settings"]
+    return own and row["settings"].get(way) == degree
 
 
 def _waited(row: dict) -> str:

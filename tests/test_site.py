@@ -165,10 +165,17 @@ def test_a_claim_of_several_gpus_is_over_one_eager_one():
     assert {e.verdict for e in without} == {"not run"}
     slow = {"alone_s": 3.9, "communication": 0.1, "steps_ms": {"computed": 80.0}, "step_ms": {"attention": 40.0}}
     four = row(**common, technique="xDiT", settings={"xdit_ulysses": 4}, latency_p50=3.2, proof=slow)
-    more = {e.claim.technique: e for e in ledger.entries({"h200x2": rows, "h200x4": [four]}) if e.claim.gpus == 4}
+    graph = row(
+        **common, technique="context parallel", settings={"ulysses": 4, "cuda_graph": "blocks"}, latency_p50=1.6
+    )
+    both = {"h200x2": rows, "h200x4": [four, graph]}
+    more = {e.claim.technique: e for e in ledger.entries(both) if e.claim.gpus == 4}
     found = more["compile, ulysses 4"]
     assert found.ours == 5.0 / 3.2 and found.setting.endswith("ulysses 4, over one eager GPU of h200x2")
-    assert "its kernels take 40 of a step's 80 ms: the GPU waits for its host" in found.reason
+    assert (
+        "its kernels take 40 of a step's 80 ms: the GPU waits for its host; the study's own ulysses 4" in found.reason
+    )
+    assert found.reason.endswith("in a CUDA graph: 3.12×")
 
 
 def test_a_configuration_of_several_gpus_has_a_name_of_its_own():
