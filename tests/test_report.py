@@ -663,8 +663,10 @@ def test_no_page_says_where_an_environment_is(tmp_path, monkeypatch):
     from fluxnb.report.render import _clean_text
 
     monkeypatch.syspath_prepend("/mnt/wheels")  # PYTHONPATH
-    assert _clean_text("/mnt/wheels/torchao/api.py:1: c", tmp_path) == "torchao/api.py:1: c"
+    assert _clean_text("/mnt/wheels/anything/api.py:1: c", tmp_path) == "anything/api.py:1: c"
+    elsewhere = "/mnt/others/torchao/api.py:1: c, /mnt/others/optimum/torch/x.py, /mnt/torchao.md"
+    assert _clean_text(elsewhere, tmp_path) == "torchao/api.py:1: c, torch/x.py, /mnt/torchao.md"
     said = f"{tmp_path}/notebooks/x.py and /opt/some where/else "
-    said += "/home/me/.venv/lib/python3.11/site-packages/torch/a.py:7: b"
+    said += "/home/me/.venv/lib/python3.11/site-packages/other/a.py:7: b"
     cleaned = _clean_text(said, tmp_path)
-    assert cleaned == "notebooks/x.py and /opt/some where/else site-packages/torch/a.py:7: b"
+    assert cleaned == "notebooks/x.py and /opt/some where/else site-packages/other/a.py:7: b"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
+from fluxnb import telemetry
 from fluxnb.errors import UserError
 from fluxnb.report import (
     PAGES,
@@ -36,7 +37,9 @@ SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg
 # A progress bar as tqdm draws it: "37%|███▋      | 37/100 [00:01<00:02, 30.1it/s]", "12it [00:03, 4.0it/s]".
 PROGRESS_BAR = re.compile(r"\d+%\||\d+(it|B|k|M)? \[\d+:\d\d")
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-PACKAGES = re.compile(r"(?:/[^\s/:'\"]+)+/(?=(?:site|dist)-packages/)")  # where an environment happens to be
+_MODULES = "|".join(re.escape(name.replace("-", "_")) for name in telemetry.PACKAGES)
+# where an environment happens to be, on this machine or on the one that the page was run on
+PACKAGES = re.compile(rf"(?:/[^\s/:'\"]+)+/(?=(?:(?:site|dist)-packages|{_MODULES})/)")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
