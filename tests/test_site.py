@@ -381,6 +381,12 @@ def test_one_image_on_more_and_more_gpus(tmp_path):
     assert list(frame.p50) == [2.0, 1.5, 0.9, 3.0] and list(frame.index) == list(analysis.SERIES)
     assert frame.loc["BF16", "efficiency"] == pytest.approx(0.9) and frame.loc["BF16", "replicas"] == 2 / 3.6
     assert analysis.scaling([]).empty
+    assert analysis.scaling_sentence(frame.reset_index()) == (
+        "One GPU's image is there sooner on several, in BF16: **1.80×** on 2 (2 s). "
+        "Quantizing it, too, gives another 1.33× on 2."
+    )
+    only = frame.reset_index().query("series == 'quantized'")
+    assert analysis.scaling_sentence(only) == "No image was divided with its kernels recorded."
     drawn = charts.scaling(frame.reset_index())
     assert [t.get_text() for t in drawn.axes[0].get_legend().get_texts()] == ["nothing lost", *analysis.SERIES]
 

@@ -90,6 +90,20 @@ def scaling(found: list[site.Configuration]):
     return pd.DataFrame(lines)
 
 
+def scaling_sentence(frame) -> str:
+    """How much sooner an image is there on more GPUs, and on how many it is sooner still when quantized."""
+    soonest = frame.sort_values("p50").groupby(["series", "GPUs"]).first()
+    plain, quantized = (soonest.loc[name] if name in soonest.index else frame.iloc[:0] for name in SERIES[:2])
+    if plain.empty:
+        return "No image was divided with its kernels recorded."
+    said = ", ".join(f"**{r.speedup:.2f}×** on {n} ({r.p50:.3g} s)" for n, r in plain.iterrows())
+    said = f"One GPU's image is there sooner on several, in BF16: {said}."
+    if both := [n for n in plain.index if n in quantized.index]:
+        gains = ", ".join(f"{plain.p50[n] / quantized.p50[n]:.2f}× on {n}" for n in both)
+        said += f" Quantizing it, too, gives another {gains}."
+    return said
+
+
 SERIES = ("BF16", "quantized", "quantized, cached", "BF16, set off by the host")
 
 
@@ -116,6 +130,7 @@ def _scaling_blocks(found: list[site.Configuration], folder: Path) -> tuple[list
     write_atomic(folder / "scaling.csv", frame.to_csv(index=False, lineterminator="\n"))
     blocks = [
         "<h2>One image on several GPUs</h2>",
+        html.callout_html(scaling_sentence(frame)),
         html.figure_html(
             figure,
             alt=f"Speedups of one divided image: {said}.",
