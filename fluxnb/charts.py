@@ -233,22 +233,20 @@ def scaling(frame):
     """Speedup over one GPU against the number of GPUs, a line for each series, and the line where nothing is lost.
 
     Args:
-        frame: GPUs, series, speedup, low, high; several rows of a number and a series: their best.
+        frame: kind (of GPU), GPUs, series, speedup, low, high.
     """
     style()
     figure, axes = plt.subplots()
     most = int(frame["GPUs"].max())
     axes.plot([1, most], [1, most], "--", color="#8c8c8c", lw=1, label="nothing lost")
-    for i, (name, part) in enumerate(frame.groupby("series", sort=False)):
-        best = part.sort_values("speedup").groupby("GPUs").tail(1).sort_values("GPUs")
-        ys = [1.0, *best["speedup"]]
-        errors = [[0.0, *(best["speedup"] - best["low"]).clip(0)], [0.0, *(best["high"] - best["speedup"]).clip(0)]]
-        axes.errorbar(
-            [1, *best["GPUs"]], ys, errors, fmt="o-", color=_PALETTE[i % 8], ms=6, lw=1.5, capsize=2, label=name
-        )
-        axes.annotate(
-            f"{ys[-1]:.2f}×", (best["GPUs"].iloc[-1], ys[-1]), textcoords="offset points", xytext=(8, -3), fontsize=8
-        )
+    several = frame["kind"].nunique() > 1
+    for i, ((kind, series), part) in enumerate(frame.groupby(["kind", "series"], sort=False)):
+        line = part.sort_values("GPUs")
+        xs, ys = [1, *line["GPUs"]], [1.0, *line["speedup"]]
+        errors = [[0.0, *(line["speedup"] - line["low"]).clip(0)], [0.0, *(line["high"] - line["speedup"]).clip(0)]]
+        label = f"{kind}: {series}" if several else series
+        axes.errorbar(xs, ys, errors, fmt="o-", color=_PALETTE[i % 8], ms=6, lw=1.5, capsize=2, label=label)
+        axes.annotate(f"{ys[-1]:.2f}×", (xs[-1], ys[-1]), textcoords="offset points", xytext=(8, -3), fontsize=8)
     axes.set(xlabel="GPUs that share an image", ylabel="Speedup over one of them (wall clock, times)")
     axes.set_xticks(sorted({1, *frame["GPUs"]}))
     axes.set_ylim(bottom=0)

@@ -382,13 +382,16 @@ def test_one_image_on_more_and_more_gpus(tmp_path):
     assert frame.loc["BF16", "efficiency"] == pytest.approx(0.9) and frame.loc["BF16", "replicas"] == 2 / 3.6
     assert analysis.scaling([]).empty
     assert analysis.scaling_sentence(frame.reset_index()) == (
-        "One GPU's image is there sooner on several, in BF16: **1.80×** on 2 (2 s). "
+        "An image of one h200 is there sooner on several, in BF16: **1.80×** on 2 (2 s). "
         "Quantizing it, too, gives another 1.33× on 2."
     )
     only = frame.reset_index().query("series == 'quantized'")
     assert analysis.scaling_sentence(only) == "No image was divided with its kernels recorded."
     drawn = charts.scaling(frame.reset_index())
     assert [t.get_text() for t in drawn.axes[0].get_legend().get_texts()] == ["nothing lost", *analysis.SERIES]
+    other = pd.concat([frame.reset_index(), only.assign(kind="h100")])
+    labels = [t.get_text() for t in charts.scaling(other).axes[0].get_legend().get_texts()]
+    assert labels[1] == "h200: BF16" and labels[-1] == "h100: quantized"
 
 
 @pytest.mark.parametrize("price", ["h200", "h200=cheap", "=3", "h200=-1", "h200=nan"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from fluxnb.errors import UserError
@@ -74,6 +75,7 @@ def scaling(found: list[site.Configuration]):
             lines.append(
                 {
                     "configuration": c.name,
+                    "kind": re.sub(r"x\d+$", "", c.name),
                     "series": series,
                     "GPUs": r["gpus"],
                     "p50": r["latency_p50"],
@@ -92,16 +94,17 @@ def scaling(found: list[site.Configuration]):
 
 def scaling_sentence(frame) -> str:
     """How much sooner an image is there on more GPUs, and on how many it is sooner still when quantized."""
-    soonest = frame.sort_values("p50").groupby(["series", "GPUs"]).first()
-    plain, quantized = (soonest.loc[name] if name in soonest.index else frame.iloc[:0] for name in SERIES[:2])
-    if plain.empty:
-        return "No image was divided with its kernels recorded."
-    said = ", ".join(f"**{r.speedup:.2f}×** on {n} ({r.p50:.3g} s)" for n, r in plain.iterrows())
-    said = f"One GPU's image is there sooner on several, in BF16: {said}."
-    if both := [n for n in plain.index if n in quantized.index]:
-        gains = ", ".join(f"{plain.p50[n] / quantized.p50[n]:.2f}× on {n}" for n in both)
-        said += f" Quantizing it, too, gives another {gains}."
-    return said
+    sentences = []
+    for kind, own in frame.groupby("kind", sort=False):
+        plain, quantized = (own[own.series == name].set_index("GPUs").sort_index() for name in SERIES[:2])
+        if plain.empty:
+            continue
+        said = ", ".join(f"**{r.speedup:.2f}×** on {n} ({r.p50:.3g} s)" for n, r in plain.iterrows())
+        sentences.append(f"An image of one {kind} is there sooner on several, in BF16: {said}.")
+        if both := [n for n in plain.index if n in quantized.index]:
+            gains = ", ".join(f"{plain.p50[n] / quantized.p50[n]:.2f}× on {n}" for n in both)
+            sentences.append(f"Quantizing it, too, gives another {gains}.")
+    return " ".join(sentences) or "No image was divided with its kernels recorded."
 
 
 SERIES = ("BF16", "quantized", "quantized, cached", "BF16, set off by the host")
@@ -138,7 +141,7 @@ def _scaling_blocks(found: list[site.Configuration], folder: Path) -> tuple[list
             "Dashed: nothing lost.",
         ),
         html.table_html(
-            frame.dropna(axis=1, how="all").set_index("configuration"),
+            frame.drop(columns="kind").dropna(axis=1, how="all").set_index("configuration"),
             "The soonest image of each kind, over the same alone on one GPU of that machine. Communication: its share "
             "of a step's kernels; kernels that run at the same time count each. Replicas: images per second of as many "
             "independent copies.",
