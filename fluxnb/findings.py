@@ -779,6 +779,11 @@ def _ms(seconds: float | None) -> float | None:
     return None if seconds is None else 1e3 * seconds
 
 
+def divided(rows: list[dict]) -> list[dict]:
+    """What 11_parallel measured at full size: its finished rows of random weights."""
+    return [r for r in rows if (r["notebook"], r["weights"], r["status"]) == ("11_parallel", "random", "ok")]
+
+
 def scaling_sentence(rows: list[dict], world: int) -> str:
     """Which way makes one image soonest, and which makes most images."""
     divided = [r for r in rows if r["speedup"] is not None and r["technique"] == "context parallel"]

@@ -351,10 +351,6 @@ def _on_several(claim: Claim, rows) -> Found:
         return _missing(claim, "11_parallel")
     technique, names, compiled = _SEVERAL[claim.source]
 
-    def at_full_size(name):
-        divided = (r for r in rows.get(name, []) if r["notebook"] == "11_parallel" and r["weights"] == "random")
-        return [r for r in divided if r["status"] == "ok"]
-
     def wanted(row):
         return row["technique"] == technique and row["settings"].get(names.get(match["way"])) == int(match["degree"])
 
@@ -362,11 +358,13 @@ def _on_several(claim: Claim, rows) -> Found:
         kind = name.removesuffix(f"x{claim.gpus}")
         eager = {
             other: row["proof"]["alone_s"]
-            for other in (*(n for n in rows if re.fullmatch(rf"{kind}(x\d+)?", n)), name)
-            for row in at_full_size(other)
+            for other, theirs in rows.items()
+            if re.fullmatch(rf"{kind}(x\d+)?", other)
+            for row in findings.divided(theirs)
             if row["technique"] in _EAGER
         }
-        if eager and (found := [r for r in at_full_size(name) if wanted(r)]):
+        own = findings.divided(rows.get(name, []))
+        if eager and (found := [r for r in own if wanted(r)]):
             of = name if name in eager else min(eager)
             row = min(found, key=lambda r: r["latency_p50"])
             theirs = {c.technique: c.value for c in claims() if c.source == claim.source}
@@ -375,7 +373,7 @@ def _on_several(claim: Claim, rows) -> Found:
                 f"is {claim.value / theirs[compiled]:.2f}×, ours {row['speedup']:.2f}×, with "
                 f"{row['proof']['communication']:.0%} of a step's kernels moving data{_waited(row)}"
             )
-            recorded = [r for r in at_full_size(name) if _recorded_alike(r, match["way"], int(match["degree"]))]
+            recorded = [r for r in own if _recorded_alike(r, match["way"], int(match["degree"]))]
             if best := min(recorded, key=lambda r: r["latency_p50"], default=None):
                 times = eager[of] / best["latency_p50"]
                 reason += f"; the study's own {match['way']} {match['degree']} in a CUDA graph: {times:.2f}×"

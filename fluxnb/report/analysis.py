@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fluxnb import findings
 from fluxnb.errors import UserError
 from fluxnb.report import html, site, write_atomic
 from fluxnb.report.render import check_page, render_template
@@ -65,7 +66,7 @@ def scaling(found: list[site.Configuration]):
 
     lines = []
     for c in found:
-        divided = [r for r in c.ok if r["notebook"] == site.DIVIDED and r["weights"] == "random"]
+        divided = findings.divided(c.rows)
         replicas = next((r["images_per_s"] for r in reversed(divided) if r["technique"] == "replicas"), None)
         for series in SERIES:
             own = [r for r in divided if r["speedup"] is not None and _series(r) == series]

@@ -79,8 +79,7 @@ def _formats(rows):
 
 def _divided(rows):
     """Whether one image on several GPUs is there as much sooner as was asked for on so many."""
-    own = [r for r in rows if r["status"] == "ok" and r["notebook"] == "11_parallel" and r["weights"] == "random"]
-    found = [r for r in own if r["technique"] == "context parallel" and r["speedup"]]
+    found = [r for r in findings.divided(rows) if r["technique"] == "context parallel" and r["speedup"]]
     best = max(found, key=lambda r: r["speedup"], default=None)
     if best is None or best["speedup"] < ASKED.get(best["gpus"], math.inf):
         return None
@@ -89,8 +88,7 @@ def _divided(rows):
 
 def _parallel_vae(rows):
     """By itself or in a stack."""
-    own = [r for r in rows if r["notebook"] == "11_parallel" and r["weights"] == "random" and r["status"] == "ok"]
-    count = sum("parallel" in str(r["settings"].get("vae")) for r in own)
+    count = sum("parallel" in str(r["settings"].get("vae")) for r in findings.divided(rows))
     return f"{count} row{'s' * (count > 1)} of 11_parallel" if count else None
 
 

@@ -290,9 +290,8 @@ def recipes(c: Configuration):
 
 def soonest(c: Configuration) -> dict | None:
     """The row of one image divided over GPUs that is there first, at full size and unquantized, without a cache."""
-    rows = [r for r in c.ok if r["notebook"] == DIVIDED and r["technique"] == "context parallel"]
-    full = [r for r in rows if r["weights"] == "random" and r["speedup"] is not None]
-    return min(full, key=lambda r: r["latency_p50"], default=None)
+    own = [r for r in findings.divided(c.rows) if r["technique"] == "context parallel" and r["speedup"] is not None]
+    return min(own, key=lambda r: r["latency_p50"], default=None)
 
 
 def _judged_caches(c: Configuration) -> list[dict]:
