@@ -1,5 +1,6 @@
 """What tests run on ranks: functions that `fluxnb.ranks` finds by name."""
 
+import contextlib
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from fluxnb import compilation, fused, modulation, pipelines, symmetric, vae
+from fluxnb.cache import Cache, FirstBlock, gates
 from fluxnb.errors import UserError
 from fluxnb.parallel import ContextParallel, FullyShard
 from fluxnb.parallel_vae import ParallelVAE
@@ -27,16 +29,41 @@ def everywhere(value):
     return found
 
 
+@contextlib.contextmanager
+def own_changes():
+    """What each rank's own tokens say whenever all ranks are asked together, in the order of asking."""
+    shared, own = gates.read, []
+
+    def reading(measured, group=None):
+        if group is not None:
+            own.extend(shared(measured))
+        return shared(measured, group)
+
+    gates.read = reading
+    try:
+        yield own
+    finally:
+        gates.read = shared
+
+
 def same_decisions(rank, caches, steps):
-    """For each cache: its mask on every rank, the mask of one rank alone, and the difference of the latents."""
-    pipe = pipelines.load("embedded", device="cpu")
-    for cache in caches:
+    """For each cache: its mask on every rank, the mask of one rank alone, and the difference of the latents.
+
+    And for a First Block Cache with a threshold between what the ranks' own tokens say of the first step that could be
+    reused: `own` has what each would decide by itself.
+    """
+    pipe, spread = pipelines.load("embedded", device="cpu"), ContextParallel(gather=rank.world)
+    with own_changes() as own, applied(pipe, spread, Cache(FirstBlock(1e-6))):
+        latents(pipe, steps)
+    first = everywhere(next(change for change in own if change is not None))
+    disputed = Cache(FirstBlock((min(first) + max(first)) / 2))
+    for cache in [*caches, disputed]:
         with applied(pipe, cache):
             plain, alone = latents(pipe, steps), cache.trace.mask
-        with applied(pipe, ContextParallel(gather=rank.world), cache):
+        with applied(pipe, spread, cache):
             difference = (latents(pipe, steps) - plain).abs().max().item()
-        masks = everywhere(cache.trace.mask)
-        rank.emit({"label": cache.label, "masks": masks, "alone": alone, "difference": difference})
+        said = {"label": cache.label, "masks": everywhere(cache.trace.mask), "alone": alone, "difference": difference}
+        rank.emit(said | ({"own": [change < cache.gate.threshold for change in first]} if cache is disputed else {}))
 
 
 def composed(rank):

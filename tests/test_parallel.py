@@ -39,6 +39,7 @@ def test_the_image_and_the_decisions_of_several_ranks_are_those_of_one(world):
     assert found[0]["difference"] < 1e-3 and "0" not in found[0]["alone"]  # nothing is reused: the plain image
     for decided in found:
         assert decided["masks"] == [decided["alone"]] * world and decided["difference"] < 1e-2, decided["label"]
+    assert set(found[-1]["own"]) == {True, False}  # by themselves some ranks would reuse what others would compute
 
 
 @pytest.mark.parametrize(
