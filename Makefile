@@ -60,7 +60,7 @@ test: $(READY) ## run the tests, two files at a time (ARGS=… is passed on to p
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 train-embedded: $(READY) ## train the embedded model and its ControlNet from nothing; needs a GPU, resumes where it stopped
-	$(PY) -m fluxnb.train && $(PY) -m fluxnb.train_control
+	$(PY) -m fluxnb.training.train && $(PY) -m fluxnb.training.train_control
 
 lock: $(READY) ## re-make requirements.lock and the versions in environment.yml (UPGRADE=1: the newest versions)
 	$(PY) -I fluxnb/_setup.py lock $(if $(filter-out 0,$(UPGRADE)),--upgrade)

@@ -13,10 +13,12 @@ from fluxnb.errors import UserError
 
 def report(options) -> int:
     """Runs what has changed, then renders every page."""
-    from fluxnb import pipelines, sweep, telemetry
+    from fluxnb.measure import telemetry
+    from fluxnb.models import pipelines
+    from fluxnb.report import sweep
     from fluxnb.report.render import render
     from fluxnb.report.run import run
-    from fluxnb.results import Results
+    from fluxnb.study.results import Results
 
     chosen, root = params.load(options.gpu), params.find_folder().parent
     if options.replay:
@@ -84,10 +86,10 @@ def analysis(options) -> int:
 
 def clean_caches(options) -> int:
     """Lists downloaded models and compiled code with their sizes, asks, and deletes what was agreed to."""
-    from fluxnb import caches
+    from fluxnb.report import disk
 
     try:
-        caches.clean(params.find_folder().parent)
+        disk.clean(params.find_folder().parent)
     except EOFError:
         raise UserError("Nothing was deleted: run it in a terminal, where it can ask.") from None
     return 0
@@ -95,8 +97,9 @@ def clean_caches(options) -> int:
 
 def fit_teacache(options) -> int:
     """Fits TeaCache's polynomial to a model's own trajectories."""
-    from fluxnb import embedded, study
+    from fluxnb import study
     from fluxnb.cache import teacache
+    from fluxnb.models import embedded
 
     s = study.begin(options.gpu, "fit-teacache")
     subject = s.subject(options.model)

@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
-from fluxnb import control, material, params, pipelines, quality
+from fluxnb import params
 from fluxnb.cache import Cache, Cascade, FirstBlock, Hold, Interval, Taylor, TeaCache, teacache
 from fluxnb.errors import UserError
-from fluxnb.results import Results
+from fluxnb.measure import quality
+from fluxnb.models import control, material, pipelines
+from fluxnb.study.results import Results
 from fluxnb.technique import applied
 
 GATES = ("none", "First Block Cache", "TeaCache", "both, one after the other", "fixed interval")

@@ -132,7 +132,7 @@ TORCHAO = (
     "int8 weight-only",
     "int4 weight-only",
     "fp8 row, 2:4 sparse",
-)  # the kinds of fluxnb.precision.TorchAO, which isn't imported here: it imports torch
+)  # the kinds of fluxnb.techniques.precision.TorchAO, which isn't imported here: it imports torch
 
 USE_CASES = (
     "txt2img",
@@ -141,7 +141,7 @@ USE_CASES = (
     "ControlNet txt2img",
     "ControlNet img2img",
     "ControlNet inpainting",
-)  # the keys of fluxnb.pipelines.USE_CASES
+)  # the keys of fluxnb.models.pipelines.USE_CASES
 
 WAYS = (
     "replicas",

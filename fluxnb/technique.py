@@ -12,6 +12,12 @@ from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
+# What techniques leave on a transformer, for those that come after them.
+BLOCKS = "_fluxnb_blocks"  # set on a transformer some of whose blocks are run as one: (double blocks, single blocks)
+RECORDED = "_fluxnb_recorded"  # set on a transformer whose steps are replayed from a recording
+SHARED = "_fluxnb_shared"  # set on a transformer that has a share of the tokens: the process group that has them all
+AHEAD = "_fluxnb_ahead"  # set on a transformer whose modulations are computed ahead
+
 
 class Technique(Protocol):
     """A named, reversible change to a pipeline."""
@@ -44,3 +50,24 @@ def applied(pipe, *techniques: Technique):
         for technique in techniques:
             stack.callback(technique.apply(pipe))
         yield pipe
+
+
+class attribute:  # noqa: N801  read as a function: with attribute(owner, name, value)
+    """`owner.name` is `value` inside; afterwards the instance has the attribute only if it had it before.
+
+    A class, not a generator: a generator that nobody holds is closed, which would take the change back.
+    """
+
+    def __init__(self, owner, name: str, value):
+        self.owner, self.name, self.value = owner, name, value
+
+    def __enter__(self):
+        own = vars(self.owner)
+        self.had, self.before = self.name in own, own.get(self.name)
+        own[self.name] = self.value  # past nn.Module.__setattr__, which would register a module
+
+    def __exit__(self, *_):
+        if self.had:
+            vars(self.owner)[self.name] = self.before
+        else:
+            vars(self.owner).pop(self.name, None)

@@ -22,7 +22,7 @@ GPU = {"index": 0, "uuid": "abc", "name": "NVIDIA H200", "memory": 140 * 2**30, 
 @pytest.fixture(scope="session")
 def embedded_pipe():
     """The embedded model in float32 on the CPU. Tests leave it as they found it."""
-    from fluxnb import pipelines
+    from fluxnb.models import pipelines
 
     return pipelines.load("embedded", "float32", "cpu")
 
@@ -108,7 +108,7 @@ class FakeNvml:
 @pytest.fixture
 def nvml(monkeypatch):
     """A machine with two GPUs, as far as NVML tells."""
-    from fluxnb import telemetry
+    from fluxnb.measure import telemetry
 
     fake = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", fake)

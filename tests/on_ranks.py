@@ -1,4 +1,4 @@
-"""What tests run on ranks: functions that `fluxnb.ranks` finds by name."""
+"""What tests run on ranks: functions that `fluxnb.measure.ranks` finds by name."""
 
 import contextlib
 import os
@@ -9,12 +9,13 @@ import time
 import torch
 import torch.distributed as dist
 
-from fluxnb import compilation, fused, modulation, pipelines, symmetric, vae
 from fluxnb.cache import Cache, FirstBlock, gates
 from fluxnb.errors import UserError
-from fluxnb.parallel import ContextParallel, FullyShard
-from fluxnb.parallel_vae import ParallelVAE
+from fluxnb.models import pipelines
 from fluxnb.technique import Unavailable, applied
+from fluxnb.techniques import compilation, fused, modulation, symmetric, vae
+from fluxnb.techniques.parallel import ContextParallel, FullyShard
+from fluxnb.techniques.parallel_vae import ParallelVAE
 
 MODEL = pipelines.describe("embedded")
 
@@ -224,7 +225,7 @@ def with_controlnet(rank, cache):
     pipe = pipelines.as_use_case(
         pipelines.load("embedded", device="cpu"), "ControlNet txt2img", pipelines.load_controlnet("embedded")
     )
-    from fluxnb import material
+    from fluxnb.models import material
 
     given = material.of("a red ball on grass", 0).arguments("edges")
 

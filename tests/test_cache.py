@@ -5,7 +5,6 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 
-from fluxnb import pipelines
 from fluxnb.cache import (
     Both,
     Cache,
@@ -23,9 +22,10 @@ from fluxnb.cache import (
     teacache,
 )
 from fluxnb.cache.para_attn import ParaAttention
-from fluxnb.compilation import Regional
 from fluxnb.errors import UserError
+from fluxnb.models import pipelines
 from fluxnb.technique import Unavailable, applied
+from fluxnb.techniques.compilation import Regional
 
 MODEL = pipelines.describe("embedded")
 

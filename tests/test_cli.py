@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fluxnb import params, pipelines
+from fluxnb import params
 from fluxnb.__main__ import main
+from fluxnb.models import pipelines
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = (ROOT / "params/smoke.yaml").read_text(encoding="utf-8")

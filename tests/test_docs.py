@@ -12,8 +12,8 @@ from torch import nn
 
 from fluxnb import params
 from fluxnb.cache import Gate, Hold, Taylor
-from fluxnb.precision import Quantizer
 from fluxnb.technique import Technique
+from fluxnb.techniques.precision import Quantizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "fluxnb").rglob("*.py"))
@@ -100,7 +100,7 @@ def test_what_the_readme_shows_and_links_to_is_there():
 
 
 def test_the_models_of_the_readme_are_the_models_of_the_code():
-    from fluxnb import pipelines
+    from fluxnb.models import pipelines
 
     for name in ("embedded", *pipelines.RANDOM):
         assert f"`{name}`" in readme()

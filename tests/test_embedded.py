@@ -14,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxnb import embedded, pipelines, probe, scenes, train
 from fluxnb.cache import first_block
-from fluxnb.quality import psnr
+from fluxnb.measure.quality import psnr
+from fluxnb.models import embedded, pipelines
 from fluxnb.technique import applied
+from fluxnb.training import train
+from fluxnb.world import probe, scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = pipelines.describe("embedded")

@@ -7,8 +7,10 @@ import time
 import pytest
 from PIL import Image
 
-from fluxnb import explore, material, pipelines, quality
+from fluxnb import explore
 from fluxnb.errors import UserError
+from fluxnb.measure import quality
+from fluxnb.models import material, pipelines
 
 POINTS = {0.0: 1.0, 0.1: 1.4, 0.2: 2.0, 0.4: 2.6}
 

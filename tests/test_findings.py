@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fluxnb import charts, findings, published
+from fluxnb import findings
+from fluxnb.findings import published
+from fluxnb.report import charts
 
 FBC = "First Block Cache"
 

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from fluxnb import load, params, study
+from fluxnb import params, study
 from fluxnb.errors import UserError
+from fluxnb.measure import load
 
 FAILING = 2**70  # a seed that no generator takes
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fluxnb import measure
+from fluxnb.measure import latency
 
 
 class Clock:
@@ -42,7 +42,7 @@ class Clock:
 
 
 def test_percentiles_of_known_samples():
-    assert measure.percentiles([4, 1, 3, 2, 5]) == {
+    assert latency.percentiles([4, 1, 3, 2, 5]) == {
         "min": 1,
         "p25": 2,
         "p50": 3,
@@ -53,20 +53,20 @@ def test_percentiles_of_known_samples():
 
 
 def test_p99_is_empty_below_100_samples():
-    assert measure.percentiles(range(1, 100))["p99"] is None
-    assert measure.percentiles(range(1, 101))["p99"] == pytest.approx(99.01)
+    assert latency.percentiles(range(1, 100))["p99"] is None
+    assert latency.percentiles(range(1, 101))["p99"] == pytest.approx(99.01)
 
 
 @pytest.mark.parametrize("samples", [[], [1.0, float("nan")], [float("inf")], [[1.0], [2.0]]])
 def test_samples_that_are_no_latencies_are_refused(samples):
     with pytest.raises(ValueError):
-        measure.percentiles(samples)
+        latency.percentiles(samples)
 
 
 def test_summary_has_the_columns_of_a_result():
-    from fluxnb.results import COLUMNS
+    from fluxnb.study.results import COLUMNS
 
-    row = measure.summary([0.2, 0.1])
+    row = latency.summary([0.2, 0.1])
     assert set(row) <= set(COLUMNS)
     assert row["n"] == 2 and row["samples"] == [0.2, 0.1]
     assert row["latency_p50"] == row["latency_avg"] == pytest.approx(0.15)
@@ -74,26 +74,26 @@ def test_summary_has_the_columns_of_a_result():
 
 
 def test_speedup_of_constants_is_exact():
-    assert measure.speedup([3.0] * 5, [1.5] * 5) == (2.0, 2.0, 2.0)
+    assert latency.speedup([3.0] * 5, [1.5] * 5) == (2.0, 2.0, 2.0)
 
 
 def test_speedup_is_paired():
     # The candidate takes half the time in every round; only a resample of both alike keeps the ratio at 2.
     baseline = list(np.random.default_rng(1).uniform(1, 10, 12))
-    assert measure.speedup(baseline, [b / 2 for b in baseline]) == pytest.approx((2, 2, 2))
+    assert latency.speedup(baseline, [b / 2 for b in baseline]) == pytest.approx((2, 2, 2))
 
 
 def test_speedup_is_a_ratio_of_medians():
-    ratio, low, high = measure.speedup([2.0, 2.0, 2.0, 2.0, 50.0], [1.0, 1.0, 1.0, 1.0, 1.0])
+    ratio, low, high = latency.speedup([2.0, 2.0, 2.0, 2.0, 50.0], [1.0, 1.0, 1.0, 1.0, 1.0])
     assert ratio == 2.0
     assert low == 2.0 and high > 2.0  # the outlier widens the interval and leaves the ratio alone
 
 
 def test_speedup_is_the_same_each_time_and_depends_on_the_seed():
     baseline, candidate = np.random.default_rng(0).lognormal(0, 0.3, (2, 20))
-    first = measure.speedup(baseline, candidate)
-    assert first == measure.speedup(baseline, candidate)
-    assert first[1:] != measure.speedup(baseline, candidate, seed=1)[1:]
+    first = latency.speedup(baseline, candidate)
+    assert first == latency.speedup(baseline, candidate)
+    assert first[1:] != latency.speedup(baseline, candidate, seed=1)[1:]
 
 
 def test_the_interval_covers_the_truth_about_95_times_of_100():
@@ -103,7 +103,7 @@ def test_the_interval_covers_the_truth_about_95_times_of_100():
         drift = rng.lognormal(0, 0.1, 25)
         baseline = 2.0 * drift * rng.lognormal(0, 0.05, 25)
         candidate = 1.0 * drift * rng.lognormal(0, 0.05, 25)
-        _, low, high = measure.speedup(baseline, candidate, resamples=1000)
+        _, low, high = latency.speedup(baseline, candidate, resamples=1000)
         covered += low <= 2.0 <= high
         above_one += high - low < 0.5
     assert 0.90 * 200 <= covered <= 199  # and not by being as wide as the world:
@@ -113,7 +113,7 @@ def test_the_interval_covers_the_truth_about_95_times_of_100():
 def test_many_samples_are_resampled_in_blocks_of_bounded_size():
     tracemalloc.start()
     try:
-        result = measure.speedup([2.0] * 5000, [1.0] * 5000, resamples=2000)  # 240 MB and more when done at once
+        result = latency.speedup([2.0] * 5000, [1.0] * 5000, resamples=2000)  # 240 MB and more when done at once
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -123,14 +123,14 @@ def test_many_samples_are_resampled_in_blocks_of_bounded_size():
 @pytest.mark.parametrize("baseline, candidate", [([1, 2], [1]), ([1], [1]), ([], []), ([1, 0], [1, 1])])
 def test_speedup_refuses_samples_without_pairs(baseline, candidate):
     with pytest.raises(ValueError):
-        measure.speedup(baseline, candidate)
+        latency.speedup(baseline, candidate)
 
 
 def test_interleave_reverses_every_other_round():
     order = []
     clock = Clock()
     runs = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    measure.interleave(runs, 3, clock.synchronize, clock)
+    latency.interleave(runs, 3, clock.synchronize, clock)
     assert "".join(order) == "abc" + "cba" + "abc"
 
 
@@ -143,7 +143,7 @@ def test_interleave_gives_each_run_its_own_times_in_the_order_of_the_rounds():
         clock.now += 1000  # what happens between two runs must not count
         seen.append((name, i))
 
-    assert measure.interleave(runs, 2, clock.synchronize, clock, progress) == {"slow": [3, 4], "fast": [1, 2]}
+    assert latency.interleave(runs, 2, clock.synchronize, clock, progress) == {"slow": [3, 4], "fast": [1, 2]}
     assert seen == [("slow", 0), ("fast", 0), ("fast", 1), ("slow", 1)]
     assert clock.synchronized == 8  # before and after each run
 
@@ -158,7 +158,7 @@ def test_what_a_run_is_made_inside_takes_no_time_of_it():
         clock.now += 1000
 
     runs = {"plain": clock.works([1, 1]), "switched on": clock.works([2, 2])}
-    taken = measure.interleave(runs, 2, clock.synchronize, clock, around={"switched on": ready})
+    taken = latency.interleave(runs, 2, clock.synchronize, clock, around={"switched on": ready})
     assert taken == {"plain": [1, 1], "switched on": [2, 2]}
 
 
@@ -171,7 +171,7 @@ def test_a_time_ends_when_the_device_is_done():
         pending.clear()
 
     pending.append(50)  # left over from before: not part of this run
-    assert measure.timed(lambda: pending.append(7), synchronize, clock) == 7
+    assert latency.timed(lambda: pending.append(7), synchronize, clock) == 7
 
 
 def test_interleave_passes_on_what_a_run_raises():
@@ -179,9 +179,9 @@ def test_interleave_passes_on_what_a_run_raises():
         raise MemoryError("out of memory")
 
     with pytest.raises(MemoryError):
-        measure.interleave({"a": run}, 1)
+        latency.interleave({"a": run}, 1)
     with pytest.raises(ValueError, match="rounds"):
-        measure.interleave({}, 0)
+        latency.interleave({}, 0)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_interleave_passes_on_what_a_run_raises():
 )
 def test_warm_up_ends_when_two_calls_in_a_row_agree(seconds, kwargs, count, stable):
     clock = Clock()
-    done = measure.warm_up(clock.works(seconds), clock.synchronize, clock=clock, **kwargs)
+    done = latency.warm_up(clock.works(seconds), clock.synchronize, clock=clock, **kwargs)
     assert (done.count, done.stable) == (count, stable)
     assert done.first_s == pytest.approx(seconds[0])
     assert done.total_s == pytest.approx(sum(seconds[:count]))
@@ -208,7 +208,7 @@ def test_warm_up_ends_when_two_calls_in_a_row_agree(seconds, kwargs, count, stab
 
 def test_warm_up_needs_one_call():
     with pytest.raises(ValueError, match="limit"):
-        measure.warm_up(lambda: None, limit=0)
+        latency.warm_up(lambda: None, limit=0)
 
 
 class Pipe:
@@ -260,37 +260,37 @@ def pipe(clock):
 
 
 def test_stages_splits_one_call(clock, pipe):
-    with measure.stages(pipe, clock.synchronize, clock) as times:
+    with latency.stages(pipe, clock.synchronize, clock) as times:
         assert pipe() == "image"
-    assert times == measure.Stages(text_s=2, denoise_s=10, vae_s=5, total_s=17.75)
+    assert times == latency.Stages(text_s=2, denoise_s=10, vae_s=5, total_s=17.75)
     assert clock.synchronized == 6  # the borders: two of each stage, and of the block
 
 
 def test_stages_adds_up_two_encodings_of_guidance(clock, pipe):
-    with measure.stages(pipe, clock.synchronize, clock) as times:
+    with latency.stages(pipe, clock.synchronize, clock) as times:
         pipe(encodings=2)
     assert (times.text_s, times.denoise_s, times.vae_s) == (4, 10, 5)
 
 
 @pytest.mark.parametrize("first", [False, True])
 def test_stages_count_the_encoding_of_an_image_to_the_vae(clock, pipe, first):
-    with measure.stages(pipe, clock.synchronize, clock) as times:
+    with latency.stages(pipe, clock.synchronize, clock) as times:
         pipe(first=first, image=not first)
     assert (times.text_s, times.denoise_s, times.vae_s) == (2, 10, 8)
     assert "encode" not in vars(pipe.vae)
 
 
 def test_stages_without_decoding_or_encoding(clock, pipe):
-    with measure.stages(pipe, clock.synchronize, clock) as times:
+    with latency.stages(pipe, clock.synchronize, clock) as times:
         pipe(decode=False)
     assert times.vae_s is None and times.denoise_s == 10.5
-    with measure.stages(pipe, clock.synchronize, clock) as times:
+    with latency.stages(pipe, clock.synchronize, clock) as times:
         pipe(encodings=0)
     assert times.text_s is None and times.denoise_s == 10.25
 
 
 def test_stages_restores_the_pipe(clock, pipe):
-    with measure.stages(pipe, clock.synchronize, clock):
+    with latency.stages(pipe, clock.synchronize, clock):
         assert "encode_prompt" in vars(pipe) and "decode" in vars(pipe.vae)
         pipe()
     assert "encode_prompt" not in vars(pipe) and "decode" not in vars(pipe.vae)
@@ -299,15 +299,15 @@ def test_stages_restores_the_pipe(clock, pipe):
 def test_stages_restores_the_pipe_after_an_error(clock, pipe):
     mine = pipe.encode_prompt = lambda prompt: f"embedding of {prompt}"  # a technique's own hook stays
     with pytest.raises(RuntimeError, match="a broken step"):
-        with measure.stages(pipe, clock.synchronize, clock) as times:
+        with latency.stages(pipe, clock.synchronize, clock) as times:
             pipe(fail="denoise")
     assert pipe.encode_prompt is mine and "decode" not in vars(pipe.vae)
-    assert times == measure.Stages()  # half a measurement is none
+    assert times == latency.Stages()  # half a measurement is none
 
 
 def test_stages_refuses_a_second_call(clock, pipe):
     with pytest.raises(RuntimeError, match="one pipeline call"):
-        with measure.stages(pipe, clock.synchronize, clock):
+        with latency.stages(pipe, clock.synchronize, clock):
             pipe()
             pipe()
     assert "encode_prompt" not in vars(pipe)
@@ -330,7 +330,7 @@ def test_stages_restores_a_torch_module():
             pass
 
     pipe = TorchPipe()
-    with measure.stages(pipe) as times:
+    with latency.stages(pipe) as times:
         pipe.encode_prompt()
         pipe.vae.decode(1)
     assert "decode" not in vars(pipe.vae) and pipe.vae.decode(2) == 2
@@ -338,7 +338,7 @@ def test_stages_restores_a_torch_module():
 
 
 def test_memory_on_a_cpu_sees_what_is_held():
-    with measure.memory("cpu") as use:
+    with latency.memory("cpu") as use:
         held = bytearray(b"x") * (128 * 2**20)
     assert use.device == "cpu" and use.reserved_gib is None
     assert 0.11 <= use.peak_gib <= 0.5
@@ -348,7 +348,7 @@ def test_memory_on_a_cpu_sees_what_is_held():
 
 def test_memory_is_filled_in_after_an_error():
     with pytest.raises(MemoryError):
-        with measure.memory("cpu") as use:
+        with latency.memory("cpu") as use:
             raise MemoryError
     assert use.peak_gib is not None and use.average_gib is not None
 
@@ -367,26 +367,26 @@ def stubborn():
 
 def test_what_takes_too_long_is_given_up():
     before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(measure.TooLate, match="^not done after 0.2 s"), measure.limited(0.2):
+    with pytest.raises(latency.TooLate, match="^not done after 0.2 s"), latency.limited(0.2):
         stubborn()
     assert signal.getsignal(signal.SIGALRM) is before and signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
-    with pytest.raises(ZeroDivisionError), measure.limited(60):
+    with pytest.raises(ZeroDivisionError), latency.limited(60):
         raise ZeroDivisionError
-    with measure.limited(math.inf):
+    with latency.limited(math.inf):
         assert signal.getsignal(signal.SIGALRM) is before
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 def test_only_the_first_call_of_a_warm_up_has_to_be_there_in_time():
-    with pytest.raises(measure.TooLate):
-        measure.warm_up(stubborn, patience_s=0.2)
+    with pytest.raises(latency.TooLate):
+        latency.warm_up(stubborn, patience_s=0.2)
     waits = iter([0.0, 0.4, 0.0])
-    warm = measure.warm_up(lambda: time.sleep(next(waits)), limit=3, patience_s=0.2)
+    warm = latency.warm_up(lambda: time.sleep(next(waits)), limit=3, patience_s=0.2)
     assert warm.count == 3
 
 
 def test_the_steps_of_one_image(clock, monkeypatch):
-    monkeypatch.setattr(measure.time, "perf_counter", clock)
+    monkeypatch.setattr(latency.time, "perf_counter", clock)
     step = lambda: "latents"  # noqa: E731
     pipe = SimpleNamespace(transformer=SimpleNamespace(device="cpu"), scheduler=SimpleNamespace(step=step))
 
@@ -395,6 +395,6 @@ def test_the_steps_of_one_image(clock, monkeypatch):
             clock.now += seconds
             assert pipe.scheduler.step() == "latents"
 
-    times = measure.step_times(pipe, run)  # the first has in it what comes before the steps
-    assert times == [measure.StepTime(2000, 2000), measure.StepTime(500, 500)]
+    times = latency.step_times(pipe, run)  # the first has in it what comes before the steps
+    assert times == [latency.StepTime(2000, 2000), latency.StepTime(500, 500)]
     assert pipe.scheduler.step is step

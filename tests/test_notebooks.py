@@ -15,7 +15,7 @@ import pytest
 import test_browser
 
 from fluxnb import params
-from fluxnb.results import KEY, Results
+from fluxnb.study.results import KEY, Results
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -280,8 +280,8 @@ def test_a_killed_report_does_not_measure_twice(tmp_path, copy_project):
 def test_a_model_that_turns_out_unreadable_fails_its_notebook_with_the_sentence(tmp_path, copy_project):
     root = copy_project(tmp_path)
     model = root / "model"
-    (root / "fluxnb/embedded").rename(model)  # moved and linked, not copied: it is large
-    (root / "fluxnb/embedded").symlink_to(model, target_is_directory=True)
+    (root / "fluxnb/models/weights/embedded").rename(model)  # moved and linked, not copied: it is large
+    (root / "fluxnb/models/weights/embedded").symlink_to(model, target_is_directory=True)
     broken = root / "broken"
     broken.mkdir()
     for part in model.iterdir():

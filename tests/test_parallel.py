@@ -13,14 +13,17 @@ import psutil
 import pytest
 import torch
 
-from fluxnb import params, ranks, scaling, study, symmetric
+from fluxnb import params, study
 from fluxnb.cache import Cache, Cascade, FirstBlock, Taylor, TeaCache, teacache
-from fluxnb.compilation import Regional
 from fluxnb.errors import UserError
-from fluxnb.parallel import ContextParallel, FullyShard
-from fluxnb.parallel_vae import ParallelVAE
+from fluxnb.measure import ranks
+from fluxnb.study import scaling
 from fluxnb.technique import Unavailable
-from fluxnb.xdit import PipeFusion, XDiT
+from fluxnb.techniques import symmetric
+from fluxnb.techniques.compilation import Regional
+from fluxnb.techniques.parallel import ContextParallel, FullyShard
+from fluxnb.techniques.parallel_vae import ParallelVAE
+from fluxnb.techniques.xdit import PipeFusion, XDiT
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="these ranks are CPU processes")
 
@@ -131,9 +134,9 @@ def test_a_controlnet_s_residuals_are_divided_too():
 
 @pytest.mark.parametrize("technique", [ContextParallel(gather=2), FullyShard(), ParallelVAE(), XDiT(2), PipeFusion(2)])
 def test_without_ranks_it_says_what_it_needs(technique):
-    from fluxnb import pipelines
+    from fluxnb.models import pipelines
 
-    with pytest.raises(Unavailable, match="^needs .* ranks, started by fluxnb.ranks$"):
+    with pytest.raises(Unavailable, match="^needs .* ranks, started by fluxnb.measure.ranks$"):
         technique.apply(pipelines.load("embedded", device="cpu"))
 
 

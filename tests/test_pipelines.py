@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from fluxnb import embedded, pipelines
 from fluxnb.errors import UserError
+from fluxnb.models import embedded, pipelines
 
 GATED = "black-forest-labs/FLUX.1-dev"
 

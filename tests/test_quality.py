@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fluxnb import quality
+from fluxnb.measure import quality
 
 
 def noise(seed, height=64, width=96):

@@ -25,7 +25,7 @@ from fluxnb.errors import UserError
 from fluxnb.report import html, read_state
 from fluxnb.report.render import MAX_PAGE_MB, check_page, prepare, render
 from fluxnb.report.run import KERNEL, Progress, check_parameters, fingerprint, run
-from fluxnb.results import COLUMNS, Results
+from fluxnb.study.results import COLUMNS, Results
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROVENANCE = {
@@ -92,7 +92,7 @@ GOOD = """
     html.image_grid(["apple"], ["0", "0.2"], [[(image, "baseline"), (image, "2.1×")]], caption="Images")
     with open(os.environ["FLUXNB_PROGRESS"], "a") as file:
         file.write(json.dumps({"notebook": "01_good", "done": 1, "total": 2, "label": "FBCache 0.1"}) + "\\n")
-    from fluxnb.results import Results
+    from fluxnb.study.results import Results
     for technique in ("baseline", "fbcache"):
         key = {"notebook": "01_good", "technique": technique, "gpu": "cpu", "machine": "m", "versions": "v"}
         row = {**key, "weights": "random", "status": "ok", "run_id": "r"}

@@ -11,9 +11,9 @@ from datetime import UTC, datetime, timedelta, timezone
 import numpy as np
 import pytest
 
-from fluxnb import results
 from fluxnb.errors import UserError
-from fluxnb.results import COLUMNS, KEY, Results
+from fluxnb.study import results
+from fluxnb.study.results import COLUMNS, KEY, Results
 
 KEY_OF_ROW = {
     "notebook": "05_first_block_cache",
@@ -453,7 +453,7 @@ def test_what_another_process_appends_is_found(filled, path):
 
 WRITER = """
 import json, sys
-from fluxnb.results import Results
+from fluxnb.study.results import Results
 table, row = Results(sys.argv[1]), json.loads(sys.argv[2])
 print("ready", flush=True)
 sys.stdin.readline()

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fluxnb import embedded, scenes
+from fluxnb.models import embedded
+from fluxnb.world import scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = scenes.FACTS["family"]
@@ -195,7 +196,7 @@ def test_a_seed_sets_what_the_scene_leaves_free():
 
 def test_a_drawing_is_the_same_in_another_process():
     code = (
-        "import zlib; from fluxnb import scenes\n"
+        "import zlib; from fluxnb.world import scenes\n"
         "for i in range(8):\n"
         "    s = scenes.training_scene(i)\n"
         "    print(zlib.crc32(scenes.draw(s, i).tobytes()), scenes.held_out(s), s.caption)"

@@ -2,7 +2,7 @@
 
 import itertools
 
-from fluxnb import search
+from fluxnb.study import search
 
 
 def problem(point):

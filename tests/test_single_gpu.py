@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fluxnb import attention, ceilings, compilation, fused, hooks, measure, modulation, pipelines, sparsity, vae
 from fluxnb.cache import Cache, Hold, Interval, Schedule, first_block
 from fluxnb.errors import UserError
+from fluxnb.measure import ceilings, latency
+from fluxnb.models import pipelines
 from fluxnb.params import TORCHAO
-from fluxnb.precision import TorchAO, block_layers
 from fluxnb.technique import Unavailable, applied
+from fluxnb.techniques import attention, compilation, fused, hook_search, modulation, sparsity, vae
+from fluxnb.techniques.precision import TorchAO, block_layers
 
 MODEL = pipelines.describe("embedded")
 
@@ -237,7 +239,7 @@ def test_hooks_are_looked_for_once(pipe, monkeypatch):
 
     plain = made()
     assert pipe.transformer in looked and pipe.text_encoder_2 in looked
-    with applied(pipe, technique := hooks.NoHookSearch()):
+    with applied(pipe, technique := hook_search.NoHookSearch()):
         assert made() == plain and looked == [] and technique.proof["without a hook"].startswith("all of ")
         assert pipe._execution_device == torch.device("cpu")
     assert made() == plain and pipe.transformer in looked
@@ -249,10 +251,10 @@ def test_hooks_that_are_there_are_looked_for(pipe):
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
     try:
         with pytest.raises(Unavailable, match="^needs a pipeline without hooks"):
-            hooks.NoHookSearch().apply(pipe)
+            hook_search.NoHookSearch().apply(pipe)
     finally:
         pipe.transformer.disable_cache()
-    with applied(pipe, hooks.NoHookSearch()):
+    with applied(pipe, hook_search.NoHookSearch()):
         pass
 
 
@@ -327,21 +329,21 @@ def test_sparse_int8_says_what_it_needs(pipe):
 
 def test_kernels_are_named_by_what_took_longest():
     a = torch.randn(400, 400)
-    named = measure.kernels(lambda: [a @ a for _ in range(3)] and a.exp(), top=2)
+    named = latency.kernels(lambda: [a @ a for _ in range(3)] and a.exp(), top=2)
     assert named[0].startswith("mm ×3 ") and named[0].endswith("%") and len(named) == 2
 
 
 def test_kernels_belong_to_a_kind():
     spent = {"nvjet_sm90_tst": (2e-3, 4), "cudnn_sdpa_fprop": (1e-3, 1), "triton_red_fused": (5e-4, 2), "mm": (1e-3, 1)}
     spent |= {"ncclDevKernel_AllGather": (3e-3, 2), "Memcpy PtoP": (1e-3, 2), "barrier_kernel": (5e-4, 2)}
-    assert measure.by_kind(spent) == {
+    assert latency.by_kind(spent) == {
         "communication": 4.5,
         "attention": 1.0,
         "matrix products": 3.0,
         "the rest": 0.5,
     }
     a = torch.randn(300, 300)
-    parts = measure.by_kind(measure.kernel_times(lambda: (a @ a).exp()))
+    parts = latency.by_kind(latency.kernel_times(lambda: (a @ a).exp()))
     assert parts["matrix products"] > 0 and parts["the rest"] > 0 and parts["attention"] == 0
 
 

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from test_browser import BROWSER, Tab, browser
 
-from fluxnb import caches, charts, ledger, params, published, study
+from fluxnb import params, study
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
-from fluxnb.report import analysis, explorer, progress, site
+from fluxnb.findings import ledger, published
+from fluxnb.report import analysis, charts, disk, explorer, progress, site
 from fluxnb.report.render import Page, check_page
-from fluxnb.results import Results
+from fluxnb.study.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 in_a_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome found")
@@ -416,14 +417,14 @@ def test_caches_are_listed_asked_for_and_results_stay(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "none"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "none"))
-    assert {c.path: c.size for c in caches.found(tmp_path)} == {hub: 2048, compiled: 2048}
+    assert {c.path: c.size for c in disk.found(tmp_path)} == {hub: 2048, compiled: 2048}
     said, asked = [], []
 
     def answer(question):
         asked.append(question)
         return "y" if "torch-compile" in question else ""
 
-    assert caches.clean(tmp_path, answer, said.append) == [compiled]
+    assert disk.clean(tmp_path, answer, said.append) == [compiled]
     assert len(asked) == 2 and len(said) == 3 and "1 of 2 deleted" in said[-1]
     assert hub.is_dir() and not compiled.exists() and (tmp_path / "reports/file").is_file()
 

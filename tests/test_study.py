@@ -14,14 +14,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxnb import ceilings, params, pipelines, study, telemetry
+from fluxnb import params, study
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
-from fluxnb.fused import FusedRoPE
-from fluxnb.modulation import ModulationAhead
-from fluxnb.precision import TorchAO
-from fluxnb.results import KEY
+from fluxnb.measure import ceilings, telemetry
+from fluxnb.models import pipelines
+from fluxnb.study.results import KEY
 from fluxnb.technique import Unavailable, applied
+from fluxnb.techniques.fused import FusedRoPE
+from fluxnb.techniques.modulation import ModulationAhead
+from fluxnb.techniques.precision import TorchAO
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4

@@ -9,15 +9,15 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from fluxnb import params, sweep
+from fluxnb import params
 from fluxnb.errors import UserError
-from fluxnb.report import read_state
-from fluxnb.results import Results
+from fluxnb.report import read_state, sweep
+from fluxnb.study.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = """
 import os
-from fluxnb.results import Results
+from fluxnb.study.results import Results
 table = Results("reports/single_gpu/cpu/results.csv")
 table.append(dict(notebook={stem!r}, technique=os.environ.get("CUDA_VISIBLE_DEVICES", "none"), settings={{}}, gpu="cpu",
                   weights="random", status="ok", machine="m", versions="v", n=len(table.rows())))

@@ -5,12 +5,13 @@ import sys
 import pytest
 import torch
 
-from fluxnb import pipelines, precision, svdquant
 from fluxnb import study as studies
 from fluxnb.cache import first_block
-from fluxnb.precision import GGUF, BitsAndBytes, Nunchaku, Quanto, TorchAO, block_layers, gguf_blocks
-from fluxnb.schedulers import DPMSolver
+from fluxnb.models import pipelines
 from fluxnb.technique import Unavailable, applied
+from fluxnb.techniques import precision, svdquant
+from fluxnb.techniques.precision import GGUF, BitsAndBytes, Nunchaku, Quanto, TorchAO, block_layers, gguf_blocks
+from fluxnb.techniques.schedulers import DPMSolver
 
 MODEL = pipelines.describe("embedded")
 

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import GPU
 
-from fluxnb import params, telemetry
+from fluxnb import params
+from fluxnb.measure import telemetry
 
 
 def test_machine_names_the_hardware():

@@ -14,7 +14,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fluxnb import pipelines, scenes, train
+from fluxnb.models import pipelines
+from fluxnb.training import train
+from fluxnb.world import scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = train.Settings.small()
@@ -40,7 +42,7 @@ def command(root):
         root / "a.webp",
     ]
     return subprocess.run(
-        [sys.executable, "-m", "fluxnb.train", *map(str, arguments)],
+        [sys.executable, "-m", "fluxnb.training.train", *map(str, arguments)],
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

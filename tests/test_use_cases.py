@@ -7,13 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxnb import compilation, control, material, measure, params, pipelines, quality, scenes, vae
-from fluxnb.attention import Attention
+from fluxnb import params
 from fluxnb.cache import Cache, FirstBlock, Hold, Interval, Schedule, Taylor, TeaCache, even_mask, teacache
-from fluxnb.compilation import Regional
 from fluxnb.errors import UserError
-from fluxnb.precision import TorchAO, block_layers
+from fluxnb.measure import latency, quality
+from fluxnb.models import control, material, pipelines
 from fluxnb.technique import applied, networks
+from fluxnb.techniques import compilation, vae
+from fluxnb.techniques.attention import Attention
+from fluxnb.techniques.compilation import Regional
+from fluxnb.techniques.precision import TorchAO, block_layers
+from fluxnb.world import scenes
 
 MODEL = pipelines.describe("embedded")
 PROMPT, SEED, STEPS = "a blue cube left of a yellow ball on grass at sunset", 3, 10
@@ -227,7 +231,7 @@ def test_stages_have_the_vaes_encoding_apart_from_denoising(pipes, drawn, use_ca
 
     pipe.vae.encode = encode
     try:
-        with measure.stages(pipe) as stages:
+        with latency.stages(pipe) as stages:
             make(pipe, drawn, steps=2)
     finally:
         del pipe.vae.encode

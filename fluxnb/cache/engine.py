@@ -23,11 +23,9 @@ from fluxnb.cache.gates import INPUT, RESIDUAL, FirstBlock, Gate, Schedule
 from fluxnb.cache.predictors import Hold, Taylor
 from fluxnb.cache.trace import Step, Trace
 from fluxnb.errors import UserError
+from fluxnb.technique import BLOCKS, RECORDED, SHARED, attribute
 
 _MARK = "_fluxnb_cache"
-BLOCKS = "_fluxnb_blocks"  # set on a transformer some of whose blocks are run as one: (double blocks, single blocks)
-RECORDED = "_fluxnb_recorded"  # set on a transformer whose steps are replayed from a recording
-SHARED = "_fluxnb_shared"  # set on a transformer that has a share of the tokens: the process group that has them all
 
 
 class Cache:
@@ -314,27 +312,6 @@ def flux_transformer(pipe):
     if getattr(transformer, _MARK, None) or getattr(transformer, "is_cache_enabled", False):
         raise UserError("The transformer has a cache already: remove that one first, two can't share it.")
     return transformer
-
-
-class attribute:  # noqa: N801  read as a function: with attribute(owner, name, value)
-    """`owner.name` is `value` inside; afterwards the instance has the attribute only if it had it before.
-
-    A class, not a generator: a generator that nobody holds is closed, which would take the change back.
-    """
-
-    def __init__(self, owner, name: str, value):
-        self.owner, self.name, self.value = owner, name, value
-
-    def __enter__(self):
-        own = vars(self.owner)
-        self.had, self.before = self.name in own, own.get(self.name)
-        own[self.name] = self.value  # past nn.Module.__setattr__, which would register a module
-
-    def __exit__(self, *_):
-        if self.had:
-            vars(self.owner)[self.name] = self.before
-        else:
-            vars(self.owner).pop(self.name, None)
 
 
 def first_block(threshold: float, **options) -> Cache:

@@ -14,9 +14,9 @@ from importlib import metadata
 
 import torch
 
-from fluxnb.cache.engine import attribute, flux_transformer
+from fluxnb.cache.engine import flux_transformer
 from fluxnb.cache.gates import checked_threshold
-from fluxnb.technique import Unavailable
+from fluxnb.technique import Unavailable, attribute
 
 VERSION = "0.3.38"
 

@@ -36,7 +36,7 @@ def coefficients(model: str) -> tuple[float, ...]:
     Raises:
         UserError: there are none for this model.
     """
-    from fluxnb import embedded
+    from fluxnb.models import embedded
 
     folder = embedded.FOLDER if model == "embedded" else Path(model).expanduser()
     if (folder / FILE).is_file():

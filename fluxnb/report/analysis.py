@@ -123,7 +123,7 @@ def _series(row: dict) -> str | None:
 
 
 def _scaling_blocks(found: list[site.Configuration], folder: Path) -> tuple[list[str], list[Path]]:
-    from fluxnb import charts
+    from fluxnb.report import charts
 
     frame = scaling(found)
     if frame.empty:
@@ -154,7 +154,7 @@ def _scaling_blocks(found: list[site.Configuration], folder: Path) -> tuple[list
 
 def write(root: Path, given: list[str]) -> list[Path]:
     """reports/analysis: index.html, the tables and the charts; returns their paths, index last."""
-    from fluxnb import charts
+    from fluxnb.report import charts
 
     found, price = site.configurations(root), prices(given)
     unknown = sorted(set(price) - {c.name for c in found})

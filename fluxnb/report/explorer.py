@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxnb import quality
+from fluxnb.measure import quality
 from fluxnb.report import html, read_json
 
 METHODS = (  # the techniques that have a slider, in this order
@@ -109,7 +109,7 @@ def collect(rows: list[dict], images: list[Kept]) -> tuple[dict, list[dict]]:
 
 def _name(row: dict) -> str:
     """What kept images and rows share: the key without notebook and configuration."""
-    from fluxnb.results import KEY
+    from fluxnb.study.results import KEY
 
     parts = {k: row.get(k) for k in KEY if k not in ("notebook", "gpu")}
     return json.dumps(_whole({k: v for k, v in parts.items() if v is not None}), sort_keys=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
 
-from fluxnb import telemetry
 from fluxnb.errors import UserError
+from fluxnb.measure import telemetry
 from fluxnb.report import (
     PAGES,
     build_dir,

@@ -10,13 +10,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxnb import findings, ledger
+from fluxnb import findings
+from fluxnb.findings import ledger
 from fluxnb.report import html, read_json, sources, write_atomic
 from fluxnb.report.index import STATUS, index_html
 from fluxnb.report.progress import cannot_run, progress_md
 from fluxnb.report.render import PAGES, TEMPLATES, Page, check_page, render_template, title_of
 from fluxnb.report.run import duration
-from fluxnb.results import Results
+from fluxnb.study.results import Results
 
 CRUMBS = [("index.html", "fluxnb"), ("ledger.html", "Ledger of claims")]
 LEDGER_COLUMNS = [
@@ -308,7 +309,7 @@ def _judged(row: dict) -> bool:
 
 def frontier(c: Configuration) -> str | None:
     """Speed against quality of the caches and of their controls, as a figure; None without rows."""
-    from fluxnb import charts
+    from fluxnb.report import charts
 
     rows = [_labelled(r) for r in _judged_caches(c)]
     rows = [r for r in rows if not (r["technique"] == "baseline" and r["steps"] != 28)]

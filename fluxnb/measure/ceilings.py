@@ -1,0 +1,184 @@
+"""What the hardware can do: matrix products, attention and memory traffic. A speed is set against these."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from fluxnb.measure import telemetry
+from fluxnb.models import pipelines
+from fluxnb.technique import Unavailable
+
+# batch, heads, 512 text + 4096 image tokens, width of a head: FLUX at 1024 x 1024
+FLUX_ATTENTION = (1, 24, 4608, 128)
+BACKENDS = ("default", "cudnn", "flash", "efficient", "math")
+
+
+def device() -> str:
+    """The device that ceilings are measured on."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def matmul(size: int, dtype: str):
+    """(function, FLOPs): one product of two size x size matrices of random numbers.
+
+    Args:
+        dtype: a torch dtype's name; "fp8" is e4m3 with one scale per row and column, "int8" sums in 32 bits. The
+            function raises Unavailable where PyTorch has no such product.
+
+    The matrices are made by the function's first call, which belongs to its warm-up.
+    """
+    flop = 2 * size**3
+    if dtype in ("fp8", "int8"):
+        return _small_matmul(size, dtype), flop
+
+    @functools.cache
+    def made():
+        a, b = (torch.randn(size, size, device=device()).to(getattr(torch, dtype)) for _ in range(2))
+        return a, b, torch.empty_like(a)
+
+    def run():
+        a, b, out = made()
+        return torch.matmul(a, b, out=out)
+
+    return run, flop
+
+
+def _small_matmul(size: int, dtype: str):
+    @functools.cache
+    def product():
+        a, b = (torch.randn(size, size, device=device()) for _ in range(2))
+        if dtype == "int8":
+            return functools.partial(torch._int_mm, a.to(torch.int8), b.to(torch.int8).t())
+        a, b, ones = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn), torch.ones(size, 1, device=device())
+        scales = {"scale_a": ones, "scale_b": ones.t()}
+        return functools.partial(torch._scaled_mm, a, b.t(), **scales, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    def run():
+        if device() == "cpu":
+            raise Unavailable("needs a GPU: a CPU's products of these are emulated or of another kind")
+        multiply = product()  # what runs out of memory here is no missing kernel
+        try:
+            multiply()
+        except (RuntimeError, NotImplementedError) as error:
+            raise Unavailable(f"needs a GPU with matrix units for {dtype}: {str(error).splitlines()[0]}") from error
+
+    return run
+
+
+def attention(shape: tuple[int, int, int, int], dtype: str, backend: str):
+    """(function, FLOPs): one scaled dot-product attention of shape (batch, heads, tokens, head width).
+
+    The function raises Unavailable where PyTorch can't run the backend here; it never falls back to another.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kinds = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }
+    batch, heads, tokens, width = shape
+
+    @functools.cache
+    def made():
+        return tuple(torch.randn(shape, device=device(), dtype=getattr(torch, dtype)) for _ in range(3))
+
+    def run():
+        q, k, v = made()
+        if backend == "default":
+            torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            return
+        try:
+            with sdpa_kernel(kinds[backend]):
+                torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        except RuntimeError as error:
+            raise Unavailable(
+                f"needs a GPU, PyTorch build and shape that {backend} attention supports: {str(error).splitlines()[0]}"
+            ) from error
+
+    return run, 4 * batch * heads * tokens**2 * width
+
+
+def copy(gib: float):
+    """(function, bytes moved): a copy from device memory to device memory; read and write are counted."""
+    source = torch.empty(int(gib * 2**30), dtype=torch.uint8, device=device())
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source), 2 * source.numel()
+
+
+# --- what a step could take at best -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs of one transformer step for one image."""
+
+    products: float
+    attention: float
+
+
+def step_work(subject) -> Work:
+    """Counts one step of a subject's unquantized transformer for one image; its weights are not needed.
+
+    Products are counted as they are called, attention by its formula. Raises UserError if the model can't be read.
+    """
+    from diffusers import FluxTransformer2DModel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image, text = (subject.width // 16) * (subject.height // 16), subject.model.tokens
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        transformer = FluxTransformer2DModel.from_config(pipelines.transformer_config(subject.model.name))
+        config = transformer.config
+        transformer(
+            hidden_states=torch.empty(1, image, config.in_channels),
+            encoder_hidden_states=torch.empty(1, text, config.joint_attention_dim),
+            pooled_projections=torch.empty(1, config.pooled_projection_dim),
+            timestep=torch.empty(1),
+            guidance=torch.empty(1) if config.guidance_embeds else None,
+            img_ids=torch.empty(image, 3),
+            txt_ids=torch.empty(text, 3),
+        )
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(flop for op, flop in counts.items() if op.__name__ in ("mm", "addmm"))
+    blocks = config.num_layers + config.num_single_layers
+    width = config.num_attention_heads * config.attention_head_dim
+    return Work(products, 4 * blocks * (text + image) ** 2 * width)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """FLOP/s this machine reaches: products by number format, attention in its default format."""
+
+    products: dict[str, float]
+    attention: float
+
+    def step_s(self, work: Work, number: str) -> float | None:
+        """Seconds that one step takes at least with products in `number`; None if that wasn't measured.
+
+        Everything that is neither a product nor attention counts as nothing.
+        """
+        if number not in self.products:
+            return None
+        return work.products / self.products[number] + work.attention / self.attention
+
+
+def measured(study, size: int = 8192, repeats: int = 5) -> Ceilings:
+    """Measures the ceilings, as rows of the study's own notebook: in the same run as what is set against them."""
+    on_gpu = bool(telemetry.machine()["gpus"])  # of the machine whose rows they are
+    numbers = ("bfloat16", "float32", "fp8", "int8") if on_gpu else ("float32", "fp8", "int8")
+    found = {}
+    for number in numbers:
+        run, flop = matmul(size if on_gpu else 1024, number)
+        settings = {"size": size if on_gpu else 1024, "dtype": number}
+        row = study.time("ceiling: matrix product", settings, run, repeats)
+        if row["status"] == "ok":
+            found[number] = flop / row["latency_min"]
+    shape = FLUX_ATTENTION if on_gpu else (1, 1, 1152, 128)
+    dtype = "bfloat16" if on_gpu else "float32"
+    run, flop = attention(shape, dtype, "default")
+    row = study.time("ceiling: attention", {"shape": list(shape), "dtype": dtype, "backend": "default"}, run, repeats)
+    return Ceilings(found, flop / row["latency_min"])

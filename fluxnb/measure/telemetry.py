@@ -1,0 +1,378 @@
+"""What the machine is, and what its GPUs did meanwhile.
+
+NVML (package nvidia-ml-py) is optional: without it, or without a GPU, the GPU figures are None. Nothing here
+changes a setting of a GPU, and nothing names the user, the host or a token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import threading
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from fluxnb import __version__
+
+GIB = 2**30
+PACKAGES = (
+    "torch diffusers transformers accelerate torchao para-attn bitsandbytes optimum-quanto safetensors"
+    " tokenizers numpy pillow pandas matplotlib seaborn papermill nbconvert nvidia-ml-py triton"
+).split()
+# Variables that change what is measured. Only these are ever recorded; the rest may hold a token or a name.
+REPLAY = "FLUXNB_REPLAY"
+VARIABLES = (
+    "CUDA_VISIBLE_DEVICES CUDA_LAUNCH_BLOCKING CUDA_DEVICE_ORDER CUBLAS_WORKSPACE_CONFIG NVIDIA_TF32_OVERRIDE"
+    " PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF TORCH_COMPILE_DISABLE TORCHINDUCTOR_FREEZING"
+    " TORCH_ALLOW_TF32_CUBLAS_OVERRIDE OMP_NUM_THREADS OMP_WAIT_POLICY GOMP_SPINCOUNT"
+    " MKL_NUM_THREADS OPENBLAS_NUM_THREADS KMP_AFFINITY"
+    " TOKENIZERS_PARALLELISM HF_HUB_OFFLINE NCCL_NVLS_ENABLE NCCL_P2P_DISABLE NCCL_IB_DISABLE WORLD_SIZE"
+).split()
+# NVML's clock event reasons; a GPU that idles between two images is not slowed down, so that bit is left out.
+THROTTLE_REASONS = {
+    0x2: "application clocks",
+    0x4: "software power cap",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "hardware power brake",
+    0x100: "display clocks",
+    0x200: "board limit",
+    0x400: "reliability",
+}
+
+
+def replayed() -> dict | None:
+    """The run.json of the machine whose rows are shown again (`make report REPLAY=1`); None where one can measure."""
+    path = os.environ.get(REPLAY)
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+
+
+def machine() -> dict:
+    """The hardware: cpu, cores, threads, usable_threads, ram_gib, os, gpus, driver, cuda.
+
+    `gpus` has one dict per device that torch sees: name, memory_gib, compute_capability, power_limit_w,
+    sm_clock_max_mhz, memory_clock_max_mhz (the last three None without NVML).
+    """
+    import psutil
+
+    if run := replayed():
+        return run["machine"]
+    facts = {
+        "cpu": _cpu_model(),
+        "cores": psutil.cpu_count(logical=False) or os.cpu_count(),
+        "threads": os.cpu_count(),
+        "usable_threads": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "ram_gib": round(psutil.virtual_memory().total / GIB),
+        "os": f"{platform.system()} {platform.machine()}",
+        "gpus": [],
+        "driver": None,
+        "cuda": None,
+    }
+    devices = _devices()
+    if not devices:
+        return facts
+    import torch
+
+    facts["cuda"] = torch.version.cuda
+    with _Nvml() as nvml:
+        if nvml:
+            facts["driver"] = _text(_ask(nvml, "nvmlSystemGetDriverVersion"))
+        for device in devices:
+            handle = _handle(nvml, device)
+            limit = _ask(nvml, "nvmlDeviceGetEnforcedPowerLimit", handle)
+            facts["gpus"].append(
+                {
+                    "name": device["name"],
+                    "memory_gib": round(device["memory"] / GIB, 1),
+                    "compute_capability": device["compute_capability"],
+                    "power_limit_w": None if limit is None else limit / 1000,
+                    "sm_clock_max_mhz": _ask(nvml, "nvmlDeviceGetMaxClockInfo", handle, 1),
+                    "memory_clock_max_mhz": _ask(nvml, "nvmlDeviceGetMaxClockInfo", handle, 2),
+                }
+            )
+    return facts
+
+
+def machine_id() -> str:
+    """A fingerprint of the hardware (12 hex digits): CPU, usable threads, memory, GPUs.
+
+    What may change between two runs on one machine (driver, clocks, power limit) is not in it, nor is
+    anything that NVML alone knows.
+    """
+    facts = machine()
+    same = [facts["cpu"], facts["usable_threads"], facts["ram_gib"], facts["os"]]
+    same += [[g["name"], g["compute_capability"], round(g["memory_gib"])] for g in facts["gpus"]]
+    return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of fluxnb and of those of `PACKAGES` that are installed."""
+    if run := replayed():
+        return run["versions"]
+    found = {"python": platform.python_version(), "fluxnb": __version__}
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+def versions_short() -> str:
+    """The versions that a measurement depends on most, such as "torch 2.13.0 diffusers 0.42.1"."""
+    found = versions()
+    return " ".join(f"{p} {found[p]}" for p in ("torch", "diffusers") if p in found)
+
+
+def provenance(params, root: Path | None = None) -> dict:
+    """What run.json says of a run: time, commit, versions, hardware, variables, the resolved parameters.
+
+    `root` is the project's folder; outside a git checkout commit and dirty are None. Changed files under
+    reports/ don't count as dirty, for every run writes there. Holds plain JSON values and no token.
+    """
+    commit, dirty = _git(root or Path(__file__).resolve().parents[2])
+    return {
+        "gpu": params.name,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "replayed": bool(replayed()),
+        "commit": commit,
+        "dirty": dirty,
+        "versions": versions(),
+        "machine_id": machine_id(),
+        "machine": machine(),
+        "environment": _environment(),
+        "params_digest": params.digest,
+        "params": params.resolved(),
+    }
+
+
+def _environment() -> dict[str, str]:
+    if run := replayed():
+        return run["environment"]
+    return {name: os.environ[name] for name in VARIABLES if name in os.environ}
+
+
+class Ticker:
+    """Calls `read()` at `rate_hz` in a thread while the block runs; `readings` has what it returned.
+
+    One reading is taken at the start and one at the end, so a short block has some. A reading that raises is
+    left out: watching must not end a measurement.
+    """
+
+    def __init__(self, read, rate_hz: float = 10.0):
+        self.readings: list = []
+        self._read = read
+        self._period = 1 / rate_hz
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _take(self) -> None:
+        with suppress(Exception):
+            self.readings.append(self._read())
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period):
+            self._take()
+
+    def __enter__(self):
+        self._take()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        self._take()
+
+
+class Sampler:
+    """Watches the GPUs that torch sees, over NVML at 10 Hz: `with Sampler() as s: ...` and then `s.result`.
+
+    `result` is None without a GPU or NVML, else a dict (a figure that the GPU does not report is None):
+    samples, gpu_util_avg, gpu_util_peak (%, mean over GPUs), gpu_memory_avg_pct (%), memory_avg_gib,
+    memory_peak_gib (the fullest GPU, all processes), sm_clock_avg_mhz, sm_clock_min_mhz, power_avg_w,
+    power_peak_w (W, sum over GPUs), temperature_avg_c, temperature_peak_c (the hottest GPU), throttled (bool)
+    and throttle_reasons (a sorted list of words).
+    """
+
+    def __init__(self, rate_hz: float = 10.0):
+        self.result: dict | None = None
+        self._rate_hz = rate_hz
+        self._nvml = _Nvml()
+        self._ticker: Ticker | None = None
+
+    def __enter__(self):
+        devices = _devices()
+        nvml = self._nvml.__enter__() if devices else None
+        handles = [h for h in (_handle(nvml, d) for d in devices) if h is not None]
+        if handles:
+            self._ticker = Ticker(lambda: [_reading(nvml, h) for h in handles], self._rate_hz).__enter__()
+        return self
+
+    def __exit__(self, *error):
+        if self._ticker:
+            self._ticker.__exit__(*error)
+            self.result = _aggregate(self._ticker.readings)
+        self._nvml.__exit__(*error)
+
+
+class _Nvml:
+    """NVML opened and closed again; gives the module, or None where it is missing or finds no driver."""
+
+    def __init__(self):
+        self._module = None
+
+    def __enter__(self):
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+        except Exception:  # not installed, no driver, a driver that doesn't fit: all mean no figures
+            return None
+        self._module = pynvml
+        return pynvml
+
+    def __exit__(self, *_):
+        if self._module:
+            _ask(self._module, "nvmlShutdown")
+            self._module = None
+
+
+def _devices() -> list[dict]:
+    """The CUDA devices that torch sees: index, uuid, name, memory (bytes), compute_capability."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    devices = []
+    for i in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(i)
+        devices.append(
+            {
+                "index": i,
+                "uuid": str(getattr(facts, "uuid", "")),
+                "name": facts.name,
+                "memory": facts.total_memory,
+                "compute_capability": f"{facts.major}.{facts.minor}",
+            }
+        )
+    return devices
+
+
+def _handle(nvml, device: dict):
+    """NVML's handle of a torch device, by UUID (CUDA_VISIBLE_DEVICES may have renumbered them), or None."""
+    if not nvml:
+        return None
+    if not device["uuid"]:
+        return _ask(nvml, "nvmlDeviceGetHandleByIndex", device["index"])
+    uuid = device["uuid"]
+    return _ask(nvml, "nvmlDeviceGetHandleByUUID", uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+
+
+def _reading(nvml, handle) -> dict:
+    util = _ask(nvml, "nvmlDeviceGetUtilizationRates", handle)
+    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+    power = _ask(nvml, "nvmlDeviceGetPowerUsage", handle)
+    return {
+        "util": util.gpu if util else None,
+        "memory_gib": memory.used / GIB if memory else None,
+        "memory_pct": 100 * memory.used / memory.total if memory else None,
+        "sm_clock": _ask(nvml, "nvmlDeviceGetClockInfo", handle, 1),  # 1: the SM clock
+        "power": None if power is None else power / 1000,
+        "temperature": _ask(nvml, "nvmlDeviceGetTemperature", handle, 0),  # 0: the GPU's own sensor
+        "throttle": _ask(nvml, "nvmlDeviceGetCurrentClocksThrottleReasons", handle),
+    }
+
+
+def _aggregate(readings: list[list[dict]]) -> dict | None:
+    """Averages and peaks of [sample][gpu] readings."""
+    if not readings:
+        return None
+
+    def per_sample(name, combine) -> list[float]:
+        found = ([gpu[name] for gpu in sample if gpu[name] is not None] for sample in readings)
+        return [combine(values) for values in found if values]
+
+    def average(values) -> float | None:
+        return sum(values) / len(values) if values else None
+
+    util = per_sample("util", average)
+    memory = per_sample("memory_gib", max)
+    clock = per_sample("sm_clock", average)
+    power = per_sample("power", sum)
+    temperature = per_sample("temperature", max)
+    bits = 0
+    for sample in readings:
+        for gpu in sample:
+            bits |= gpu["throttle"] or 0
+    reasons = sorted(word for bit, word in THROTTLE_REASONS.items() if bits & bit)
+    return {
+        "samples": len(readings),
+        "gpu_util_avg": average(util),
+        "gpu_util_peak": max(util, default=None),
+        "gpu_memory_avg_pct": average(per_sample("memory_pct", average)),
+        "memory_avg_gib": average(memory),
+        "memory_peak_gib": max(memory, default=None),
+        "sm_clock_avg_mhz": average(clock),
+        "sm_clock_min_mhz": min(per_sample("sm_clock", min), default=None),
+        "power_avg_w": average(power),
+        "power_peak_w": max(power, default=None),
+        "temperature_avg_c": average(temperature),
+        "temperature_peak_c": max(temperature, default=None),
+        "throttled": bool(reasons),
+        "throttle_reasons": reasons,
+    }
+
+
+def _ask(nvml, call: str, *args):
+    """The result of an NVML call; None when package, driver or GPU can't answer it, or the handle is None."""
+    try:
+        return None if None in args else getattr(nvml, call)(*args)
+    except Exception:
+        return None
+
+
+def _text(value) -> str | None:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _cpu_model() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return " ".join(line.split(":", 1)[1].split())
+    if platform.system() == "Darwin":
+        model = _output(["sysctl", "-n", "machdep.cpu.brand_string"])
+        if model:
+            return model
+    return platform.processor() or platform.machine()
+
+
+def _git(root: Path) -> tuple[str | None, bool | None]:
+    """(commit, whether the files differ from it).
+
+    Outside a checkout or without git: what FLUXNB_COMMIT says (for a copy of a clean checkout), else None.
+    """
+    commit = _output(["git", "rev-parse", "--verify", "HEAD"], root)
+    if not commit:
+        stated = os.environ.get("FLUXNB_COMMIT", "")
+        return (stated, False) if re.fullmatch(r"[0-9a-f]{7,40}", stated) else (None, None)
+    status = _output(["git", "status", "--porcelain", "--", ".", ":(exclude)reports"], root)
+    return commit, None if status is None else bool(status)
+
+
+def _output(command: list[str], folder: Path | None = None) -> str | None:
+    """What a command prints, None when it fails or is missing."""
+    # A git hook sets GIT_DIR and its kin, which would answer for another repository.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    try:
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,557 @@
+"""Builds the pipeline for a model name and a use case. No technique in here.
+
+A name is `embedded` (shipped with the package, trained), `flux-dev-random` or `flux-schnell-random` (FLUX's
+full size, seeded random weights: for latency and memory, never for quality), a hub id such as
+`black-forest-labs/FLUX.1-dev`, or a local folder in diffusers' format. A use case is a key of `USE_CASES`: each is
+a pipeline of diffusers, made from the same components.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fluxnb.errors import UserError
+from fluxnb.models import control, embedded
+
+RANDOM = ("flux-dev-random", "flux-schnell-random")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+USE_CASES = {  # name -> diffusers' pipeline
+    "txt2img": "FluxPipeline",
+    "img2img": "FluxImg2ImgPipeline",
+    "inpainting": "FluxInpaintPipeline",
+    "ControlNet txt2img": "FluxControlNetPipeline",
+    "ControlNet img2img": "FluxControlNetImg2ImgPipeline",
+    "ControlNet inpainting": "FluxControlNetInpaintPipeline",
+}
+CONTROLNET = "InstantX/FLUX.1-dev-Controlnet-Union"  # of FLUX.1-dev itself
+_CONTROLNET = {"num_layers": 5, "num_single_layers": 10, "num_mode": 10}  # its size
+_MODES = {"edges": 0, "depth": 2}  # its control_mode for each kind of condition
+
+# black-forest-labs/FLUX.1-dev's configuration files, as far as they determine shapes
+_FLUX_TRANSFORMER = {
+    "patch_size": 1,
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "axes_dims_rope": (16, 56, 56),
+}
+_FLUX_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+_T5_XXL = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+    "dropout_rate": 0.0,
+    "is_encoder_decoder": False,
+    "use_cache": False,
+}
+_CLIP_L = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the study has to know of a model besides its pipeline."""
+
+    name: str
+    weights: str  # trained | random
+    side: int  # pixels per side of the image it makes by default
+    tokens: int  # T5 tokens of a prompt
+
+    @property
+    def judged(self) -> bool:
+        """Whether its images mean anything."""
+        return self.weights == "trained"
+
+    @property
+    def checked(self) -> bool:
+        """Whether adherence can be read off its images: fluxnb.world.probe knows the embedded world only."""
+        return self.name == "embedded"
+
+
+def describe(name: str) -> Model:
+    """The facts of a model by name, without loading it."""
+    if name == "embedded":
+        return Model(name, "trained", 128, embedded.TOKENS)
+    if name in RANDOM:
+        return Model(name, "random", 1024, 512 if "dev" in name else 256)
+    return Model(name, "trained", 1024, 256 if "schnell" in name.lower() else 512)
+
+
+def check(name: str) -> None:
+    """Raises UserError when it is clear, without loading anything, that `name` can't be loaded."""
+    if name == "embedded":
+        _check_folder(embedded.FOLDER)
+    elif _is_folder(name):
+        _check_folder(Path(name).expanduser())
+    elif name not in RANDOM:
+        if name.count("/") != 1:
+            raise UserError(
+                f"There is no model {name!r}: choose embedded, {', '.join(RANDOM)}, a hub id such as "
+                "black-forest-labs/FLUX.1-dev, or a local folder."
+            )
+        _check_licence(name)
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+
+
+def load(name: str, dtype: str | None = None, device: str | None = None, seed: int = 0):
+    """A FLUX pipeline, ready to run.
+
+    Args:
+        name: see the module's docstring.
+        dtype: float32, float16 or bfloat16; bfloat16 on a GPU and float32 on a CPU by default.
+        device: a torch device; the first GPU if there is one by default.
+        seed: of random weights.
+
+    Raises:
+        UserError: the name is unknown, the folder unreadable, the hub out of reach, the licence not accepted.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("float32" if device == "cpu" else "bfloat16")
+    if dtype not in DTYPES:
+        raise UserError(f"{dtype} is not a number format here: choose one of {', '.join(DTYPES)}.")
+    check(name)
+    _quiet()
+    if name in RANDOM:
+        pipe = _random(name, DTYPES[dtype], device, seed)
+    elif name == "embedded":
+        pipe = _from_folder(embedded.FOLDER, DTYPES[dtype])
+    elif _is_folder(name):
+        pipe = _from_folder(Path(name).expanduser(), DTYPES[dtype])
+    else:
+        pipe = _from_hub(name, DTYPES[dtype])
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def transformer_config(name: str) -> dict:
+    """The configuration of a model's transformer, its weights not loaded. Raises UserError if it can't be read."""
+    from diffusers import FluxTransformer2DModel
+
+    check(name)
+    if name in RANDOM:
+        return {**_FLUX_TRANSFORMER, "guidance_embeds": "dev" in name}
+    local = name == "embedded" or _is_folder(name)
+    source = embedded.FOLDER if name == "embedded" else Path(name).expanduser() if local else name
+    try:
+        return FluxTransformer2DModel.load_config(source, subfolder="transformer", local_files_only=local)
+    except OSError as error:
+        raise UserError(
+            f"The transformer's configuration of {name} cannot be read ({_first_line(error)}): check the folder, or "
+            "the id and the connection to the hub."
+        ) from error
+
+
+def takes_image(use_case: str) -> bool:
+    """Whether a use case starts from an image."""
+    return not use_case.endswith("txt2img")
+
+
+def takes_condition(use_case: str) -> bool:
+    """Whether a use case has a ControlNet."""
+    return use_case.startswith("ControlNet")
+
+
+def steps_run(use_case: str, steps: int, strength: float) -> int:
+    """How many of `steps` are run, counted as diffusers counts: fewer where an image is the start."""
+    return steps - int(max(steps - min(steps * strength, steps), 0)) if takes_image(use_case) else steps
+
+
+def as_use_case(pipe, use_case: str, controlnet=None):
+    """The pipeline of another use case with the same components: nothing is loaded or held twice.
+
+    Args:
+        use_case: a key of `USE_CASES`.
+        controlnet: of `load_controlnet`, for those that need one.
+    """
+    import diffusers
+
+    if use_case not in USE_CASES:
+        raise UserError(f"There is no use case {use_case!r}: choose one of {', '.join(USE_CASES)}.")
+    kind = getattr(diffusers, USE_CASES[use_case])
+    if "controlnet" in (takes := inspect.signature(kind.__init__).parameters) and controlnet is None:
+        raise UserError(f"{use_case} needs a ControlNet: give one of fluxnb.models.pipelines.load_controlnet.")
+    parts = {**pipe.components, "controlnet": controlnet}
+    made = kind(**{name: part for name, part in parts.items() if name in takes})
+    made.register_to_config(_name_or_path=pipe.config.get("_name_or_path"))
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def load_controlnet(name: str, dtype: str | None = None, device: str | None = None, seed: int = 0, source=None):
+    """The ControlNet that belongs to a model: the embedded one, a random one of the published size, or that one.
+
+    Args:
+        name, dtype, device, seed: as in `load`.
+        source: a hub id or a local folder instead.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    from diffusers import FluxControlNetModel
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = DTYPES[dtype or ("float32" if device == "cpu" else "bfloat16")]
+    _quiet()
+    if name in RANDOM and source is None:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(kind)
+        try:
+            with torch.device(device):
+                made = FluxControlNetModel(**{**_FLUX_TRANSFORMER, **_CONTROLNET, "guidance_embeds": True})
+        finally:
+            torch.set_default_dtype(default)
+        randomize(made.to(kind), seed + 1)
+        return made.eval()
+    source = source or (control.FOLDER if name == "embedded" else CONTROLNET)
+    try:
+        local = {"local_files_only": True} if _is_folder(str(source)) else {}
+        return FluxControlNetModel.from_pretrained(source, torch_dtype=kind, **local).to(device).eval()
+    except Exception as error:  # whatever a damaged folder or an absent hub makes diffusers raise
+        raise UserError(
+            f"The ControlNet {source} cannot be read ({_first_line(error)}): check the folder, or the id and the "
+            "connection to the hub."
+        ) from error
+
+
+def generate(
+    pipe,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    model: Model,
+    steps: int = 28,
+    guidance: float = 3.5,
+    width: int | None = None,
+    height: int | None = None,
+    output_type: str = "pil",
+    image=None,
+    mask=None,
+    condition=None,
+    kind: str = "edges",
+    strength: float = 0.8,
+    on_step=None,
+):
+    """One image for each prompt, from its own seed.
+
+    The noise is drawn on the CPU, so an image depends neither on the device nor on what else is in the batch; where
+    nothing but noise is drawn (txt2img, with ControlNet or without), in float32 whatever the pipeline's number format.
+
+    Args:
+        pipe: of any use case; it takes what the others ignore.
+        image, mask: PIL images, or one for each prompt; white in the mask is repainted.
+        condition: edges or depth (fluxnb.models.control), one PIL image or one for each prompt.
+        kind: of the condition, a key of fluxnb.models.control.MODES.
+        strength: share of the steps that image-to-image and inpainting run, in (0, 1].
+        on_step: called as on_step(step, latents) after every step.
+
+    Returns:
+        A list of PIL images, or latents (n, tokens, 64) with output_type="latent".
+
+    Raises:
+        UserError: something that the use case needs is missing or doesn't fit, before anything runs.
+    """
+    if model.name == "embedded":
+        _warn_of_unknown_words(prompts)
+    width, height = width or model.side, height or model.side
+    if width % 16 or height % 16:
+        raise UserError(f"An image of {width}×{height} pixels: FLUX's tokens are 16 pixels wide, use multiples of 16.")
+    takes = inspect.signature(type(pipe).__call__).parameters
+    given = {
+        "width": width,
+        "height": height,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance,
+        "max_sequence_length": model.tokens,
+        "output_type": output_type,
+    }
+    own, name = type(pipe).__name__, {v: k for k, v in USE_CASES.items()}.get(type(pipe).__name__, "this use case")
+    if "image" in takes:
+        images = _pictures(image, len(prompts), (width, height), f"{name} needs an image", "image")
+        given |= {"image": images, "strength": _checked_strength(strength, steps)}
+    else:
+        given["latents"] = noise(pipe, seeds, width, height)
+    if "mask_image" in takes:
+        masks = _pictures(mask, len(prompts), (width, height), f"{name} needs a mask", "mask")
+        given["mask_image"] = masks
+    if "control_image" in takes:
+        given |= _condition(pipe, own, condition, kind, len(prompts), (width, height))
+    if own != USE_CASES["txt2img"]:  # what the VAE encodes is drawn from a distribution
+        given["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
+    if on_step is not None:
+
+        def after_step(_, step, __, tensors):
+            on_step(step, tensors["latents"])
+            return tensors
+
+        given["callback_on_step_end"] = after_step
+    return pipe(prompts, **given).images
+
+
+@torch.no_grad()
+def preview(pipe, latents: torch.Tensor, model: Model):
+    """The first of half-made latents (n, tokens, 64) as a PIL image of the model's own size."""
+    unpacked = pipe._unpack_latents(latents[:1], model.side, model.side, pipe.vae_scale_factor)
+    unpacked = unpacked / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
+    pixels = pipe.vae.decode(unpacked.to(pipe.vae.dtype)).sample
+    return pipe.image_processor.postprocess(pixels.float(), output_type="pil")[0]
+
+
+def _pictures(given, count: int, size: tuple[int, int], missing: str, what: str) -> list:
+    """`given` as one PIL image of that size for each prompt. Raises UserError if it isn't."""
+    if given is None:
+        raise UserError(f"{missing}: give a PIL image, or one for each prompt.")
+    pictures = list(given) if isinstance(given, list | tuple) else [given] * count
+    if len(pictures) != count:
+        raise UserError(f"There are {len(pictures)} {what}s for {count} prompts: give one, or one for each.")
+    for picture in pictures:
+        if picture.size != size:
+            raise UserError(
+                f"The {what} is {picture.width}×{picture.height} pixels and what is made {size[0]}×{size[1]}: "
+                "image, mask, condition and result have to be of one size."
+            )
+    return pictures
+
+
+def _checked_strength(strength: float, steps: int) -> float:
+    if not 0 < strength <= 1:
+        raise UserError(f"A strength of {strength:g}: allowed is more than 0 up to 1, the share of steps that are run.")
+    if steps * strength < 1:
+        raise UserError(
+            f"A strength of {strength:g} leaves none of {steps} steps: use at least {1 / steps:.2g}, or more steps."
+        )
+    return strength
+
+
+def _condition(pipe, own: str, condition, kind: str, count: int, size: tuple[int, int]) -> dict:
+    conditions = _pictures(condition, count, size, "A ControlNet needs a condition", "condition")
+    for picture in conditions:
+        control.check(picture, kind)
+    modes = pipe.controlnet.config.num_mode
+    mode = None if modes is None else (control.MODES if modes == len(control.MODES) else _MODES)[kind]
+    # diffusers repeats the mode for a batch in the first of the three pipelines only
+    repeated = mode if own == USE_CASES["ControlNet txt2img"] or mode is None else [mode] * count
+    return {"control_image": conditions, "control_mode": repeated}
+
+
+def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
+    """Initial latents (n, width * height / 256, 64) as FLUX packs them: 2 x 2 patches, row by row."""
+    channels = pipe.transformer.config.in_channels // 4
+    rows, columns = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
+    drawn = [torch.randn((1, channels, rows, columns), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    latents = pack(torch.cat(drawn))
+    return latents.to(pipe.transformer.device, pipe.transformer.dtype)
+
+
+@torch.no_grad()
+def through_vae(pipe, image):
+    """A PIL image encoded and decoded: what the VAE alone changes."""
+    pixels = pipe.image_processor.preprocess(image).to(pipe.vae.device, pipe.vae.dtype)
+    back = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample
+    return pipe.image_processor.postprocess(back.float(), output_type="pil")[0]
+
+
+def token_width(pipe) -> int:
+    """Width of the transformer's tokens."""
+    config = pipe.transformer.config
+    return config.num_attention_heads * config.attention_head_dim
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """(n, c, h, w) latents to FLUX's (n, h * w / 4, 4 * c) tokens."""
+    n, c, h, w = latents.shape
+    return latents.view(n, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(n, h * w // 4, c * 4)
+
+
+def _warn_of_unknown_words(prompts: list[str]) -> None:
+    from fluxnb.world.scenes import unknown_words
+
+    for prompt in prompts:
+        if unknown := unknown_words(prompt):
+            warnings.warn(
+                f"the embedded model has never seen {', '.join(map(repr, unknown))} in {prompt!r}: "
+                "it draws what it knows of the rest (fluxnb.world.scenes.vocabulary lists its words)",
+                stacklevel=3,
+            )
+
+
+# --- trained weights --------------------------------------------------------------------------------------
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"{folder} is not a model folder: it has no model_index.json; give a folder saved by diffusers' "
+            "save_pretrained."
+        )
+    try:
+        index = json.loads((folder / "model_index.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}/model_index.json cannot be read ({_first_line(error)}): copy or save it again."
+        ) from None
+    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
+    missing = [name for name in parts if not (folder / name).is_dir() or not any((folder / name).iterdir())]
+    if missing:
+        raise UserError(f"The model in {folder} has no {', '.join(missing)}: copy or save it again.")
+
+
+def _from_folder(folder: Path, dtype):
+    from diffusers import FluxPipeline
+
+    try:
+        return FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except Exception as error:  # whatever a damaged folder makes diffusers raise, it is the folder's fault
+        raise UserError(
+            f"The model in {folder} cannot be read ({_first_line(error)}): copy or save it again."
+        ) from error
+
+
+def _gated(name: str) -> UserError:
+    return UserError(
+        f"{name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a token of "
+        "the account that accepted it."
+    )
+
+
+def _check_licence(name: str) -> None:
+    """FLUX's makers publish behind a licence: without a token or a copy on this machine there is no way in."""
+    import huggingface_hub
+
+    cached = isinstance(huggingface_hub.try_to_load_from_cache(name, "model_index.json"), str)
+    if name.startswith("black-forest-labs/") and not cached and not huggingface_hub.get_token():
+        raise _gated(name)
+
+
+def _from_hub(name: str, dtype):
+    from diffusers import FluxPipeline
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    try:
+        return FluxPipeline.from_pretrained(name, dtype=dtype)
+    except GatedRepoError as error:
+        raise _gated(name) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"The hub has no model {name}, or HF_TOKEN may not see it: check the id.") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error.__cause__, GatedRepoError):
+            raise _gated(name) from error
+        raise UserError(
+            f"{name} could not be loaded ({_first_line(error)}): check the id and the connection to the hub, "
+            "or give a local folder."
+        ) from error
+
+
+def _quiet() -> None:
+    """No progress bars while a model is loaded, and none of the libraries' remarks on what else could be installed."""
+    for name in (
+        "torchao",
+        "torch.utils._pytree",
+        "diffusers.quantizers.torchao.torchao_quantizer",
+        "diffusers.models.modeling_utils",
+        "bitsandbytes.backends.cpu.ops",
+    ):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import transformers.utils.logging
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    import diffusers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+
+
+# --- random weights ---------------------------------------------------------------------------------------
+
+
+def _random(name: str, dtype, device: str, seed: int):
+    """FLUX at full size with random weights, made where they will be used, in seconds.
+
+    Every matrix is normal with variance 1 / fan-in, which keeps activations near unit scale through all 57
+    blocks. The tokenizers are the embedded model's: only the number of tokens matters here.
+    """
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    clip_tokenizer = embedded.clip_tokenizer()
+    clip_tokenizer.model_max_length = 77
+    clip_config = CLIPTextConfig(
+        **_CLIP_L,
+        bos_token_id=clip_tokenizer.bos_token_id,
+        eos_token_id=clip_tokenizer.eos_token_id,
+        pad_token_id=clip_tokenizer.pad_token_id,
+    )
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            parts = {
+                "vae": AutoencoderKL(**_FLUX_VAE),
+                "text_encoder": CLIPTextModel(clip_config),
+                "text_encoder_2": T5EncoderModel(T5Config(**_T5_XXL)),
+                "transformer": FluxTransformer2DModel(**transformer_config(name)),
+            }
+    finally:
+        torch.set_default_dtype(default)
+    for part in parts.values():
+        randomize(part.to(dtype).eval(), seed)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            **(embedded.SCHEDULER if "dev" in name else {"shift": 1.0, "use_dynamic_shifting": False})
+        ),
+        tokenizer=clip_tokenizer,
+        tokenizer_2=embedded.t5_tokenizer(),
+        **parts,
+    )
+
+
+@torch.no_grad()
+def randomize(module: torch.nn.Module, seed: int) -> None:
+    """Seeded weights of a sane scale: matrices normal with variance 1 / fan-in, biases 0, norms 1."""
+    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
+    for name, weight in module.named_parameters():
+        if weight.ndim >= 2:
+            weight.normal_(0, (weight.shape[0] / weight.numel()) ** 0.5, generator=generator)
+        else:
+            weight.fill_(0.0 if name.endswith("bias") else 1.0)

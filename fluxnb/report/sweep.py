@@ -1,0 +1,263 @@
+"""Many notebooks at once: one per free GPU of this machine, or as jobs of Slurm, and all rows in one table.
+
+Every notebook is run in a folder of its own below build/<gpu>/jobs/, with the results so far, so jobs on different
+machines never write to one file. When a job has ended, its rows are appended to the configuration's table, and what it
+executed is put where a run without jobs would have left it: rendering and resuming know no difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxnb import params
+from fluxnb.errors import UserError
+from fluxnb.report import build_dir, read_state, report_dir, write_atomic
+
+LAUNCHES = ("here", "slurm")
+ANSWER_S = 20.0  # for a command of Slurm's
+POLL_S = 2.0
+HOURS = 12  # of a Slurm job, unless SLURM_OPTIONS says otherwise
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook in its own folder."""
+
+    gpu: str
+    stem: str
+    folder: Path
+    force: bool
+
+    @property
+    def command(self) -> list[str]:
+        """What runs it, wherever that is."""
+        force = ["force"] if self.force else []
+        return [sys.executable, "-m", "fluxnb.report.sweep", str(self.folder), self.gpu, self.stem, *force]
+
+
+def places(chosen: params.Params) -> list[list[int] | None]:
+    """The GPUs of every notebook that can run here at the same time; [None] where there is one place only."""
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    each = chosen.gpu.count
+    return [list(range(i, i + each)) for i in range(0, count - each + 1, each)] if count >= 2 * each else [None]
+
+
+def sweep(chosen: params.Params, root: Path, stems: list[str], launch: str, force: bool, say=print) -> dict[str, str]:
+    """Runs notebooks as jobs and collects what they made; stem -> what kept a job from running, empty if nothing did.
+
+    Args:
+        stems: notebooks, by name.
+        launch: one of `LAUNCHES`.
+        say: called with a line of progress.
+
+    Raises UserError if they can't be started at all.
+    """
+    if launch not in LAUNCHES:
+        raise UserError(f"LAUNCH={launch} is no way to run notebooks: choose one of {', '.join(LAUNCHES)}.")
+    if launch == "slurm":
+        check_slurm()
+    jobs = [_prepare(chosen, root, stem, force) for stem in stems]
+    run = _on_slurm if launch == "slurm" else _here
+    troubles = {}
+    for job, trouble in run(chosen, jobs):
+        rows = _collect(chosen, root, job, trouble)
+        troubles[job.stem] = trouble
+        status = read_state(build_dir(chosen, root), job.stem).get("status", "lost")
+        say(f"[{len(troubles)}/{len(jobs)}] {job.stem} {status}, {rows} new rows {trouble}".rstrip())
+    return troubles
+
+
+# --- a job's folder ---------------------------------------------------------------------------------------
+
+
+def _prepare(chosen: params.Params, root: Path, stem: str, force: bool) -> Job:
+    build = build_dir(chosen, root)
+    folder = build / "jobs" / stem
+    shutil.rmtree(folder, ignore_errors=True)
+    table, own = report_dir(chosen, root) / "results.csv", folder / chosen.report_dir / "results.csv"
+    own.parent.mkdir(parents=True)
+    if table.is_file():
+        shutil.copy2(table, own)
+    for name in ("notebooks", "params"):
+        (folder / name).symlink_to(root / name, target_is_directory=True)
+    for shared in (build / "images", build.parent / "torch-compile"):  # kept by what they are of, so safe to share
+        shared.mkdir(parents=True, exist_ok=True)
+        link = folder / shared.relative_to(root)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(shared, target_is_directory=True)
+    return Job(chosen.name, stem, folder, force)
+
+
+def _collect(chosen: params.Params, root: Path, job: Job, trouble: str) -> int:
+    """Takes over a job's rows and its executed notebook; gives the number of rows."""
+    from fluxnb.study.results import Results
+
+    own = job.folder / chosen.report_dir / "results.csv"
+    rows = Results(report_dir(chosen, root) / "results.csv").merge(own) if own.is_file() else 0
+    build, made = build_dir(chosen, root), job.folder / "build" / chosen.name
+    for path in made.glob(f"{job.stem}.*"):
+        if path.is_file() and not path.name.endswith(".tmp.ipynb"):
+            shutil.copy2(path, build / path.name)
+    ended = "failed" if (made / f"{job.stem}.failed.ipynb").exists() else "good"
+    for path in (build / f"{job.stem}.failed.ipynb", build / f"{job.stem}.ipynb"):
+        if path.name.endswith(".failed.ipynb") != (ended == "failed") and (made / f"{job.stem}.json").exists():
+            path.unlink(missing_ok=True)  # of an earlier run
+    if trouble and read_state(build, job.stem).get("status") != "ok":
+        state = {**read_state(build, job.stem), "status": "failed", "error": trouble}
+        write_atomic(build / f"{job.stem}.json", json.dumps(state, indent=2) + "\n")
+    if not trouble:
+        shutil.rmtree(job.folder, ignore_errors=True)
+    return rows
+
+
+def work(folder: Path, gpu: str, stem: str, force: bool) -> int:
+    """What a job does: the notebook alone, in its folder. The status of `fluxnb.report.run.run`."""
+    from fluxnb.measure import telemetry
+    from fluxnb.report.run import run
+
+    os.chdir(folder)
+    chosen = params.load(gpu)
+    return run(
+        chosen,
+        provenance=lambda: telemetry.provenance(chosen, Path(__file__).resolve().parents[2]),
+        only=[stem],
+        force=force,
+        root=folder,
+    )
+
+
+# --- where jobs run ---------------------------------------------------------------------------------------
+
+
+def _here(chosen: params.Params, jobs: list[Job]):
+    """Processes of this machine, one for each group of GPUs; yields each job and its trouble when it has ended."""
+    free = places(chosen)
+
+    def one(job: Job):
+        gpus = free.pop()
+        visible = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+        try:
+            log = job.folder / "job.log"
+            with open(log, "wb") as out:
+                code = subprocess.run(job.command, env={**_environment(), **visible}, stdout=out, stderr=out).returncode
+            return job, f"{ended} (see {log})" if (ended := _ended(code)) else ""
+        finally:
+            free.append(gpus)
+
+    with ThreadPoolExecutor(len(free)) as pool:
+        for future in as_completed([pool.submit(one, job) for job in jobs]):
+            yield future.result()
+
+
+def _ended(code: int) -> str:
+    """What is wrong with the exit status of a job's process; 1 is a notebook that failed, which its state says."""
+    if code < 0:
+        return f"its process was ended by signal {-code}"
+    return "" if code in (0, 1) else f"its process ended with status {code}"
+
+
+def check_slurm() -> None:
+    """Raises UserError unless Slurm is here and answers."""
+    if not shutil.which("sbatch"):
+        raise UserError(
+            "LAUNCH=slurm needs Slurm's commands (sbatch): run it where jobs are submitted, or leave LAUNCH out."
+        )
+    try:
+        answer = subprocess.run(["sinfo", "--noheader"], capture_output=True, text=True, timeout=ANSWER_S)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"Slurm doesn't answer within {ANSWER_S:.0f} s (sinfo): see whether it is up.") from None
+    if answer.returncode:
+        said = (answer.stderr.strip().splitlines() or ["no message"])[0]
+        raise UserError(f"Slurm doesn't answer (sinfo: {said}): see whether it is up.")
+
+
+def _on_slurm(chosen: params.Params, jobs: list[Job]):
+    """Jobs of Slurm through submitit, all submitted at once; cancelled if this is interrupted."""
+    import submitit
+
+    logs = jobs[0].folder.parent / "slurm"
+    executor = submitit.AutoExecutor(logs, cluster="slurm")
+    given = {"timeout_min": 60 * HOURS, "nodes": 1, "tasks_per_node": 1}
+    if chosen.gpu.match == "cpu":
+        given["slurm_exclusive"] = True  # neighbours would disturb the timings
+    else:
+        given["gpus_per_node"] = chosen.gpu.count
+    executor.update_parameters(**given | _slurm_options())
+    os.environ["PYTHONPATH"] = _environment()["PYTHONPATH"]
+    submitted = {}
+    for job in jobs:
+        executor.update_parameters(name=f"fluxnb-{chosen.name}-{job.stem}"[:60])
+        submitted[executor.submit(subprocess.run, job.command, check=False)] = job
+    try:
+        waiting, gone = dict(submitted), set()
+        while waiting:
+            listed = _listed()
+            for sent, job in list(waiting.items()):
+                if sent.paths.result_pickle.exists():  # asking submitit needs accounting, which not every Slurm has
+                    trouble = _trouble(sent)
+                elif listed is None or sent.job_id in listed or sent.job_id not in gone:
+                    gone -= {sent.job_id}
+                    gone |= {sent.job_id} if listed is not None and sent.job_id not in listed else set()
+                    continue  # its result may be a moment behind
+                else:
+                    trouble = (
+                        f"Slurm's job {sent.job_id} ended without a result: cancelled, out of time, or its node died"
+                    )
+                del waiting[sent]
+                yield job, trouble
+            time.sleep(POLL_S)
+    finally:
+        left = [sent.job_id for sent in submitted if not sent.paths.result_pickle.exists()]
+        if left:
+            subprocess.run(["scancel", *left], capture_output=True, timeout=ANSWER_S)
+
+
+def _listed() -> set[str] | None:
+    """The jobs that Slurm waits for or runs; None if it doesn't answer just now."""
+    try:
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--format=%i"], capture_output=True, text=True, timeout=ANSWER_S
+        )
+    except subprocess.TimeoutExpired:
+        return None
+    return set(answer.stdout.split()) if answer.returncode == 0 else None
+
+
+def _trouble(sent) -> str:
+    failed = sent.exception()
+    if failed:
+        return f"Slurm's job {sent.job_id} failed: {str(failed).splitlines()[0]}"
+    return _ended(sent.result().returncode)
+
+
+def _slurm_options() -> dict:
+    """SLURM_OPTIONS="partition=gpu account=me time=600" as submitit wants them; time in minutes."""
+    given = {}
+    for part in shlex.split(os.environ.get("SLURM_OPTIONS", "")):
+        name, equals, value = part.partition("=")
+        if not equals or not name.isidentifier():
+            raise UserError(f'SLURM_OPTIONS has {part!r}: write name=value, such as "partition=gpu time=600".')
+        given["timeout_min" if name == "time" else f"slurm_{name}"] = int(value) if value.isdigit() else value
+    return given
+
+
+def _environment() -> dict[str, str]:
+    """This environment, with this package found by any folder's Python."""
+    package = str(Path(__file__).resolve().parents[2])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+
+
+if __name__ == "__main__":
+    place, name, notebook, *rest = sys.argv[1:]
+    sys.exit(work(Path(place).resolve(), name, notebook, rest == ["force"]))

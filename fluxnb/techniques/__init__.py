@@ -1,0 +1,1 @@
+"""What is switched on: each module holds techniques (see fluxnb.technique) of one kind."""

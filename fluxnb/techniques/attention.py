@@ -1,0 +1,198 @@
+"""Attention kernels: one chosen instead of the one that PyTorch would take, and how far each is from FP32."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from fluxnb.technique import Unavailable, attribute, networks
+
+# kind -> (label, diffusers' backend or None where diffusers has none, package it needs)
+KINDS = {
+    "default": ("SDPA, PyTorch's choice", "native", None),
+    "cudnn": ("SDPA cuDNN", "_native_cudnn", None),
+    "flash": ("SDPA FlashAttention 2", "_native_flash", None),
+    "efficient": ("SDPA memory-efficient", "_native_efficient", None),
+    "math": ("SDPA math", "_native_math", None),
+    "flash 3": ("FlashAttention 3", "_flash_3", "flash_attn_interface"),
+    "flash 4": ("FlashAttention 4", "_native_flash", "flash_attn.cute"),
+    "sage 1": ("SageAttention 1", None, "sageattention"),
+    "sage 2": ("SageAttention 2", "sage", "sageattention"),
+}
+
+SAGE_WIDTHS = (64, 96, 128)  # widths of a head that SageAttention's kernels are written for
+
+
+@dataclass
+class Attention:
+    """One attention kernel for the whole transformer and its ControlNet; a technique.
+
+    Sources: FlashAttention 2 to 4 (Dao et al.), SageAttention (Zhang et al., 2024), cuDNN and PyTorch's own.
+
+    Args:
+        kind: a key of `KINDS`.
+    """
+
+    kind: str
+    proof: dict = field(default_factory=dict, init=False)
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"attention {self.kind!r}: choose one of {', '.join(KINDS)}")
+
+    @property
+    def name(self) -> str:
+        return KINDS[self.kind][0]
+
+    label = name
+
+    @property
+    def settings(self) -> dict:
+        return {"attention": self.kind}
+
+    def apply(self, pipe):
+        """Chooses the kernel; returns the function that gives the choice back."""
+        transformer = pipe.transformer
+        _check(self.kind, transformer.device, transformer.dtype)
+        width = transformer.config.attention_head_dim
+        if self.kind.startswith("sage") and width not in SAGE_WIDTHS:
+            raise Unavailable(f"needs heads of width {', '.join(map(str, SAGE_WIDTHS))}, and this model's have {width}")
+        with contextlib.ExitStack() as stack:
+            if self.kind == "flash 4":
+                stack.callback(_flash_4())
+            backend = KINDS[self.kind][1]
+            if backend is None:
+                flux = importlib.import_module("diffusers.models.transformers.transformer_flux")
+                stack.enter_context(attribute(flux, "dispatch_attention_fn", _sage))
+            else:
+                processors = [m.processor for n in networks(pipe) for m in n.modules() if hasattr(m, "processor")]
+                before = [p._attention_backend for p in processors]
+                registry = importlib.import_module("diffusers.models.attention_dispatch")._AttentionBackendRegistry
+                active = registry._active_backend
+                stack.callback(_restore, processors, before)
+                try:
+                    for network in networks(pipe):
+                        network.set_attention_backend(backend)
+                except (ImportError, RuntimeError, ValueError) as error:
+                    raise Unavailable(f"needs what diffusers asks for: {str(error).splitlines()[0]}") from error
+                finally:  # diffusers makes it the choice of every other model as well: the baseline's, too
+                    registry._active_backend = active
+            self.proof = {"attention": backend or "sageattention.sageattn"}
+            return stack.pop_all().close
+
+
+def function(kind: str):
+    """(q, k, v) -> output, all (n, heads, tokens, width): a kernel by itself, never another in its place.
+
+    Raises Unavailable, now or when called, where it can't run.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _check(kind, device, torch.bfloat16)
+    if kind == "default":
+        return scaled_dot_product_attention
+    if kind == "sage 1":
+        import sageattention
+
+        # it subtracts the mean from k in place
+        return lambda q, k, v: sageattention.sageattn(q, k.clone(), v, tensor_layout="HND")
+    if kind == "sage 2":
+        import sageattention
+
+        return lambda q, k, v: sageattention.sageattn(q, k, v, tensor_layout="HND")
+    if kind == "flash 3":
+        import flash_attn_interface
+
+        return lambda q, k, v: _first(
+            flash_attn_interface.flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)))
+        ).transpose(1, 2)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    chosen = {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "flash 4": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }[kind]
+
+    def run(q, k, v):
+        try:
+            with contextlib.ExitStack() as stack:
+                if kind == "flash 4":
+                    stack.callback(_flash_4())
+                stack.enter_context(sdpa_kernel(chosen))
+                return scaled_dot_product_attention(q, k, v)
+        except RuntimeError as error:
+            raise Unavailable(
+                f"needs a GPU, PyTorch build and shape that {kind} attention supports: {str(error).splitlines()[0]}"
+            ) from error
+
+    return run
+
+
+def error(kind: str, shape: tuple[int, int, int, int], dtype: torch.dtype = torch.bfloat16) -> float:
+    """Relative error ‖out − exact‖ / ‖exact‖ against FP32 arithmetic, on seeded random inputs of a shape.
+
+    The inputs are rounded to `dtype` first, so what is counted is the kernel's own error.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(0)
+    q, k, v = (torch.randn(shape, device=device, generator=generator).to(dtype) for _ in range(3))
+    out = function(kind)(q, k, v).float()
+    heads = range(shape[1])  # one head at a time: the score matrix of all of them is large in FP32
+    exact = torch.cat([_exact(*(x[:, h : h + 1].float() for x in (q, k, v))) for h in heads], 1)
+    return ((out - exact).norm() / exact.norm()).item()
+
+
+def _exact(q, k, v):
+    """Attention written out, in the inputs' own number format."""
+    return torch.matmul((torch.matmul(q, k.mT) / q.shape[-1] ** 0.5).softmax(-1), v)
+
+
+def _first(result):
+    return result[0] if isinstance(result, tuple) else result
+
+
+def _check(kind: str, device: torch.device, dtype: torch.dtype) -> None:
+    """Raises Unavailable where it is clear, before anything runs, that a kernel can't."""
+    label, _, package = KINDS[kind]
+    if kind not in ("default", "math", "flash") and device.type != "cuda":
+        raise Unavailable(f"needs a CUDA GPU: {label} has kernels for nothing else")
+    if kind not in ("default", "math", "efficient") and device.type == "cuda" and dtype == torch.float32:
+        raise Unavailable(f"needs the model in bfloat16 or float16, and it is in {dtype}")
+    if package:
+        try:
+            module = importlib.import_module(package)
+        except ImportError as error:
+            raise Unavailable(f"needs the package that has the module {package} ({error})") from error
+        if kind == "sage 2" and not hasattr(module, "sageattn_qk_int8_pv_fp8_cuda"):
+            raise Unavailable(
+                "needs SageAttention 2, built from its makers' source: the Python index has version 1 only"
+            )
+
+
+def _flash_4():
+    """FlashAttention 4 goes in PyTorch's place of FlashAttention 2, process-wide; returns what takes it out."""
+    from torch.nn import attention
+
+    attention.activate_flash_attention_impl("FA4")
+    return attention.restore_flash_attention_impl
+
+
+def _restore(processors, backends) -> None:
+    for processor, backend in zip(processors, backends, strict=True):
+        processor._attention_backend = backend
+
+
+def _sage(query, key, value, attn_mask=None, **_):
+    """In place of diffusers' dispatch: query, key and value are (n, tokens, heads, width)."""
+    import sageattention
+
+    if attn_mask is not None:
+        raise ValueError("SageAttention takes no mask")
+    # it subtracts the mean from the key in place
+    return sageattention.sageattn(query, key.clone(), value, tensor_layout="NHD")

@@ -1,0 +1,298 @@
+"""Passes over memory that a compiled block needn't make: GELU, rounding to FP8, norm and rotary positions.
+
+At FLUX's size the feed-forward activations of one block are 113 MB (4,608 tokens of 12,288 numbers of 2 bytes).
+Compiled, they are written by a matrix product, read and written again by GELU and a concatenation and, with FP8, read
+twice more for the largest value and for the rounding. Two ways to spare that, chosen by what the layers are:
+
+    bfloat16          GELU in the epilogue of the product before it (cuBLASLt's), and no concatenation: a single
+                      block's last product is done in two parts
+    TorchAO FP8 row   GELU, concatenation, largest value and rounding as one kernel: one read, one write
+
+Query and key are normalised, turned by their positions and, in a double block, put behind the text's: `FusedRoPE` does
+it in one kernel that reads and writes each number once.
+
+The arithmetic is that of the layers as they were, which tests assert.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
+from torch import nn
+from torch.nn import functional
+
+from fluxnb.technique import Unavailable
+from fluxnb.techniques.processor import Processor, fill
+
+FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
+
+
+@dataclass
+class FusedGELU:
+    """GELU fused into its neighbours; a technique. Apply it after the quantization, before compilation."""
+
+    name: str = "fused GELU"
+    label: str = "fused GELU"
+    settings: dict = field(default_factory=lambda: {"fused_gelu": True})
+    proof: dict = field(default_factory=dict, init=False)
+
+    def apply(self, pipe):
+        """Exchanges the classes of the layers that contain a GELU; returns the function that undoes it."""
+        transformer = pipe.transformer
+        if transformer.dtype not in (torch.bfloat16, torch.float32):
+            raise Unavailable(f"needs the model in bfloat16, and it is in {transformer.dtype}")
+        parts: list[nn.Module] = [*transformer.single_transformer_blocks]
+        for block in transformer.transformer_blocks:
+            parts += [block.ff, block.ff_context]
+        rounding = [_rounds(_last(part)) for part in parts]
+        whole = all(_plain(layer) for part in parts for layer in _linears(part))
+        if not whole and not all(rounding):
+            raise Unavailable("needs unquantized matrices or TorchAO FP8 per row: other formats have no such kernel")
+        kinds = _ROUNDING if all(rounding) else _EPILOGUE
+        with contextlib.ExitStack() as stack:
+            for part in parts:
+                stack.callback(setattr, part, "__class__", type(part))
+                part.__class__ = kinds[type(part)]
+            kernel = "fluxnb::gelu_round" if all(rounding) else "aten::_addmm_activation"
+            self.proof = {"gelu": f"of {len(parts)} layers in {kernel}"}
+            return stack.pop_all().close
+
+
+def _linears(part: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The product before the GELU and the one after it."""
+    if isinstance(part, FluxSingleTransformerBlock):
+        return part.proj_mlp, part.proj_out
+    return part.net[0].proj, part.net[-1]
+
+
+def _last(part: nn.Module) -> nn.Module:
+    return _linears(part)[1]
+
+
+def _plain(linear: nn.Module) -> bool:
+    """Whether the layer is an ordinary one with an ordinary weight."""
+    return type(linear) is nn.Linear and type(linear.weight.data) is torch.Tensor
+
+
+def _rounds(linear: nn.Module) -> bool:
+    """Whether the layer's weight is torchao's FP8 with one scale per row, and its input is rounded to that too."""
+    weight = linear.weight
+    return (
+        type(weight).__name__ == "Float8Tensor"
+        and weight.act_quant_kwargs is not None
+        and weight.scale.numel() == weight.shape[0] > 1
+    )
+
+
+# --- bfloat16: in the epilogue ----------------------------------------------------------------------------
+
+
+def gelu_linear(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
+    """gelu(x @ W.T + b), tanh approximation, as one matrix product where cuBLASLt is used.
+
+    Args:
+        x: (..., in).
+
+    Returns:
+        (..., out), in x's number format.
+    """
+    if x.device.type != "cuda":  # there `_addmm_activation` means the other GELU
+        return functional.gelu(linear(x), approximate="tanh")
+    flat = torch._addmm_activation(linear.bias, x.flatten(0, -2), linear.weight.t(), use_gelu=True)
+    return flat.unflatten(0, x.shape[:-1])
+
+
+class _EpilogueFeedForward(FeedForward):
+    def forward(self, hidden_states):
+        before, after = _linears(self)
+        return after(gelu_linear(hidden_states, before))
+
+
+class _SingleBlock(FluxSingleTransformerBlock):
+    """diffusers' single block with its feed-forward part in one method."""
+
+    def forward(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None, joint_attention_kwargs=None):
+        text = encoder_hidden_states.shape[1]
+        both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        normed, gate = self.norm(both, emb=temb)
+        processor, more = self.attn.processor, joint_attention_kwargs or {}
+        if isinstance(processor, Processor) and not more:
+            begun = processor.begin(self.attn, normed, None, image_rotary_emb)
+            mlp = self.feed(normed)  # while keys and values are on their way
+            attended = processor.end(begun)
+        else:
+            attended = self.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb, **more)
+            mlp = self.feed(normed)
+        both = both + gate.unsqueeze(1) * self.project(attended, mlp)
+        return both[:, :text], both[:, text:]
+
+    def feed(self, normed: torch.Tensor) -> torch.Tensor:
+        """The feed-forward part's activations, as `project` takes them, (batch, tokens, 4 × width)."""
+        return self.proj_mlp(normed)
+
+    def project(self, attended: torch.Tensor, mlp: torch.Tensor) -> torch.Tensor:
+        """proj_out([attended, gelu(proj_mlp(normed))]), (batch, tokens, width)."""
+        raise NotImplementedError
+
+
+class _EpilogueSingleBlock(_SingleBlock):
+    def feed(self, normed):
+        return gelu_linear(normed, self.proj_mlp)
+
+    def project(self, attended, mlp):
+        width = attended.shape[-1]
+        weight = self.proj_out.weight.t()
+        first = torch.addmm(self.proj_out.bias, attended.flatten(0, -2), weight[:width])
+        return torch.addmm(first, mlp.flatten(0, -2), weight[width:]).unflatten(0, attended.shape[:-1])
+
+
+_EPILOGUE = {FeedForward: _EpilogueFeedForward, FluxSingleTransformerBlock: _EpilogueSingleBlock}
+
+
+# --- FP8: in the rounding ---------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("fluxnb::gelu_round", mutates_args=())
+def gelu_round(plain: torch.Tensor, mlp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows [plain, gelu(mlp)] in FP8 (e4m3), each with its own scale, as torchao rounds them.
+
+    Args:
+        plain: (rows, n) what stands before the activations, n may be 0.
+        mlp: (rows, m) activations before GELU (tanh approximation).
+
+    Returns:
+        (rows, n + m) in float8_e4m3fn, and (rows, 1) float32 scales.
+    """
+    x = torch.cat([plain, functional.gelu(mlp, approximate="tanh")], dim=1)
+    scale = (x.abs().amax(dim=1, keepdim=True) / FP8_MAX).float()
+    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale
+
+
+@gelu_round.register_fake
+def _(plain, mlp):
+    rows, columns = mlp.shape[0], plain.shape[1] + mlp.shape[1]
+    rounded = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=mlp.device)
+    return rounded, torch.empty((rows, 1), dtype=torch.float32, device=mlp.device)
+
+
+@gelu_round.register_kernel("cuda")
+def _(plain, mlp):
+    from fluxnb.techniques import triton_kernels
+
+    return triton_kernels.gelu_round(plain, mlp)
+
+
+def rounded_product(rounded: torch.Tensor, scale: torch.Tensor, linear: nn.Module) -> torch.Tensor:
+    """The product of rows already in FP8 with a torchao FP8 layer, by torchao's own kernel.
+
+    Args:
+        rounded, scale: of `gelu_round`, (rows, in) and (rows, 1).
+
+    Returns:
+        (rows, out) in the layer's high-precision format.
+    """
+    from torchao.float8.inference import addmm_float8_unwrapped_inference
+
+    weight = linear.weight
+    return addmm_float8_unwrapped_inference(
+        rounded,
+        scale,
+        weight.qdata.t(),
+        weight.scale.t(),
+        output_dtype=weight.dtype,
+        bias=linear.bias,
+        use_fast_accum=weight.mm_config.use_fast_accum,
+    )
+
+
+class _RoundingFeedForward(FeedForward):
+    def forward(self, hidden_states):
+        before, after = _linears(self)
+        mlp = before(hidden_states).flatten(0, -2)
+        return rounded_product(*gelu_round(mlp[:, :0], mlp), after).unflatten(0, hidden_states.shape[:-1])
+
+
+class _RoundingSingleBlock(_SingleBlock):
+    def project(self, attended, mlp):
+        rows = gelu_round(attended.flatten(0, -2), mlp.flatten(0, -2))
+        return rounded_product(*rows, self.proj_out).unflatten(0, attended.shape[:-1])
+
+
+_ROUNDING = {FeedForward: _RoundingFeedForward, FluxSingleTransformerBlock: _RoundingSingleBlock}
+
+
+# --- norm and rotary positions ----------------------------------------------------------------------------
+
+
+@dataclass
+class FusedRoPE:
+    """RMS norm, rotary positions and the joining of text and image as one kernel for query and key; a technique.
+
+    Compiled by PyTorch they are a reduction and further passes. Apply it before compilation; an attention kernel may
+    be chosen before or after.
+    """
+
+    name: str = "fused RoPE"
+    label: str = "fused RoPE"
+    settings: dict = field(default_factory=lambda: {"fused_rope": True})
+    proof: dict = field(default_factory=dict, init=False)
+
+    def apply(self, pipe):
+        """Exchanges the attention processors; returns the function that undoes it."""
+        transformer = pipe.transformer
+        if transformer.device.type == "cuda" and transformer.dtype != torch.bfloat16:
+            raise Unavailable(f"needs the model in bfloat16, and it is in {transformer.dtype}")
+        with contextlib.ExitStack() as stack:
+            count = fill(transformer, "_positions", _norm_rope, stack)
+            self.proof = {"norm and rope": f"of {count} layers in fluxnb::norm_rope"}
+            return stack.pop_all().close
+
+
+def _norm_rope(x, norm, text, text_norm, rotary):
+    return norm_rope(x, norm.weight, text, None if text is None else text_norm.weight, *rotary, norm.eps)
+
+
+@torch.library.custom_op("fluxnb::norm_rope", mutates_args=())
+def norm_rope(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    text: torch.Tensor | None,
+    text_weight: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    eps: float,
+) -> torch.Tensor:
+    """Queries or keys normalised and turned by their positions, the text's before the image's.
+
+    Args:
+        x: (batch, tokens, heads, width) as the projection gives them.
+        weight: (width,) of the RMS norm over each head.
+        text, text_weight: the same for the text's tokens, which stand first; or None.
+        cos, sin: (all tokens, width) float32, of diffusers' FluxPosEmbed.
+        eps: of the norm.
+
+    Returns:
+        (batch, all tokens, heads, width), contiguous, in x's number format.
+    """
+    normed = functional.rms_norm(x, weight.shape, weight, eps)
+    if text is not None:
+        normed = torch.cat([functional.rms_norm(text, text_weight.shape, text_weight, eps), normed], dim=1)
+    return apply_rotary_emb(normed, (cos, sin), sequence_dim=1).contiguous()
+
+
+@norm_rope.register_fake
+def _(x, weight, text, text_weight, cos, sin, eps):
+    n, tokens, heads, width = x.shape
+    return x.new_empty((n, tokens + (0 if text is None else text.shape[1]), heads, width))
+
+
+@norm_rope.register_kernel("cuda")
+def _(x, weight, text, text_weight, cos, sin, eps):
+    from fluxnb.techniques import triton_kernels
+
+    return triton_kernels.norm_rope(x, weight, text, text_weight, cos, sin, eps)

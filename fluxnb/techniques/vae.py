@@ -1,0 +1,159 @@
+"""What can be done to the VAE and what comes after it: layout, compilation, slices, tiles, bytes on the device.
+
+Image-to-image encodes with it, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass, field
+
+import torch
+
+from fluxnb.technique import attribute
+
+
+@dataclass
+class ChannelsLast:
+    """Convolutions on channels-last memory, which GPU kernels prefer; a technique."""
+
+    name: str = "VAE channels-last"
+    label: str = "VAE channels-last"
+    settings: dict = field(default_factory=lambda: {"vae": "channels-last"})
+
+    def apply(self, pipe):
+        """Changes the layout of the weights; returns the function that changes it back."""
+        pipe.vae.to(memory_format=torch.channels_last)
+        return lambda: pipe.vae.to(memory_format=torch.contiguous_format)
+
+
+@dataclass
+class Compiled:
+    """Decoder and encoder, each compiled as one graph, on channels-last memory; a technique.
+
+    The encoder is compiled when an image is first encoded: text-to-image never waits for it.
+    """
+
+    mode: str | None = None
+    name: str = "VAE compiled"
+
+    @property
+    def label(self) -> str:
+        return "VAE compiled" + (f", {self.mode}" if self.mode else "")
+
+    @property
+    def settings(self) -> dict:
+        return {"vae": "compiled", **({"vae_mode": self.mode} if self.mode else {})}
+
+    def apply(self, pipe):
+        """Compiles at the first call; returns the function that makes it eager again."""
+        undo_layout = ChannelsLast().apply(pipe)
+        parts = (pipe.vae.decoder, pipe.vae.encoder)
+        for part in parts:
+            part.compile(fullgraph=True, mode=self.mode)
+
+        def undo():
+            for part in parts:
+                part._compiled_call_impl = None
+            undo_layout()
+
+        return undo
+
+
+@dataclass
+class Sliced:
+    """One image of a batch at a time: less memory for batches, nothing for one image; a technique."""
+
+    name: str = "VAE sliced"
+    label: str = "VAE sliced"
+    settings: dict = field(default_factory=lambda: {"vae": "sliced"})
+
+    def apply(self, pipe):
+        """Turns slicing on; returns the function that turns it off."""
+        before = pipe.vae.use_slicing
+        pipe.vae.enable_slicing()
+
+        def undo():
+            pipe.vae.use_slicing = before
+
+        return undo
+
+
+@dataclass
+class Tiled:
+    """The image in overlapping tiles, blended where they meet; a technique. Source: diffusers' AutoencoderKL.
+
+    diffusers' default tile is the size that the VAE was made for, 1024 pixels for FLUX, and an image of that size
+    isn't tiled at all: the side has to be given.
+
+    Args:
+        side: of a tile in pixels, a multiple of 16.
+    """
+
+    side: int
+    name: str = "VAE tiled"
+
+    def __post_init__(self):
+        if self.side < 16 or self.side % 16:
+            raise ValueError(f"a VAE tile of {self.side} pixels: choose a multiple of 16")
+
+    @property
+    def label(self) -> str:
+        return f"VAE tiles of {self.side}"
+
+    @property
+    def settings(self) -> dict:
+        return {"vae": "tiled", "tile": self.side}
+
+    def apply(self, pipe):
+        """Turns tiling on; returns the function that puts sizes and switch back."""
+        vae = pipe.vae
+        names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")
+        before = {name: getattr(vae, name) for name in names}
+        vae.use_tiling, vae.tile_sample_min_size = True, self.side
+        vae.tile_latent_min_size = self.side // pipe.vae_scale_factor
+
+        def undo():
+            for name, value in before.items():
+                setattr(vae, name, value)
+
+        return undo
+
+
+@dataclass
+class BytesOnDevice:
+    """Pixels become bytes where they were decoded, and only bytes go to the host; a technique.
+
+    diffusers copies numbers of two or four bytes to the host and rounds them there, on one core while the GPU is idle.
+    The picture is the same to the bit.
+    """
+
+    name: str = "bytes on the device"
+    label: str = "bytes on the device"
+    settings: dict = field(default_factory=lambda: {"pixels": "bytes on the device"})
+
+    def apply(self, pipe):
+        """Replaces the conversion to PIL images; returns the function that puts it back."""
+        from PIL import Image
+
+        processor = pipe.image_processor
+        original = processor.postprocess
+
+        @functools.wraps(original)
+        def postprocess(image, output_type="pil", do_denormalize=None):
+            if output_type != "pil":
+                return original(image, output_type, do_denormalize)
+            shares = original(image, "pt", do_denormalize).permute(0, 2, 3, 1).float()  # of 0 to 1
+            pictures = (shares * 255).round().to(torch.uint8).contiguous().cpu().numpy()  # as PIL has them in memory
+            return [Image.fromarray(picture) for picture in pictures]
+
+        stack = contextlib.ExitStack()
+        stack.enter_context(attribute(processor, "postprocess", postprocess))
+        return stack.close
+
+
+@torch.no_grad()
+def decode(pipe, latents: torch.Tensor) -> torch.Tensor:
+    """Images (n, 3, height, width) around -1 to 1 from latents (n, 16, height / 8, width / 8) as the VAE takes them."""
+    return pipe.vae.decode(latents, return_dict=False)[0]

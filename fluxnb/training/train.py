@@ -1,0 +1,674 @@
+"""Trains the embedded model from nothing: `make train-embedded`, or `python -m fluxnb.training.train`.
+
+Stages, each resumable (`--minutes 9` stops cleanly and the same command goes on where it stopped):
+
+    draw     scenes from the grammar, with their captions and facts
+    vae      the autoencoder: mean squared + absolute error, a very small KL term
+    probe    the network that checks prompts (fluxnb.world.probe)
+    flow     transformer and text encoders together: rectified flow (Liu et al., 2022), logit-normal times
+             (Esser et al., 2024), captions dropped at random for guidance
+    distil   guidance distillation as in FLUX.1-dev: the student learns, at guidance w,
+             v(uncond) + w (v(cond) - v(uncond)) of the teacher (Meng et al., 2022)
+    export   to fluxnb/models/weights/embedded as an ordinary FluxPipeline folder in float16
+    evaluate 500 prompts and seeds kept out of training -> evaluation.csv and a contact sheet
+
+Everything that came out is in fluxnb/models/weights/embedded: settings in training.json, the curve in training.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import csv
+import json
+import math
+import random
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from fluxnb.measure import telemetry
+from fluxnb.models import embedded, pipelines
+from fluxnb.world import probe, scenes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that determines the training. `small()` is the one that tests use."""
+
+    scenes: int = 200_000
+    vae_scenes: int = 100_000
+    vae_steps: int = 6_000
+    vae_batch: int = 128
+    vae_rate: float = 1.6e-3
+    l1_weight: float = 0.05
+    kl_weight: float = 3e-9
+    probe_steps: int = 4_000
+    probe_batch: int = 512
+    flow_steps: int = 30_000
+    flow_batch: int = 512
+    flow_rate: float = 1.2e-3
+    distil_steps: int = 7_000
+    distil_rate: float = 3e-4
+    warm_up: int = 500
+    weight_decay: float = 0.01
+    ema: float = 0.999
+    time_mean: float = 0.3  # of the logit of t
+    time_std: float = 1.1
+    drop_caption: float = 0.1
+    unknown_word: float = 0.05  # captions that get a word nobody knows, so that such words do no harm
+    guidance_low: float = 1.0
+    guidance_high: float = 5.0
+    held_out: int = 500
+    seed: int = 0
+
+    @staticmethod
+    def small() -> Settings:
+        return Settings(
+            scenes=96,
+            vae_scenes=64,
+            vae_steps=3,
+            vae_batch=8,
+            probe_steps=3,
+            probe_batch=8,
+            flow_steps=4,
+            flow_batch=8,
+            distil_steps=3,
+            warm_up=2,
+            held_out=4,
+        )
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+def _draw_range(arguments) -> None:
+    path, total, start, stop = arguments
+    pixels = np.load(path, mmap_mode="r+")
+    assert len(pixels) == total
+    for i in range(start, stop):
+        pixels[i] = np.asarray(scenes.draw(scenes.training_scene(i), i))
+
+
+def draw(work: Path, settings: Settings, workers: int) -> np.ndarray:
+    """The training images, uint8 (n, 128, 128, 3), drawn by `workers` processes into a file that stays."""
+    path, done = work / "scenes.npy", work / "scenes.done"
+    shape = (settings.scenes, scenes.SIZE, scenes.SIZE, 3)
+    if not (done.exists() and done.read_text() == str(shape)):
+        np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).flush()
+        edges = np.linspace(0, settings.scenes, 4 * workers + 1).astype(int).tolist()
+        jobs = [(path, settings.scenes, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        with ProcessPoolExecutor(workers) as pool:
+            list(pool.map(_draw_range, jobs))
+        done.write_text(str(shape))
+    return np.load(path, mmap_mode="r")
+
+
+def _describe_range(arguments):
+    start, stop = arguments
+    chosen = [scenes.training_scene(i) for i in range(start, stop)]
+    return [s.caption for s in chosen], [probe.labels(s) for s in chosen]
+
+
+def describe(work: Path, settings: Settings, workers: int) -> tuple[list[str], np.ndarray]:
+    """Captions and fact labels (n, facts) of the training scenes."""
+    path = work / "captions.json"
+    if path.exists():
+        stored = json.loads(path.read_text())
+        return stored["captions"], np.asarray(stored["labels"])
+    edges = np.linspace(0, settings.scenes, 4 * workers + 1).astype(int).tolist()
+    captions, labels = [], []
+    with ProcessPoolExecutor(workers) as pool:
+        for some, more in pool.map(_describe_range, zip(edges, edges[1:], strict=False)):
+            captions += some
+            labels += more
+    rng = random.Random(settings.seed)
+    for i, caption in enumerate(captions):
+        if rng.random() < settings.unknown_word:
+            words = caption.split()
+            unknown = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 7)))
+            words.insert(rng.randint(0, len(words)), unknown)
+            captions[i] = " ".join(words)
+    path.write_text(json.dumps({"captions": captions, "labels": labels}))
+    return captions, np.asarray(labels)
+
+
+def to_unit(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 (n, h, w, 3) to float (n, 3, h, w) in [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+# --- the loop that all stages share -----------------------------------------------------------------------
+
+
+class Clock:
+    """How much of the time given is left; no limit when `minutes` is None."""
+
+    def __init__(self, minutes: float | None):
+        self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+
+    def over(self) -> bool:
+        return time.monotonic() > self.end
+
+
+class OutOfTime(Exception):
+    """The time given is used up; the state is saved."""
+
+
+class Run:
+    """One training run: its folder, its settings, its log and its clock."""
+
+    def __init__(self, work: Path, settings: Settings, device: str, minutes: float | None, workers: int):
+        self.work, self.settings, self.device, self.workers = work, settings, device, workers
+        self.clock = Clock(minutes)
+        work.mkdir(parents=True, exist_ok=True)
+        stored = work / "settings.json"
+        if stored.exists() and json.loads(stored.read_text()) != asdict(settings):
+            raise SystemExit(f"{work} was begun with other settings: go on with those, or delete the folder")
+        stored.write_text(json.dumps(asdict(settings), indent=1))
+
+    def log(self, stage: str, step: int, loss: float, seconds: float) -> None:
+        path = self.work / "training.csv"
+        fresh = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if fresh:
+                writer.writerow(("stage", "step", "loss", "seconds"))
+            writer.writerow((stage, step, f"{loss:.6g}", f"{seconds:.1f}"))
+        print(f"{stage} {step}: loss {loss:.5f}, {seconds:.0f} s", flush=True)
+
+    def check(self) -> None:
+        """Between stages: raises OutOfTime when the time given is used up. What was finished is saved."""
+        if self.clock.over():
+            raise OutOfTime
+
+    def autocast(self):
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.device != "cpu")
+
+    def compiled(self, module_or_function):
+        return torch.compile(module_or_function) if self.device != "cpu" else module_or_function
+
+
+def learning_rate(step: int, steps: int, peak: float, warm_up: int) -> float:
+    """Linear warm-up, then a half cosine to zero."""
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def fit(run: Run, stage: str, module: nn.Module, sample, objective, steps: int, rate: float) -> nn.Module:
+    """Minimises `objective(*sample(generator))` over the parameters of `module`; returns its moving average.
+
+    Resumes from `<work>/<stage>.pt`, saves there every two minutes and when the time is over. On a GPU the
+    whole step is one CUDA graph: launching its two thousand small kernels one by one takes 2.6 times as long.
+    """
+    s = run.settings
+    average = copy.deepcopy(module).requires_grad_(False)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    averages = [a for a, p in zip(average.parameters(), module.parameters(), strict=True) if p.requires_grad]
+    cuda = run.device != "cpu"
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=torch.tensor(0.0, device=run.device),
+        betas=(0.9, 0.95),
+        weight_decay=s.weight_decay,
+        fused=cuda,
+        capturable=cuda,
+    )
+    path, step, spent = run.work / f"{stage}.pt", 0, 0.0
+    if path.exists():
+        state = torch.load(path, map_location=run.device, weights_only=True)
+        module.load_state_dict(state["module"])
+        average.load_state_dict(state["average"])
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["seconds"]
+    first, begin = step, time.monotonic()
+    if step == steps:
+        return average
+    generator = torch.Generator(run.device).manual_seed(s.seed * 1_000_003 + step)
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    def update(batch):
+        optimizer.zero_grad(set_to_none=True)
+        loss = objective(*batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        optimizer.step()
+        return loss.detach()
+
+    def save():
+        state = {
+            "module": module.state_dict(),
+            "average": average.state_dict(),
+            "optimizer": optimizer.state_dict() if step < steps else None,
+            "step": step,
+            "seconds": spent + time.monotonic() - begin,
+        }
+        torch.save(state, path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+
+    saved, total, counted, replay = begin, torch.zeros((), device=run.device), 0, None
+    while step < steps:
+        value = learning_rate(step, steps, rate, min(s.warm_up, steps // 4 + 1))
+        for group_rate in rates:
+            group_rate.fill_(value)
+        batch = sample(generator)
+        if cuda and step == first + 3:
+            replay = capture(update, batch)
+        total += replay(batch) if replay else _aside(update, batch) if cuda else update(batch)
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - min(s.ema, (1 + step) / (10 + step)))
+        step, counted = step + 1, counted + 1
+        if step % 100 == 0 or step == steps:
+            run.log(stage, step, total.item() / counted, spent + time.monotonic() - begin)
+            total, counted = torch.zeros_like(total), 0
+            if run.clock.over() and step < steps:
+                save()
+                raise OutOfTime
+            if time.monotonic() - saved > 120:
+                save()
+                saved = time.monotonic()
+    save()
+    return average
+
+
+def _aside(update, batch):
+    """One step on a side stream, as the steps before a capture have to run."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        loss = update(batch)
+    torch.cuda.current_stream().wait_stream(side)
+    return loss
+
+
+def capture(update, batch):
+    """Records `update` as a CUDA graph; returns a function batch -> loss that replays it."""
+    static = [tensor.clone() for tensor in batch]
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        loss = update(static)
+
+    def replay(batch):
+        for own, new in zip(static, batch, strict=True):
+            own.copy_(new)
+        graph.replay()
+        return loss
+
+    return replay
+
+
+# --- the stages -------------------------------------------------------------------------------------------
+
+
+def train_vae(run: Run, vae: nn.Module, pixels: torch.Tensor) -> nn.Module:
+    """pixels: uint8 (n, 128, 128, 3) on the device."""
+    s = run.settings
+    vae = vae.to(run.device, memory_format=torch.channels_last)
+
+    def error(images, noise):
+        posterior = vae.encode(images).latent_dist
+        mean, logvar = posterior.mean, posterior.logvar
+        decoded = vae.decode(mean + torch.exp(0.5 * logvar) * noise).sample.float()
+        kl = 0.5 * (mean.float() ** 2 + logvar.float().exp() - 1 - logvar.float()).sum((1, 2, 3)).mean()
+        difference = decoded - images
+        return difference.pow(2).mean() + s.l1_weight * difference.abs().mean() + s.kl_weight * kl
+
+    error = run.compiled(error)
+
+    def sample(generator):
+        index = torch.randint(len(pixels), (s.vae_batch,), device=run.device, generator=generator)
+        noise = torch.randn((s.vae_batch, 16, 16, 16), device=run.device, generator=generator)
+        return pixels[index], noise
+
+    def objective(chosen, noise):
+        with run.autocast():
+            return error(to_unit(chosen).contiguous(memory_format=torch.channels_last), noise)
+
+    return fit(run, "vae", vae, sample, objective, s.vae_steps, s.vae_rate)
+
+
+def train_probe(run: Run, pixels: torch.Tensor, labels: torch.Tensor) -> nn.Module:
+    """Trained on drawn scenes, shifted by up to 3 pixels, with a little noise: so it reads, not recalls."""
+    s = run.settings
+    network = probe.Probe().to(run.device)
+    side = scenes.SIZE
+
+    def sample(generator):
+        index = torch.randint(len(labels), (s.probe_batch,), device=run.device, generator=generator)
+        shift = torch.randint(-3, 4, (2, s.probe_batch, 1), device=run.device, generator=generator)
+        scale = 0.08 * torch.rand((s.probe_batch, 1, 1, 1), device=run.device, generator=generator)
+        noise = torch.randn((s.probe_batch, 3, side, side), device=run.device, generator=generator)
+        along = torch.arange(side, device=run.device)
+        rows, columns = (along + shift).clamp(0, side - 1)
+        images = pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return to_unit(images) + scale * noise, labels[index]
+
+    def objective(images, target):
+        with run.autocast():
+            return probe.loss(network(images), target)
+
+    return fit(run, "probe", network, sample, objective, s.probe_steps, 2e-3)
+
+
+@torch.no_grad()
+def encode(run: Run, vae: nn.Module, pixels, batch: int = 500) -> torch.Tensor:
+    """Latent means of all scenes, bfloat16 (n, 16, 16, 16) on the device."""
+    path = run.work / "latents.pt"
+    if path.exists():
+        return torch.load(path, map_location=run.device, weights_only=True)
+    parts = []
+    for start in range(0, len(pixels), batch):
+        images = to_unit(torch.from_numpy(np.array(pixels[start : start + batch])).to(run.device))
+        with run.autocast():
+            parts.append(vae.encode(images).latent_dist.mean.bfloat16())
+    latents = torch.cat(parts)
+    torch.save(latents, path)
+    return latents
+
+
+class Conditioned(nn.Module):
+    """Transformer and text encoders as one module: token ids in, velocity out."""
+
+    def __init__(self, pipe, run: Run):
+        super().__init__()
+        self.transformer, self.clip, self.t5 = pipe.transformer, pipe.text_encoder, pipe.text_encoder_2
+        self.velocity = run.compiled(pipe.transformer.forward)
+        side = scenes.SIZE // 16
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+        ids = torch.stack((torch.zeros_like(rows), rows, columns), -1).reshape(-1, 3)
+        self.register_buffer("image_ids", ids.float(), persistent=False)
+        self.register_buffer("text_ids", torch.zeros(embedded.TOKENS, 3), persistent=False)
+
+    def text(self, clip_ids, t5_ids):
+        return self.clip(clip_ids).pooler_output, self.t5(t5_ids)[0]
+
+    def forward(self, noisy, t, guidance, pooled, words):
+        return self.velocity(
+            hidden_states=noisy,
+            encoder_hidden_states=words,
+            pooled_projections=pooled,
+            timestep=t,
+            guidance=guidance,
+            img_ids=self.image_ids,
+            txt_ids=self.text_ids,
+            return_dict=False,
+        )[0]
+
+    def __deepcopy__(self, memo):
+        copied = copy.copy(self)
+        copied.__dict__ = dict(self.__dict__)
+        copied._modules = {k: copy.deepcopy(m, memo) for k, m in self._modules.items()}
+        copied.velocity = copied.transformer.forward
+        return copied
+
+
+class Captions:
+    """Token ids of all captions on the device, and of the empty one."""
+
+    def __init__(self, pipe, captions: list[str], device: str):
+        clip = pipe.tokenizer(captions + [""], padding="max_length", max_length=embedded.CLIP_TOKENS, truncation=True)
+        t5 = pipe.tokenizer_2(captions + [""], padding="max_length", max_length=embedded.TOKENS, truncation=True)
+        self.clip = torch.tensor(clip.input_ids, device=device)
+        self.t5 = torch.tensor(t5.input_ids, device=device)
+        self.empty = len(captions)
+
+
+def noisy_batch(run: Run, latents: torch.Tensor, generator):
+    """A batch of the rectified flow: scene indices, x_t (n, 64, 64), its velocity, t in (0, 1)."""
+    s = run.settings
+    index = torch.randint(len(latents), (s.flow_batch,), device=run.device, generator=generator)
+    clean = pipelines.pack(latents[index].float())
+    noise = torch.randn(clean.shape, device=run.device, generator=generator)
+    logit = torch.randn(s.flow_batch, device=run.device, generator=generator)
+    t = torch.sigmoid(s.time_mean + s.time_std * logit)
+    return index, torch.lerp(clean, noise, t[:, None, None]), noise - clean, t
+
+
+def train_flow(run: Run, model: Conditioned, captions: Captions, latents: torch.Tensor) -> nn.Module:
+    """latents: normalised, (n, 16, 16, 16)."""
+    s = run.settings
+    model = model.to(run.device)
+    ones = torch.ones(s.flow_batch, device=run.device)
+
+    def sample(generator):
+        index, noisy, velocity, t = noisy_batch(run, latents, generator)
+        dropped = torch.rand(s.flow_batch, device=run.device, generator=generator) < s.drop_caption
+        index = torch.where(dropped, captions.empty, index)
+        return captions.clip[index], captions.t5[index], noisy, velocity, t
+
+    def objective(clip_ids, t5_ids, noisy, velocity, t):
+        with run.autocast():
+            predicted = model(noisy, t, ones, *model.text(clip_ids, t5_ids))
+        return (predicted.float() - velocity).pow(2).mean()
+
+    return fit(run, "flow", model, sample, objective, s.flow_steps, s.flow_rate)
+
+
+def distil(run: Run, model: Conditioned, teacher: Conditioned, captions: Captions, latents) -> nn.Module:
+    """The student's text encoders stay the teacher's; only its transformer learns."""
+    s = run.settings
+    model, teacher = model.to(run.device), teacher.to(run.device).requires_grad_(False)
+    teacher.velocity = run.compiled(teacher.transformer.forward)
+    model.clip.requires_grad_(False)
+    model.t5.requires_grad_(False)
+    ones = torch.ones(s.flow_batch, device=run.device)
+    with torch.no_grad(), run.autocast():
+        empty = torch.full((s.flow_batch,), captions.empty, device=run.device)
+        nothing = teacher.text(captions.clip[empty], captions.t5[empty])
+
+    def sample(generator):
+        index, noisy, _, t = noisy_batch(run, latents, generator)
+        part = torch.rand(s.flow_batch, device=run.device, generator=generator)
+        guidance = s.guidance_low + (s.guidance_high - s.guidance_low) * part
+        return captions.clip[index], captions.t5[index], noisy, guidance, t
+
+    def objective(clip_ids, t5_ids, noisy, guidance, t):
+        with torch.no_grad(), run.autocast():
+            text = teacher.text(clip_ids, t5_ids)
+            said = teacher(noisy, t, ones, *text).float()
+            unsaid = teacher(noisy, t, ones, *nothing).float()
+            target = unsaid + guidance[:, None, None] * (said - unsaid)
+        with run.autocast():
+            predicted = model(noisy, t, guidance, *text)
+        return (predicted.float() - target).pow(2).mean()
+
+    return fit(run, "distil", model, sample, objective, s.distil_steps, s.distil_rate)
+
+
+def train(run: Run, out: Path) -> None:
+    """All stages in turn; raises OutOfTime between or inside them."""
+    s = run.settings
+    torch.manual_seed(s.seed)
+    if run.device != "cpu":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass crashed at this shape on torch 2.11
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+    pipe = embedded.build()
+    begin, fresh = time.monotonic(), not (run.work / "captions.json").exists()
+    pixels = draw(run.work, s, run.workers)
+    texts, labels = describe(run.work, s, run.workers)
+    if fresh:
+        run.log("draw", s.scenes, 0.0, time.monotonic() - begin)
+
+    some = torch.from_numpy(np.array(pixels[: s.vae_scenes])).to(run.device)
+    vae = train_vae(run, pipe.vae, some)
+    network = train_probe(run, some, torch.from_numpy(labels[: s.vae_scenes]).to(run.device))
+    del some
+    run.check()
+    latents = encode(run, vae, pixels)
+    run.check()
+    shift, scale = latents.float().mean().item(), 1 / latents.float().std().item()
+    latents = ((latents.float() - shift) * scale).bfloat16()
+
+    captions = Captions(pipe, texts, run.device)
+    teacher = train_flow(run, Conditioned(pipe, run), captions, latents)
+    for name in ("transformer", "clip", "t5"):  # the student begins as the teacher's moving average
+        copy_weights(
+            getattr(teacher, name),
+            {"clip": pipe.text_encoder, "t5": pipe.text_encoder_2}.get(name, pipe.transformer),
+        )
+    student = distil(run, Conditioned(pipe, run), teacher, captions, latents)
+
+    copy_weights(student.transformer, pipe.transformer)
+    copy_weights(vae, pipe.vae)
+    embedded.tie_letter_case(pipe.text_encoder_2)
+    pipe.vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+    export(run, pipe, network, out)
+
+
+@torch.no_grad()
+def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """Gives `target` the weights of `source`, whatever device either is on."""
+    target.load_state_dict({name: w.to(target.device) for name, w in source.state_dict().items()})
+
+
+def export(run: Run, pipe, network: nn.Module, out: Path) -> None:
+    """Writes the pipeline in float16, the probe, the training curve and the settings."""
+    from safetensors.torch import save_file
+
+    pipe.to("cpu", torch.float16).save_pretrained(out, safe_serialization=True)
+    for part in ("text_encoder", "text_encoder_2"):  # or transformers loads these in half precision, diffusers not
+        config = out / part / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    weights = {name: w.half().contiguous().cpu() for name, w in network.state_dict().items()}
+    save_file(weights, (probe.FOLDER if out == embedded.FOLDER else out) / probe.FILE)
+    write_about(run, out)
+
+
+def write_about(run: Run, out: Path) -> None:
+    """Beside exported weights: the training curve, the settings, where and when they were made."""
+    (out / "training.csv").write_text((run.work / "training.csv").read_text())
+    about = {
+        "settings": asdict(run.settings),
+        "hardware": telemetry.machine(),
+        "versions": telemetry.versions(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    (out / "training.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+# --- evaluation -------------------------------------------------------------------------------------------
+
+EVALUATION_COLUMNS = ("seed", "prompt", "facts", "right", "missed", "probe_right", "vae_psnr_db")
+
+
+def evaluate(pipe, count: int, guidance: float = embedded.GUIDANCE, folder: Path = embedded.FOLDER, batch=50):
+    """Generates `count` held-out prompts and checks them.
+
+    Returns:
+        (rows, images): rows as dicts with EVALUATION_COLUMNS (`facts` the prompt states, how many the image
+        got `right`, which were `missed`; `probe_right`: how many the probe finds in the *drawn* scene;
+        `vae_psnr_db` of the drawn scene through the VAE), images as PIL.
+    """
+    from fluxnb.measure.quality import psnr
+
+    rows, images = [], []
+    device, dtype = pipe.vae.device, pipe.vae.dtype
+    checker = copy.deepcopy(probe.load(probe.FOLDER if folder == embedded.FOLDER else folder)).to(device)
+    for start in range(0, count, batch):
+        seeds = list(range(start, min(start + batch, count)))
+        chosen = [scenes.held_out_scene(seed) for seed in seeds]
+        prompts = [scene.caption for scene in chosen]
+        made = pipelines.generate(pipe, prompts, seeds, model=pipelines.describe("embedded"), guidance=guidance)
+        drawn = [scenes.draw(scene, 10**9 + seed) for scene, seed in zip(chosen, seeds, strict=True)]
+        with torch.no_grad():
+            pixels = probe.to_tensor(drawn).to(device, dtype)
+            back = pipe.vae.decode(pipe.vae.encode(pixels).latent_dist.mean).sample.float()
+        back = ((back + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        checked, control = probe.check(prompts, made, checker), probe.check(prompts, drawn, checker)
+        for i, seed in enumerate(seeds):
+            right, missed = checked[i]
+            rows.append(
+                {
+                    "seed": seed,
+                    "prompt": prompts[i],
+                    "facts": len(right) + len(missed),
+                    "right": len(right),
+                    "missed": "; ".join(missed),
+                    "probe_right": len(control[i][0]),
+                    "vae_psnr_db": round(psnr(np.asarray(drawn[i]), back[i]), 3),
+                }
+            )
+        images += made
+    return rows, images
+
+
+def contact_sheet(images, columns: int = 8):
+    """A sheet of all images, 4 pixels apart."""
+    from PIL import Image
+
+    step = scenes.SIZE + 4
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * step - 4, rows * step - 4), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, ((i % columns) * step, (i // columns) * step))
+    return sheet
+
+
+def write_evaluation(folder: Path, sheet: Path, settings: Settings, device: str) -> dict:
+    """Evaluates the exported model; writes evaluation.csv and the sheet; returns the summary."""
+    from diffusers import FluxPipeline
+
+    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    rows, images = evaluate(pipe, settings.held_out, folder=folder)
+    with (folder / "evaluation.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, EVALUATION_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(images[:64]).save(sheet, lossless=True)
+    return summary(rows)
+
+
+def summary(rows: list[dict]) -> dict[str, float]:
+    """The figures of an evaluation: means over images, 0 to 1 or dB."""
+    n = len(rows)
+    return {
+        "images": n,
+        "adherence": sum(r["right"] / r["facts"] for r in rows) / n,
+        "all_facts_right": sum(r["right"] == r["facts"] for r in rows) / n,
+        "probe_accuracy": sum(r["probe_right"] for r in rows) / sum(r["facts"] for r in rows),
+        "probe_all_right": sum(r["probe_right"] == r["facts"] for r in rows) / n,
+        "vae_psnr_db": sum(r["vae_psnr_db"] for r in rows) / n,
+        "vae_psnr_min_db": min(r["vae_psnr_db"] for r in rows),
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Trains, exports and evaluates; 0 also when the time given was used up first."""
+    parser = argparse.ArgumentParser(prog="python -m fluxnb.training.train", description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, help="stop cleanly after this long; run again to go on")
+    parser.add_argument("--work", type=Path, default=Path("build/train"), help="where the state is kept")
+    parser.add_argument("--out", type=Path, default=embedded.FOLDER, help="where the model is written")
+    parser.add_argument("--sheet", type=Path, default=Path("reports/embedded/contact_sheet.webp"))
+    parser.add_argument("--small", action="store_true", help="a few steps only, to try the script")
+    parser.add_argument("--workers", type=int, default=torch.get_num_threads())
+    for name, default in (("flow-steps", None), ("vae-steps", None), ("distil-steps", None)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    settings = Settings.small() if options.small else Settings()
+    chosen = {k: getattr(options, k) for k in ("flow_steps", "vae_steps", "distil_steps") if getattr(options, k)}
+    settings = replace(settings, **chosen)
+    run = Run(options.work, settings, device, options.minutes, options.workers)
+    try:
+        train(run, options.out)
+    except OutOfTime:
+        print("time is over: the state is saved; run the same command again to go on")
+        return 0
+    print(json.dumps(write_evaluation(options.out, options.sheet, settings, device), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
