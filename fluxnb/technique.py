@@ -1,6 +1,6 @@
 """What a technique is: a named, reversible change to a pipeline.
 
-Anything with these four attributes is one; they compose in one line:
+They compose in one line:
 
     with applied(pipe, first_block(0.12), some_other()):
         pipe("a red apple on a white table")
@@ -10,21 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from typing import Protocol
+
+from fluxnb.families import Family
+
+# How far a technique's image is from the one without it, the nearest first.
+IDENTICAL = "identical"  # bit for bit
+ROUNDING = "rounding"  # the same arithmetic in another order, rounded elsewhere
+ANOTHER = "another image"
+EXACTNESS = (IDENTICAL, ROUNDING, ANOTHER)
 
 # What techniques leave on a transformer, for those that come after them.
-BLOCKS = "_fluxnb_blocks"  # set on a transformer some of whose blocks are run as one: (double blocks, single blocks)
-RECORDED = "_fluxnb_recorded"  # set on a transformer whose steps are replayed from a recording
-SHARED = "_fluxnb_shared"  # set on a transformer that has a share of the tokens: the process group that has them all
-AHEAD = "_fluxnb_ahead"  # set on a transformer whose modulations are computed ahead
+BLOCKS = "_fluxnb_blocks"  # some of its blocks are run as one: (double blocks, single blocks)
+RECORDED = "_fluxnb_recorded"  # its steps are replayed from a recording
+SHARED = "_fluxnb_shared"  # it has a share of the tokens: the process group that has them all
+AHEAD = "_fluxnb_ahead"  # its modulations are computed ahead
 
 
-class Technique(Protocol):
-    """A named, reversible change to a pipeline."""
+class Technique:
+    """A named, reversible change to a pipeline. Subclasses give the class attributes, and `apply`."""
 
-    name: str  # the field's standard term; decides the colour in every chart
+    name: str  # the field's standard term
     settings: dict  # plain values: what distinguishes this one from others of the same name
-    label: str  # name and settings as a reader wants to see them
+    label: str  # name and everything that distinguishes it, as a reader wants to see it
+    family: Family  # decides the colour in every chart
+    exact: str  # one of EXACTNESS
+    proof: dict  # what shows that it did something, filled in by `apply` or while images are made; may be missing
+
+    @property
+    def mark(self) -> str:
+        """What a chart writes at its point: the value of its family's dial where it has one, else its label."""
+        value = self.settings.get(self.family.dial)
+        return self.label if value is None else f"{value:g}"
 
     def apply(self, pipe) -> Callable[[], None]:
         """Changes `pipe` in place and returns the function that takes the change back.
@@ -32,10 +48,16 @@ class Technique(Protocol):
         Raises:
             Unavailable: it can't run here; the message begins with what it needs.
         """
+        raise NotImplementedError
 
 
 class Unavailable(Exception):
     """A technique can't run here. The message says what it needs; it becomes the row's reason."""
+
+
+def least_exact(*techniques: Technique) -> str:
+    """How far the image is from the one without any of the techniques: as far as the furthest of them takes it."""
+    return max((t.exact for t in techniques), key=EXACTNESS.index, default=IDENTICAL)
 
 
 def networks(pipe) -> list:

@@ -1,1 +1,32 @@
-"""What is switched on: each module holds techniques (see fluxnb.technique) of one kind."""
+"""What is switched on: each module holds techniques (see fluxnb.technique) of one kind.
+
+`from fluxnb.techniques import Regional` imports just the module that has it, and PyTorch only then.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+MODULES = {  # module -> its techniques, in the order in which they are listed
+    "schedulers": ("DPMSolver",),
+    "attention": ("Attention",),
+    "compilation": ("Regional", "TextEncoders", "Whole", "CudaGraph", "FusedQKV", "TensorRT"),
+    "fused": ("FusedGELU", "FusedRoPE"),
+    "modulation": ("ModulationAhead",),
+    "precision": ("TorchAO", "BitsAndBytes", "GGUF", "Quanto", "Nunchaku"),
+    "sparsity": ("SparseInt8",),
+    "svdquant": ("SimulatedSVDQuant",),
+    "vae": ("ChannelsLast", "Compiled", "Sliced", "Tiled", "BytesOnDevice"),
+    "hook_search": ("NoHookSearch",),
+    "parallel": ("Replicas", "ContextParallel", "FullyShard", "DiffusersParallel"),
+    "parallel_vae": ("ParallelVAE",),
+    "xdit": ("XDiT", "PipeFusion"),
+}
+_OWNERS = {name: module for module, names in MODULES.items() for name in names}
+__all__ = list(_OWNERS)
+
+
+def __getattr__(name: str):
+    if name not in _OWNERS:
+        raise AttributeError(f"fluxnb.techniques has no {name}; it has {', '.join(_OWNERS)}")
+    return getattr(importlib.import_module(f"{__name__}.{_OWNERS[name]}"), name)

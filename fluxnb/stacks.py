@@ -1,0 +1,300 @@
+"""Named stacks: several techniques in the order in which they go on. Notebooks, ledger and users name the same ones.
+
+Importing this imports no PyTorch: the techniques are made when a stack is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fluxnb import techniques as t
+from fluxnb.errors import UserError
+from fluxnb.technique import Technique
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Techniques that are measured, recommended and put on together.
+
+    Args:
+        name: permanent: what rows, params, ledger and recipes call it.
+        built: put into a pipeline of its own when it is loaded, in this order.
+        above: put around every image, on top of these.
+        label: what a reader sees; the name by default.
+    """
+
+    name: str
+    built: tuple[Technique, ...] = ()
+    above: tuple[Technique, ...] = ()
+    label: str = ""
+
+    @property
+    def techniques(self) -> tuple[Technique, ...]:
+        """All of them, in the order in which they go on."""
+        return (*self.built, *self.above)
+
+
+Parts = Callable[..., tuple]
+
+# --- what is compiled how (notebook 03) ----------------------------------------------------------------------
+
+COMPILED: dict[str, Parts] = {
+    "blocks": lambda: (t.Regional(),),
+    "fused QKV": lambda: (t.FusedQKV(), t.Regional()),
+    "fused GELU": lambda: (t.FusedGELU(), t.Regional()),
+    "fused RoPE": lambda: (t.FusedRoPE(), t.Regional()),
+    "modulation ahead": lambda: (t.Regional(), t.ModulationAhead()),
+    "text encoders": lambda: (t.Regional(), t.TextEncoders()),
+    "text encoders, CUDA graph": lambda: (t.Regional(), t.TextEncoders(record=True)),
+    "CUDA graph": lambda: (t.Regional(), t.CudaGraph()),
+    "all": lambda: (t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.CudaGraph(), t.ModulationAhead()),
+    "max-autotune": lambda: (t.Regional("max-autotune-no-cudagraphs"),),
+    "transformer": lambda: (t.Whole(),),
+    "transformer, CUDA graphs": lambda: (t.Whole("reduce-overhead"),),
+    "transformer, max-autotune": lambda: (t.Whole("max-autotune-no-cudagraphs"),),
+    "TensorRT": lambda: (t.TensorRT(),),
+}
+
+
+def compiled(name: str, quantization: str | None = None) -> Stack:
+    """A way of compiling, on a quantized transformer where a torchao kind is given."""
+    parts = _of(COMPILED, name)()
+    if quantization is None:
+        return Stack(name, parts)
+    return Stack(f"{quantization}, {name}", (t.TorchAO(quantization), *parts))
+
+
+# --- the final stack, phase by phase (notebook 13) -----------------------------------------------------------
+
+QUANTIZED, VAE_COMPILED = "quantized", "+ VAE compiled"  # phases that published figures are compared with
+
+
+def _blocks(kind: str) -> tuple:
+    gelu = (t.FusedGELU(),) if kind == "fp8 row" else ()  # other formats have no kernel for it
+    return (t.FusedQKV(), t.TorchAO(kind), *gelu, t.FusedRoPE(), t.Regional())
+
+
+AROUND: dict[str, Parts] = {  # what is spared before and after the steps
+    "hooks": lambda: (t.NoHookSearch(),),
+    "bytes": lambda: (t.BytesOnDevice(),),
+}
+PHASES: dict[str, Parts] = {  # each with all that the one before has
+    QUANTIZED: lambda kind: (t.TorchAO(kind),),
+    "+ compiled blocks": lambda kind: (t.TorchAO(kind), t.Regional()),
+    "+ fused QKV": lambda kind: (t.FusedQKV(), t.TorchAO(kind), t.Regional()),
+    "+ fused GELU": lambda kind: (t.FusedQKV(), t.TorchAO(kind), t.FusedGELU(), t.Regional()),
+    "+ fused RoPE": _blocks,
+    VAE_COMPILED: lambda kind: (*_blocks(kind), t.Compiled()),
+    "+ modulation ahead": lambda kind: (*_blocks(kind), t.Compiled(), t.ModulationAhead()),
+    "+ CUDA graph": lambda kind: (*_blocks(kind), t.Compiled(), t.CudaGraph(), t.ModulationAhead()),
+    "+ text encoders in a CUDA graph": lambda kind: (
+        *_blocks(kind), t.Compiled(), t.CudaGraph(), t.TextEncoders(record=True), t.ModulationAhead(),
+    ),
+}  # fmt: skip
+
+
+def phases(kind: str, around: list[str]) -> list[Stack]:
+    """The final stack, phase by phase: a torchao kind, then one technique more each.
+
+    Args:
+        around: keys of `AROUND`, put around every image after the last phase.
+    """
+    found = [Stack(name, parts(kind)) for name, parts in PHASES.items()]
+    above: tuple = ()
+    for part in around:
+        above += (technique := _of(AROUND, part)())
+        found.append(Stack(f"+ {technique[0].label}", found[len(PHASES) - 1].built, above))
+    return found
+
+
+def cache(steps: int, computed: int):
+    """The stack's cache: six computed steps, then every n-th and the last; about `computed` in all; it looks at nothing."""
+    from fluxnb.cache import Cache, Interval, Taylor
+
+    every = max(2, -(-(steps - 6) // max(1, computed - 6)))
+    return Cache(Interval(every, warm_up=6, compute_last=True), Taylor(2))
+
+
+CACHED, CACHED_RECORDED = "quantized stack and cache", "quantized stack and cache, CUDA graph of the blocks"
+
+
+def cached(kind: str, around: list[str], steps: int, computed: int) -> list[Stack]:
+    """The quantized stack under its cache: blocks set off by the host, and recorded in a CUDA graph of their own."""
+    above = (*(part for name in around for part in _of(AROUND, name)()), cache(steps, computed))
+    blocks = (*_blocks(kind), t.Compiled())
+    graphs = (t.CudaGraph(blocks=True), t.TextEncoders(record=True))
+    return [
+        Stack(CACHED, (*blocks, t.ModulationAhead()), above, f"{CACHED}: {above[-1].label}"),
+        Stack(CACHED_RECORDED, (*blocks, *graphs, t.ModulationAhead()), above, f"{CACHED_RECORDED}: {above[-1].label}"),
+    ]
+
+
+# --- without quantization, and the plan's advanced configurations (notebook 13) ------------------------------
+
+BF16_COMPILED, BF16_STACK = "BF16 compiled", "BF16 stack"
+FLASH_TEACACHE, FLASH_FIRST_BLOCK = "BF16+FA2+TeaCache (0.6)", "BF16+FA2+FBCache (0.3)"
+FLASH_TEACACHE_FP8 = f"{FLASH_TEACACHE}+TorchAO FP8"
+FLASH_FIRST_BLOCK_FP8 = f"{FLASH_FIRST_BLOCK}+TorchAO FP8"
+FLASH_FIRST_BLOCK_INT8 = f"{FLASH_FIRST_BLOCK}+TorchAO INT8"
+
+
+def advanced(steps: int, around: list[str], teacache_share: float, first_block_share: float) -> list[Stack]:
+    """BF16 compiled, the whole stack without quantization, and the plan's advanced configurations.
+
+    Random weights decide nothing: the caches replay as many computed steps, evenly, as the published shares of time at
+    their thresholds leave room for, and their labels say so.
+    """
+    from fluxnb.cache import prescribed
+    from fluxnb.cache.gates import even_mask
+
+    def replayed(share: float, first_block: bool):
+        return prescribed(even_mask(max(1, round(share * steps)), steps), "as published", first_block)
+
+    tea, first = replayed(teacache_share, False), replayed(first_block_share, True)
+    flash = t.Attention("flash")
+    fp8, int8 = ((flash, t.TorchAO(kind), t.Regional()) for kind in ("fp8 row", "int8"))
+    after = tuple(part for name in around for part in _of(AROUND, name)())
+    whole = (
+        t.FusedQKV(), t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.Compiled(), t.CudaGraph(),
+        t.TextEncoders(record=True), t.ModulationAhead(), *after,
+    )  # fmt: skip
+    return [
+        Stack(BF16_COMPILED, (t.Regional(),)),
+        Stack(BF16_STACK, whole, label="BF16, the whole stack without quantization"),
+        *(
+            Stack(name, built, (above,), f"{name}: {above.label}")
+            for name, built, above in (
+                (FLASH_TEACACHE, (flash,), tea),
+                (FLASH_FIRST_BLOCK, (flash,), first),
+                (FLASH_TEACACHE_FP8, fp8, tea),
+                (FLASH_FIRST_BLOCK_FP8, fp8, first),
+                (FLASH_FIRST_BLOCK_INT8, int8, first),
+            )
+        ),
+    ]
+
+
+# --- several GPUs (notebook 11) -------------------------------------------------------------------------------
+
+REPLICAS, ALL_GATHER, ULYSSES, PULLED, BOTH = "replicas", "all-gather", "Ulysses", "pulled", "both"
+DIFFUSERS_ULYSSES, DIFFUSERS_RING = "diffusers Ulysses", "diffusers ring"
+XDIT_ULYSSES, XDIT_RING = "xDiT Ulysses", "xDiT ring"
+FSDP, PIPEFUSION, PARALLEL_VAE = "FSDP", "PipeFusion", "parallel VAE"
+WAYS: dict[str, Parts] = {  # of dividing one image over so many GPUs
+    REPLICAS: lambda world: t.Replicas(),
+    ALL_GATHER: lambda world: t.ContextParallel(gather=world),
+    ULYSSES: lambda world: t.ContextParallel(ulysses=world),
+    PULLED: lambda world: t.ContextParallel(gather=world, pull=True),
+    BOTH: lambda world: t.ContextParallel(ulysses=_pairs(world), gather=world // _pairs(world)),
+    PARALLEL_VAE: lambda world: t.ParallelVAE(),
+    DIFFUSERS_ULYSSES: lambda world: t.DiffusersParallel(ulysses=world),
+    DIFFUSERS_RING: lambda world: t.DiffusersParallel(ring=world),
+    XDIT_ULYSSES: lambda world: t.XDiT(ulysses=world),
+    XDIT_RING: lambda world: t.XDiT(ring=world),
+    FSDP: lambda world: t.FullyShard(),
+    PIPEFUSION: lambda world: t.PipeFusion(world),
+}
+FOR_GOOD = (FSDP, PIPEFUSION)  # what can't be taken off again has a pipeline of its own
+
+
+def _pairs(world: int) -> int:
+    return next((n for n in (2, 4) if 1 < n < world and world % n == 0), world)
+
+
+def ways(names: list[str], world: int) -> list[str]:
+    """Those of the names that so many GPUs can have: heads and tokens are exchanged both from four on."""
+    return [name for name in names if name != BOTH or 1 < _pairs(world) < world]
+
+
+def way(name: str, world: int) -> Stack:
+    """A way of dividing by itself, on the pipeline as it is."""
+    technique = _of(WAYS, name)(world)
+    return (
+        Stack(name, (technique,), label=technique.label)
+        if name in FOR_GOOD
+        else Stack(name, above=(technique,), label=technique.label)
+    )
+
+
+def way_at_full_size(name: str, world: int, overlap: bool = True) -> Stack:
+    """A way of dividing with what it can have beside it: the study's with fused and compiled blocks."""
+    technique = _of(WAYS, name)(world)
+    if name in FOR_GOOD:
+        return way(name, world)
+    if name in (DIFFUSERS_ULYSSES, DIFFUSERS_RING):  # what diffusers' own ring can run on
+        return Stack(name, (t.Attention("cudnn"), t.Regional()), (technique,), technique.label)
+    if name in (XDIT_ULYSSES, XDIT_RING):  # xDiT chooses its kernel
+        return Stack(name, (t.Regional(),), (technique,), technique.label)
+    blocks = (t.FusedQKV(), t.FusedGELU(), t.FusedRoPE(), t.Regional())
+    if not overlap:
+        from dataclasses import replace
+
+        technique = replace(technique, overlap=False)
+        name = f"{name}, without overlap"
+    return Stack(name, blocks, (technique, t.ModulationAhead()), technique.label)
+
+
+def _divided_blocks() -> tuple:
+    return (t.FusedGELU(), t.FusedRoPE(), t.Regional())
+
+
+def _everything() -> tuple:
+    return (
+        *_divided_blocks(),
+        t.ParallelVAE(),
+        t.Compiled(),
+        t.TextEncoders(record=True),
+        t.NoHookSearch(),
+        t.BytesOnDevice(),
+    )
+
+
+def _divided_quantized(kind: str) -> tuple:
+    return (t.FusedQKV(), t.TorchAO(kind), *_divided_blocks(), t.Compiled())
+
+
+def _apart() -> tuple:
+    return (t.FusedQKV(double=False),)  # keys and values go ahead of the queries
+
+
+DIVIDED: dict[str, tuple[str, Parts]] = {  # the way, and what is built in with it for a torchao kind
+    "all-gather, quantized": (ALL_GATHER, _divided_quantized),
+    "Ulysses, CUDA graph": (ULYSSES, lambda kind: (t.FusedQKV(), *_divided_blocks())),
+    "Ulysses, quantized": (ULYSSES, _divided_quantized),
+    "pulled, CUDA graph": (PULLED, lambda kind: (t.FusedQKV(), *_divided_blocks())),
+    "pulled, quantized": (PULLED, _divided_quantized),
+    "pulled, queries apart": (PULLED, lambda kind: (*_apart(), *_divided_blocks())),
+    "pulled, queries apart, parallel VAE": (
+        PULLED, lambda kind: (*_apart(), *_divided_blocks(), t.ParallelVAE(), t.Compiled()),
+    ),
+    "pulled, quantized, queries apart, parallel VAE": (
+        PULLED, lambda kind: (*_apart(), t.TorchAO(kind), *_divided_blocks(), t.ParallelVAE(), t.Compiled()),
+    ),
+    "pulled, everything": (PULLED, lambda kind: (*_apart(), *_everything())),
+    "pulled, quantized, everything": (PULLED, lambda kind: (*_apart(), t.TorchAO(kind), *_everything())),
+}  # fmt: skip
+
+
+def divided(name: str, world: int, kind: str, schedule: Technique | None = None) -> list[Stack]:
+    """A way of dividing with what else is put into it; a quantized one also under a schedule, if one is given.
+
+    All but all-gather's kernels, which the host sets off, are recorded in a CUDA graph of the blocks.
+    """
+    by, parts = _of(DIVIDED, name)
+    technique, built = WAYS[by](world), parts(kind)
+    label = f"{technique.label}{name.removeprefix(by)}".replace("quantized", kind)
+    if by == ALL_GATHER:
+        return [Stack(name, built, (technique, t.ModulationAhead()), label)]
+    built = (*built, technique, t.CudaGraph(blocks=True), t.ModulationAhead())
+    label = label if "CUDA graph" in label else f"{label}, CUDA graph"
+    found = [Stack(name, built, (), label)]
+    if schedule is not None and "quantized" in name:
+        found.append(Stack(f"{name}, cached", built, (schedule,), f"{label}, {schedule.label}"))
+    return found
+
+
+def _of(table: dict, name: str):
+    if name not in table:
+        raise UserError(f"There is no stack {name!r}: choose one of {', '.join(table)}.")
+    return table[name]
