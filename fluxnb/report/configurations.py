@@ -1,0 +1,60 @@
+"""What is known of each configuration from its table and what is remembered of its pages; nothing is executed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxnb import notebooks
+from fluxnb.findings import ledger
+from fluxnb.report import PAGES, read_json
+from fluxnb.report.render import Page, title_of
+from fluxnb.study.results import Results
+from fluxnb.study.row import Row
+
+OWN, SMOKE = "own", "smoke"  # folders below reports/ that aren't the committed reference
+
+
+@dataclass
+class Configuration:
+    """The results of one GPU configuration: the committed reference's, or a user's own."""
+
+    name: str
+    folder: Path
+    run: dict
+    pages: list[Page]
+    rows: list[Row]
+
+    @property
+    def ok(self) -> list[Row]:
+        """The rows that were measured."""
+        return [r for r in self.rows if r.ok]
+
+
+def name_of(folder: Path) -> str:
+    """The name of the configuration whose reports are in a folder: h200, or h200x2 for two of them."""
+    count = folder.parent.name.removesuffix("gpu")
+    return f"{folder.name}x{count}" if count.isdigit() else folder.name
+
+
+def configurations(root: Path, own: bool = False) -> list[Configuration]:
+    """Every folder with results below reports/, or with `own` below reports/own/; smoke tests left out, CPU last."""
+    above = root / "reports" / OWN if own else root / "reports"
+    tables = (p for p in sorted(above.glob("*/**/results.csv")) if p.parent.name != SMOKE)
+    found = [_read(root, p) for p in tables if p.relative_to(above).parts[0] != OWN]
+    return sorted(found, key=lambda c: (c.name == "cpu", c.name))
+
+
+def _read(root: Path, table: Path) -> Configuration:
+    folder, every, pages = table.parent, Results(table).rows(), []
+    kept, counts = read_json(folder / PAGES), Counter(r.notebook for r in every)
+    for source in notebooks.sources(root, 1 if folder.parent.name == "single_gpu" else 2):
+        if facts := kept.get(source.stem):
+            page = Page(source.stem, facts.get("title", source.stem), facts["status"], facts["state"])
+            page.finding, page.problem = facts["finding"], facts["problem"]
+        else:
+            page = Page(source.stem, title_of(source), "missing", problem="not run yet")
+        page.rows = counts[source.stem]
+        pages.append(page)
+    return Configuration(name_of(folder), folder, read_json(folder / "run.json"), pages, ledger.latest(every))
