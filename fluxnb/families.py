@@ -63,15 +63,15 @@ SECOND_ORDER = Family(
 )  # fmt: skip
 INTERVAL = Family(
     "fixed interval", "Computes every n-th step whatever the image: the control for caches that look.",
-    "#ca9161", "v", "every", gate=f"{_GATES}:Interval",
+    "#ca9161", "v", "every", gate=f"{_GATES}.interval:Interval",
 )  # fmt: skip
 FIRST_BLOCK = Family(
     "First Block Cache", "Reuses what the blocks added while the first block's residual has changed little.",
-    "#0173b2", "o", "threshold", gate=f"{_GATES}:FirstBlock",
+    "#0173b2", "o", "threshold", gate=f"{_GATES}.first_block:FirstBlock",
 )  # fmt: skip
 TEACACHE = Family(
     "TeaCache", "Reuses while the accumulated change of the modulated input, rescaled by a polynomial, stays small.",
-    "#de8f05", "^", "threshold", gate=f"{_GATES}:TeaCache",
+    "#de8f05", "^", "threshold", gate=f"{_GATES}.teacache:TeaCache",
 )  # fmt: skip
 COMBINED = Family(
     "combined cache", "TeaCache and First Block Cache on the same steps, by a rule.", "#029e73", "P",

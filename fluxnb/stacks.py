@@ -145,8 +145,7 @@ def advanced(steps: int, around: list[str], teacache_share: float, first_block_s
     Random weights decide nothing: the caches replay as many computed steps, evenly, as the published shares of time at
     their thresholds leave room for, and their labels say so.
     """
-    from fluxnb.cache import prescribed
-    from fluxnb.cache.gates import even_mask
+    from fluxnb.cache import even_mask, prescribed
 
     def replayed(share: float, first_block: bool):
         return prescribed(even_mask(max(1, round(share * steps)), steps), "as published", first_block)

@@ -9,7 +9,8 @@ import time
 import torch
 import torch.distributed as dist
 
-from fluxnb.cache import Cache, FirstBlock, gates
+from fluxnb.cache import Cache, FirstBlock
+from fluxnb.cache.gates import base as gates
 from fluxnb.errors import UserError
 from fluxnb.models import pipelines
 from fluxnb.technique import Unavailable, applied

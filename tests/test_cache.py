@@ -524,15 +524,16 @@ def test_passes_of_true_guidance_are_kept_apart(pipe):
 
 RANKS = """
 import sys, torch
-from fluxnb.cache import gates
+from fluxnb.cache.gates.base import RESIDUAL
+from fluxnb.cache.gates.first_block import FirstBlock
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=int(sys.argv[1]), world_size=2)
-gate = gates.FirstBlock(0.15)
+gate = FirstBlock(0.15)
 gate.share(torch.distributed.group.WORLD)
 state = gate.new_state()
 gate.computed(state, 0, torch.ones(1, 4, 8))
 own = torch.full((1, 4, 8), 1.1 if sys.argv[1] == "0" else 1.3)  # alone, one rank would reuse and one compute
 alone = (own - 1).abs().mean().item() < 0.15
-print(alone, gate.ask(state, 1, gates.RESIDUAL, own), round(state["indicator"], 4))
+print(alone, gate.ask(state, 1, RESIDUAL, own), round(state["indicator"], 4))
 """
 
 

@@ -8,8 +8,11 @@ cache.gate.threshold = 0.2                  # the next image uses it
 undo()
 """
 
+from fluxnb import families
 from fluxnb.cache.engine import Cache, first_block, prescribed
-from fluxnb.cache.gates import Both, Cascade, Either, FirstBlock, Gate, Interval, Schedule, TeaCache, even_mask
+from fluxnb.cache.gates.base import Gate
+from fluxnb.cache.gates.pairs import Both, Cascade, Either
+from fluxnb.cache.gates.schedule import Schedule, even_mask
 from fluxnb.cache.predictors import Hold, Taylor
 from fluxnb.cache.trace import Step, Trace
 
@@ -18,16 +21,21 @@ __all__ = [
     "Cache",
     "Cascade",
     "Either",
-    "FirstBlock",
     "Gate",
     "Hold",
-    "Interval",
     "Schedule",
     "Step",
     "Taylor",
-    "TeaCache",
     "Trace",
     "even_mask",
     "first_block",
     "prescribed",
 ]
+
+
+def __getattr__(name: str):
+    """The gates that `fluxnb.families` names: FirstBlock, TeaCache, Interval …"""
+    for family in families.ALL:
+        if family.gate is not None and family.gate.endswith(f":{name}"):
+            return family.gate_class()
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -19,40 +19,46 @@ import functools
 
 import torch
 
-from fluxnb.cache.gates import INPUT, RESIDUAL, FirstBlock, Gate, Schedule
+from fluxnb.cache.gates.base import INPUT, RESIDUAL, Gate
+from fluxnb.cache.gates.first_block import FirstBlock
+from fluxnb.cache.gates.schedule import Schedule
 from fluxnb.cache.predictors import Hold, Taylor
 from fluxnb.cache.trace import Step, Trace
 from fluxnb.errors import UserError
-from fluxnb.technique import BLOCKS, RECORDED, SHARED, attribute
+from fluxnb.families import Family
+from fluxnb.technique import ANOTHER, BLOCKS, IDENTICAL, RECORDED, SHARED, Technique, attribute
 
 _MARK = "_fluxnb_cache"
 
 
-class Cache:
-    """A gate and a predictor; a technique (see fluxnb.technique).
+class Cache(Technique):
+    """A gate and a predictor: reuses what the transformer's blocks added at an earlier step.
+
+    Source: First Block Cache (Cheng, 2024), TeaCache (Liu et al., 2024); see the gates and the predictors.
 
     Args:
         gate: when to reuse.
         predictor: how; Hold by default.
-        name: the technique in tables and charts.
-        label: what a reader sees; made from gate and predictor by default.
         hold_controlnet: a ControlNet is run when its residuals are needed, and not at all on a reused step: the one
             that is added behind the last block is that of the last computed step. Without a ControlNet it changes
             nothing.
     """
 
-    def __init__(
-        self,
-        gate: Gate,
-        predictor: Hold | Taylor | None = None,
-        name: str = "cache",
-        label: str = "",
-        hold_controlnet: bool = False,
-    ):
+    def __init__(self, gate: Gate, predictor: Hold | Taylor | None = None, hold_controlnet: bool = False):
         self.gate, self.predictor, self.hold_controlnet = gate, predictor or Hold(), hold_controlnet
-        self.name = name
-        self._label = label
         self._reset(None)
+
+    @property
+    def family(self) -> Family:
+        return self.gate.family
+
+    @property
+    def name(self) -> str:
+        return self.family.name
+
+    @property
+    def exact(self) -> str:
+        return ANOTHER if self.gate.reuses else IDENTICAL
 
     @property
     def settings(self) -> dict:
@@ -62,7 +68,11 @@ class Cache:
     @property
     def label(self) -> str:
         how = "" if isinstance(self.predictor, Hold) else f" + {self.predictor.name}"
-        return self._label or self.gate.label + how
+        return self.gate.label + how + (", ControlNet held" if self.hold_controlnet else "")
+
+    @property
+    def mark(self) -> str:
+        return self.gate.mark
 
     @property
     def trace(self) -> Trace:
@@ -316,10 +326,9 @@ def flux_transformer(pipe):
 
 def first_block(threshold: float, **options) -> Cache:
     """First Block Cache at a threshold; options as in `Gate`."""
-    return Cache(FirstBlock(threshold, **options), Hold(), "First Block Cache")
+    return Cache(FirstBlock(threshold, **options))
 
 
 def prescribed(mask: str, origin: str, first_block: bool = True) -> Cache:
     """A prescribed schedule of computed steps; `origin` says where the mask is from."""
-    label = f"{origin}: {mask.count('1')} of {len(mask)}"
-    return Cache(Schedule(mask, first_block), Hold(), "prescribed cache schedule", label)
+    return Cache(Schedule(mask, first_block, origin))

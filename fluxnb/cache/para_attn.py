@@ -15,21 +15,28 @@ from importlib import metadata
 import torch
 
 from fluxnb.cache.engine import flux_transformer
-from fluxnb.cache.gates import checked_threshold
-from fluxnb.technique import Unavailable, attribute
+from fluxnb.cache.gates.base import checked_threshold
+from fluxnb.families import FIRST_BLOCK
+from fluxnb.technique import ANOTHER, IDENTICAL, Technique, Unavailable, attribute
 
 VERSION = "0.3.38"
 
 
 @dataclass
-class ParaAttention:
-    """First Block Cache by para-attn; a technique (see fluxnb.technique)."""
+class ParaAttention(Technique):
+    """First Block Cache by the package para-attn, as the reference. Source: ParaAttention (Cheng, 2024)."""
+
+    family = FIRST_BLOCK
+    name = "First Block Cache (para-attn)"
 
     threshold: float
-    name: str = "First Block Cache (para-attn)"
 
     def __post_init__(self):
         self.threshold = checked_threshold(self.threshold)
+
+    @property
+    def exact(self) -> str:
+        return ANOTHER if self.threshold else IDENTICAL
 
     @property
     def settings(self) -> dict:

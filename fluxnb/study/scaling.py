@@ -19,29 +19,13 @@ from fluxnb.measure import latency as timing
 from fluxnb.measure import quality, telemetry
 from fluxnb.study.results import canonical
 from fluxnb.technique import Unavailable, applied
-from fluxnb.techniques.parallel import ContextParallel, DiffusersParallel, FullyShard
+from fluxnb.techniques.parallel import ContextParallel, DiffusersParallel, FullyShard, Replicas
 from fluxnb.techniques.parallel_vae import ParallelVAE
 from fluxnb.techniques.xdit import PipeFusion, XDiT
 
 STEP_SPREADING = (ContextParallel, DiffusersParallel, XDiT, FullyShard)  # whose steps can be looked at one by one
 SPREADING = (*STEP_SPREADING, PipeFusion, ParallelVAE)
 WARM_UP = 2
-
-
-@dataclass(frozen=True)
-class Replicas:
-    """Every rank makes images of its own; a technique that changes nothing."""
-
-    name: str = "replicas"
-    label: str = "replicas"
-
-    @property
-    def settings(self) -> dict:
-        return {"replicas": True}
-
-    def apply(self, pipe):
-        """Nothing."""
-        return lambda: None
 
 
 def alone(techniques: tuple) -> tuple:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from fluxnb.technique import Unavailable, attribute, networks
+from fluxnb.families import ATTENTION
+from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Technique, Unavailable, attribute, networks
 
 # kind -> (label, diffusers' backend or None where diffusers has none, package it needs)
 KINDS = {
@@ -28,17 +29,18 @@ SAGE_WIDTHS = (64, 96, 128)  # widths of a head that SageAttention's kernels are
 
 
 @dataclass
-class Attention:
-    """One attention kernel for the whole transformer and its ControlNet; a technique.
+class Attention(Technique):
+    """One attention kernel for the whole transformer and its ControlNet.
 
-    Sources: FlashAttention 2 to 4 (Dao et al.), SageAttention (Zhang et al., 2024), cuDNN and PyTorch's own.
+    Source: FlashAttention 2 to 4 (Dao et al.), SageAttention (Zhang et al., 2024), cuDNN and PyTorch's own.
 
     Args:
         kind: a key of `KINDS`.
     """
 
+    family = ATTENTION
+
     kind: str
-    proof: dict = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -49,6 +51,10 @@ class Attention:
         return KINDS[self.kind][0]
 
     label = name
+
+    @property
+    def exact(self) -> str:
+        return {"default": IDENTICAL, "sage 1": ANOTHER, "sage 2": ANOTHER}.get(self.kind, ROUNDING)
 
     @property
     def settings(self) -> dict:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from fluxnb.technique import AHEAD, BLOCKS, RECORDED, Unavailable, attribute, networks
+from fluxnb.families import COMPILATION, FUSION
+from fluxnb.technique import AHEAD, BLOCKS, RECORDED, ROUNDING, Technique, Unavailable, attribute, networks
 
 MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
 COMPILED_VARIANTS = 64  # of one block's code that a process may hold; PyTorch gives up at 8, a study has more
 
 
 @dataclass
-class Regional:
-    """Compiles every block of transformer and ControlNet by itself, without graph breaks; a technique.
+class Regional(Technique):
+    """Compiles every block of transformer and ControlNet by itself, without graph breaks.
 
     All blocks of a kind share one compiled graph, so it takes seconds instead of minutes, and whatever stands
     between the blocks (a cache, say) stays plain Python. Source: PyTorch's regional compilation recipe.
@@ -24,9 +25,10 @@ class Regional:
         mode: torch.compile's; None for its default.
     """
 
+    family, exact = COMPILATION, ROUNDING
+    name = "torch.compile"
+
     mode: str | None = None
-    name: str = "torch.compile"
-    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
@@ -45,25 +47,25 @@ class Regional:
 
 
 @dataclass
-class TextEncoders:
-    """Compiles every block of the text encoders by itself, or records each encoder in a CUDA graph; a technique.
+class TextEncoders(Technique):
+    """Compiles every block of the text encoders by itself, or records each encoder in a CUDA graph.
 
     They run once for each image, in a thousand small kernels: eager, they wait for a slow host; recorded, they don't.
+    Source: torch.compile and torch.cuda.CUDAGraph.
 
     Args:
         record: record the eager kernels instead of compiling, for each shape of token ids (`CudaGraph`).
     """
 
+    family, exact = COMPILATION, ROUNDING
+
     record: bool = False
-    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def name(self) -> str:
         return "text encoders, CUDA graph" if self.record else "text encoders compiled"
 
-    @property
-    def label(self) -> str:
-        return self.name
+    label = name
 
     @property
     def settings(self) -> dict:
@@ -72,6 +74,7 @@ class TextEncoders:
     def apply(self, pipe):
         """Compiles or records at the first call; returns the function that makes them eager again."""
         encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
+        self.proof = {}
         if self.record:
             with contextlib.ExitStack() as stack:
                 for name, encoder in encoders.items():
@@ -117,16 +120,17 @@ def _compile(blocks: list, mode: str | None = None):
 
 
 @dataclass
-class Whole:
-    """Compiles the transformer as one graph; a technique. Slower to compile, and no cache can go in between.
+class Whole(Technique):
+    """Compiles the transformer as one graph: slower to compile, and no cache can go in between. Source: torch.compile.
 
     Args:
         mode: torch.compile's; `reduce-overhead` is Inductor's own use of CUDA graphs.
     """
 
+    family, exact = COMPILATION, ROUNDING
+    name = "torch.compile"
+
     mode: str | None = None
-    name: str = "torch.compile"
-    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
@@ -154,8 +158,8 @@ class Whole:
 
 
 @dataclass
-class CudaGraph:
-    """Records the transformer's kernels of one step and replays them: no launch gaps; a technique.
+class CudaGraph(Technique):
+    """Records the transformer's kernels of one step and replays them: no launch gaps.
 
     One graph for each shape of inputs, recorded when the shape is first seen, whatever is inside: eager or compiled
     blocks, quantized or not. Source: torch.cuda.CUDAGraph.
@@ -165,9 +169,10 @@ class CudaGraph:
             after the first block, can then go on top; what decides inside what is recorded can't.
     """
 
+    family, exact = COMPILATION, ROUNDING
+    name = "CUDA graph"
+
     blocks: bool = False
-    name: str = "CUDA graph"
-    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
@@ -179,7 +184,7 @@ class CudaGraph:
 
     def apply(self, pipe):
         """Records at the first call; returns the function that takes it back and frees the graphs."""
-        transformer = pipe.transformer
+        transformer, self.proof = pipe.transformer, {}
         _check_recordable(transformer)
         if transformer._compiled_call_impl is not None:
             raise Unavailable("needs the blocks compiled (Regional), not the transformer as a whole")
@@ -291,8 +296,8 @@ def _with_blocks(transformer):
 
 
 @dataclass
-class FusedQKV:
-    """One matrix product for query, key and value instead of three; a technique. Source: diffusers' fuse_projections.
+class FusedQKV(Technique):
+    """One matrix product for query, key and value instead of three. Source: diffusers' fuse_projections.
 
     The three layers are put aside while it is applied, so that nothing is held twice once it is built in.
 
@@ -302,9 +307,11 @@ class FusedQKV:
             for that.
     """
 
+    family, exact = FUSION, ROUNDING
+    name = "fused QKV"
+    terms = {"queries apart": "QKV fused in single blocks only, so that keys and values go ahead of the queries"}
+
     double: bool = True
-    name: str = "fused QKV"
-    proof: dict = field(default_factory=dict, init=False)
 
     _PARTS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 
@@ -341,13 +348,12 @@ class FusedQKV:
 
 
 @dataclass
-class TensorRT:
-    """The transformer as a TensorRT engine, through torch-tensorrt's backend of torch.compile; a technique."""
+class TensorRT(Technique):
+    """The transformer as a TensorRT engine, through a backend of torch.compile. Source: torch-tensorrt."""
 
-    name: str = "TensorRT"
-    label: str = "TensorRT"
-    settings: dict = field(default_factory=lambda: {"compile": "tensorrt"})
-    proof: dict = field(default_factory=dict, init=False)
+    family, exact = COMPILATION, ROUNDING
+    name = label = "TensorRT"
+    settings = {"compile": "tensorrt"}
 
     def apply(self, pipe):
         """Builds the engine at the first call; returns the function that takes it back."""

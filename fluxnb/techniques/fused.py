@@ -17,7 +17,7 @@ The arithmetic is that of the layers as they were, which tests assert.
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -26,20 +26,23 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from torch import nn
 from torch.nn import functional
 
-from fluxnb.technique import Unavailable
+from fluxnb.families import FUSION
+from fluxnb.technique import ROUNDING, Technique, Unavailable
 from fluxnb.techniques.processor import Processor, fill
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
 
 @dataclass
-class FusedGELU:
-    """GELU fused into its neighbours; a technique. Apply it after the quantization, before compilation."""
+class FusedGELU(Technique):
+    """GELU fused into the matrix product before it or, with FP8, into the rounding after it.
 
-    name: str = "fused GELU"
-    label: str = "fused GELU"
-    settings: dict = field(default_factory=lambda: {"fused_gelu": True})
-    proof: dict = field(default_factory=dict, init=False)
+    Apply it after the quantization, before compilation. Source: cuBLASLt's epilogues; the FP8 kernel is this study's.
+    """
+
+    family, exact = FUSION, ROUNDING
+    name = label = "fused GELU"
+    settings = {"fused_gelu": True}
 
     def apply(self, pipe):
         """Exchanges the classes of the layers that contain a GELU; returns the function that undoes it."""
@@ -230,17 +233,16 @@ _ROUNDING = {FeedForward: _RoundingFeedForward, FluxSingleTransformerBlock: _Rou
 
 
 @dataclass
-class FusedRoPE:
-    """RMS norm, rotary positions and the joining of text and image as one kernel for query and key; a technique.
+class FusedRoPE(Technique):
+    """RMS norm, rotary positions and the joining of text and image as one kernel for query and key.
 
     Compiled by PyTorch they are a reduction and further passes. Apply it before compilation; an attention kernel may
-    be chosen before or after.
+    be chosen before or after. Source: this study's own kernel.
     """
 
-    name: str = "fused RoPE"
-    label: str = "fused RoPE"
-    settings: dict = field(default_factory=lambda: {"fused_rope": True})
-    proof: dict = field(default_factory=dict, init=False)
+    family, exact = FUSION, ROUNDING
+    name = label = "fused RoPE"
+    settings = {"fused_rope": True}
 
     def apply(self, pipe):
         """Exchanges the attention processors; returns the function that undoes it."""

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from fluxnb.technique import Unavailable, attribute
+from fluxnb.families import HOST
+from fluxnb.technique import IDENTICAL, Technique, Unavailable, attribute
 
 
 @dataclass
-class NoHookSearch:
-    """Tells diffusers once that no network is offloaded, where it would look for every image; a technique.
+class NoHookSearch(Technique):
+    """Tells diffusers once that no network is offloaded, where it would look for every image.
 
     For every image diffusers goes through all modules of all networks, several times: is one offloaded, does one keep a
     state? FLUX has 2,000 modules, and the GPU is idle meanwhile. The picture is the same to the bit. Source: diffusers
     0.42, `DiffusionPipeline._execution_device`, `ModelMixin.device` and `CacheMixin._reset_stateful_cache`.
     """
 
-    name: str = "no search for hooks"
-    label: str = "no search for hooks"
-    settings: dict = field(default_factory=lambda: {"hooks": "none"})
-    proof: dict = field(default_factory=dict, init=False)
+    family, exact = HOST, IDENTICAL
+    name = label = "no search for hooks"
+    settings = {"hooks": "none"}
+    terms = {name: "diffusers no longer looks, for every image, whether one of 2,000 modules is offloaded"}
 
     def apply(self, pipe):
         """Looks once; returns the function that lets diffusers look again. Unavailable if there is a hook."""

@@ -11,27 +11,29 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from fluxnb.errors import UserError
-from fluxnb.technique import AHEAD, Unavailable, attribute
+from fluxnb.families import FUSION
+from fluxnb.technique import AHEAD, ROUNDING, Technique, Unavailable, attribute
 
 
 @dataclass
-class ModulationAhead:
-    """Computes every step's modulations at the first step of an image; a technique.
+class ModulationAhead(Technique):
+    """Computes every step's modulations at the first step of an image.
 
     Steps are those that the pipeline gives its scheduler. A transformer called outside of such a loop computes its
     modulations at every call. Over a CUDA graph it goes on top: what is recorded reads what is filled in between.
+    Source: this study's own.
     """
 
-    name: str = "modulation ahead"
-    label: str = "modulation ahead"
-    settings: dict = field(default_factory=lambda: {"modulation": "ahead"})
-    proof: dict = field(default_factory=dict, init=False)
+    family, exact = FUSION, ROUNDING
+    name = label = "modulation ahead"
+    settings = {"modulation": "ahead"}
+    terms = {name: "the scales and shifts that depend on the timestep are computed for all steps at once"}
 
     def apply(self, pipe):
         """Replaces the modulations' layers by what looks them up; returns the function that undoes it."""

@@ -18,20 +18,34 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 from fluxnb.errors import UserError
-from fluxnb.technique import SHARED, Unavailable, attribute
+from fluxnb.families import PARALLEL, REPLICAS
+from fluxnb.technique import IDENTICAL, ROUNDING, SHARED, Technique, Unavailable, attribute
 from fluxnb.techniques.processor import Exchange, fill
 from fluxnb.techniques.symmetric import Pulled
 
 
+@dataclass(frozen=True)
+class Replicas(Technique):
+    """Every rank makes images of its own: nothing is divided, nothing is sooner. Source: the usual control."""
+
+    family, exact = REPLICAS, IDENTICAL
+    name = label = "replicas"
+    settings = {"replicas": True}
+
+    def apply(self, pipe):
+        """Nothing."""
+        return lambda: None
+
+
 @dataclass
-class ContextParallel:
-    """The tokens of one image divided over the ranks; a technique.
+class ContextParallel(Technique):
+    """The tokens of one image divided over the ranks; attention exchanges what it needs.
 
     Args:
         ulysses: ranks that exchange tokens for heads; divides the heads.
@@ -42,15 +56,22 @@ class ContextParallel:
             way; False waits for them first.
 
     The product of the degrees is the number of ranks. Text tokens and image tokens are divided each for itself, so both
-    have to be divisible by it.
+    have to be divisible by it. Source: Llama 3's training (2024); DeepSpeed-Ulysses (2023); USP (Fang & Zhao, 2024).
     """
+
+    family, exact = PARALLEL, ROUNDING
+    name = "context parallel"
+    terms = {
+        "all-gather": "the keys and values of all tokens come to every GPU",
+        "Ulysses": "GPUs exchange tokens for heads before attention, and back after it",
+        "pulled": "all-gather by copy engines, which fetch from the other GPUs' memory while these compute",
+        "both": "Ulysses inside groups of GPUs, all-gather between them",
+    }
 
     ulysses: int = 1
     gather: int = 1
     pull: bool = False
     overlap: bool = True
-    name: str = "context parallel"
-    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
@@ -269,16 +290,16 @@ def _of_all(came, group):
 
 
 @dataclass
-class FullyShard:
-    """Every rank keeps a share of the weights and fetches each block's when it runs (FSDP2); a technique to build in.
+class FullyShard(Technique):
+    """Every rank keeps a share of the weights and fetches each block's when it runs (FSDP2).
 
-    For memory, not for speed: every image of every rank waits for weights. It can't be taken back.
+    For memory, not for speed: every image of every rank waits for weights. It can't be taken back. Source: PyTorch's
+    `fully_shard`.
     """
 
-    name: str = "FSDP"
-    label: str = "FSDP"
-    settings: dict = field(default_factory=lambda: {"fsdp": True})
-    proof: dict = field(default_factory=dict, init=False)
+    family, exact = PARALLEL, ROUNDING
+    name = label = "FSDP"
+    settings = {"fsdp": True}
 
     def apply(self, pipe):
         """Divides the weights; what it returns raises, because torch can't put them together again in place."""
@@ -304,18 +325,20 @@ class FullyShard:
 
 
 @dataclass
-class DiffusersParallel:
-    """diffusers' own context parallelism, to compare with; a technique.
+class DiffusersParallel(Technique):
+    """diffusers' own context parallelism, to compare with. Source: diffusers' ContextParallelConfig.
 
     Args:
         ulysses, ring: degrees; their product is the number of ranks. Its ring gathers all keys and values at first
             and attends to one rank's after the other.
     """
 
+    family, exact = PARALLEL, ROUNDING
+    name = "diffusers' context parallel"
+    terms = {"ring": "keys and values of the GPUs are attended to one GPU's after the other's"}
+
     ulysses: int = 1
     ring: int = 1
-    name: str = "diffusers' context parallel"
-    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -17,18 +17,18 @@ from torch import nn
 from torch.nn import functional
 
 from fluxnb.errors import UserError
-from fluxnb.technique import Unavailable, attribute
+from fluxnb.families import PARALLEL
+from fluxnb.technique import ROUNDING, Technique, Unavailable, attribute
 from fluxnb.techniques.parallel import Group, wait
 
 
 @dataclass
-class ParallelVAE:
-    """Every rank decodes its share of the latents' rows; a technique. Source of the idea: DistVAE (xDiT)."""
+class ParallelVAE(Technique):
+    """Every rank decodes its share of the latents' rows, exactly. Source: DistVAE (xDiT), for the idea."""
 
-    name: str = "parallel VAE"
-    label: str = "parallel VAE"
-    settings: dict = field(default_factory=lambda: {"vae": "parallel"})
-    proof: dict = field(default_factory=dict, init=False)
+    family, exact = PARALLEL, ROUNDING
+    name = label = "parallel VAE"
+    settings = {"vae": "parallel"}
 
     def apply(self, pipe):
         """Divides from the next picture on; returns the function that undoes it."""

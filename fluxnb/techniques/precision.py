@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import importlib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from fluxnb.technique import Unavailable, networks
+from fluxnb.families import QUANTIZATION
+from fluxnb.technique import ANOTHER, Technique, Unavailable, networks
 
 
-class Quantizer:
+class Quantizer(Technique):
     """What the quantizers share: which layers, how they are put back, the proof."""
 
-    name = ""
-    label = ""
-    settings: dict
+    family, exact = QUANTIZATION, ANOTHER
 
     def check(self, pipe) -> None:
         """Raises Unavailable if this can't run here; the message begins with what it needs."""
@@ -137,7 +136,7 @@ class _Unpacking(nn.Linear):
 
 @dataclass
 class TorchAO(Quantizer):
-    """A torchao configuration, layer by layer. Source: torchao's `quantize_`.
+    """Weights, and in dynamic formats activations, in FP8, INT8 or INT4 by torchao. Source: torchao's `quantize_`.
 
     torchao's dynamic formats quantize the activations too and pay only with torch.compile. Its configurations set
     Inductor to tune every kernel in all directions (`set_inductor_config`), which multiplies compile time; that is
@@ -148,8 +147,6 @@ class TorchAO(Quantizer):
     """
 
     kind: str
-    modulation: bool = True  # whether AdaLN layers are quantized too, where the format's kernel takes one row
-    proof: dict = field(default_factory=dict, init=False)
 
     # kind -> (label, least capability, the model has to be in bfloat16)
     KINDS = {
@@ -178,8 +175,7 @@ class TorchAO(Quantizer):
 
     @property
     def settings(self) -> dict:
-        extra = {} if self.modulation else {"modulation": False}
-        return {"quantization": f"torchao {self.kind}", **extra}
+        return {"quantization": f"torchao {self.kind}"}
 
     def check(self, pipe):
         _, least, bfloat16 = self.KINDS[self.kind]
@@ -194,7 +190,7 @@ class TorchAO(Quantizer):
     def convert(self, linear, modulation):
         from torchao.quantization import quantize_
 
-        if modulation and (not self.modulation or self.kind in self.ROWS):
+        if modulation and self.kind in self.ROWS:
             return None
         if (config := self._config(linear)) is None:
             return None
@@ -237,14 +233,13 @@ class TorchAO(Quantizer):
 
 @dataclass
 class BitsAndBytes(Quantizer):
-    """Weights in NF4, FP4 or INT8 by bitsandbytes. Sources: QLoRA (Dettmers et al., 2023); LLM.int8() (2022).
+    """Weights in NF4, FP4 or INT8 by bitsandbytes. Source: QLoRA (Dettmers et al., 2023); LLM.int8() (2022).
 
     Args:
         kind: nf4, fp4 or int8.
     """
 
     kind: str
-    proof: dict = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         if self.kind not in ("nf4", "fp4", "int8"):
@@ -287,14 +282,13 @@ class BitsAndBytes(Quantizer):
 
 @dataclass
 class GGUF(Quantizer):
-    """Weights in a GGUF format, made from the model's own, multiplied by diffusers' GGUFLinear.
+    """Weights in a GGUF format, made from the model's own, multiplied by diffusers' GGUFLinear. Source: ggml.
 
     Args:
         kind: Q8_0, Q5_0 or Q4_0. The K formats can't be written by the gguf package.
     """
 
     kind: str
-    proof: dict = field(default_factory=dict, init=False)
 
     def __post_init__(self):
         if self.kind not in _BLOCKS:
@@ -380,14 +374,13 @@ def _nibbles(q: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Quanto(Quantizer):
-    """Weights in INT8, FP8 or INT4 by Hugging Face's Quanto, activations as they are.
+    """Weights in INT8, FP8 or INT4 by Hugging Face's Quanto, activations as they are. Source: optimum-quanto.
 
     Args:
         kind: int8, fp8 or int4.
     """
 
     kind: str
-    proof: dict = field(default_factory=dict, init=False)
 
     _TYPES = {"int8": "qint8", "fp8": "qfloat8", "int4": "qint4"}
 
@@ -442,16 +435,15 @@ def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 @dataclass
-class Nunchaku:
-    """SVDQuant's own INT4 kernels; a technique. Source: Nunchaku (Li et al., 2024).
+class Nunchaku(Technique):
+    """SVDQuant's own INT4 kernels. Source: Nunchaku (Li et al., 2024).
 
     Its quantized weights are downloaded, not made from the model's: they exist for FLUX.1-dev and FLUX.1-schnell.
     """
 
-    name: str = "Nunchaku INT4"
-    label: str = "Nunchaku INT4"
-    settings: dict = field(default_factory=lambda: {"quantization": "nunchaku int4"})
-    proof: dict = field(default_factory=dict, init=False)
+    family, exact = QUANTIZATION, ANOTHER
+    name = label = "Nunchaku INT4"
+    settings = {"quantization": "nunchaku int4"}
 
     # what the model is called in its configuration -> where its quantized transformer is
     WEIGHTS = {

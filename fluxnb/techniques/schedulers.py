@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from fluxnb.families import SECOND_ORDER
+from fluxnb.technique import ANOTHER, Technique
 
 
 @dataclass
-class DPMSolver:
-    """DPM-Solver++ of second order over flow sigmas, with the pipeline's own shift; a technique.
+class DPMSolver(Technique):
+    """DPM-Solver++ of second order over flow sigmas, with the pipeline's own shift.
 
     Source: Lu et al., 2022; diffusers' DPMSolverMultistepScheduler.
     """
 
-    name: str = "fewer steps, DPM-Solver++"
-    label: str = "DPM-Solver++"
-    settings: dict = field(default_factory=lambda: {"scheduler": "dpm-solver++ 2M"})
+    family, exact = SECOND_ORDER, ANOTHER
+    name = label = "DPM-Solver++"
+    settings = {"scheduler": "dpm-solver++ 2M"}
 
     def apply(self, pipe):
         """Puts the solver in place of the pipeline's scheduler; returns the function that puts it back."""

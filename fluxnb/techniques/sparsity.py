@@ -6,7 +6,7 @@ PyTorch. Source: diffusers-torchao's "int8dq + semi-structured" rows; magnitude 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -52,12 +52,10 @@ class SparseInt8Linear(nn.Module):
 
 @dataclass
 class SparseInt8(Quantizer):
-    """2:4 sparse INT8 in every linear layer of the blocks that has many rows; a technique."""
+    """2:4 sparse INT8 in every linear layer of the blocks that has many rows. Source: diffusers-torchao; cuSPARSELt."""
 
-    name: str = "INT8, 2:4 sparse"
-    label: str = "INT8, 2:4 sparse"
-    settings: dict = field(default_factory=lambda: {"quantization": "int8, 2:4 sparse"})
-    proof: dict = field(default_factory=dict, init=False)
+    name = label = "INT8, 2:4 sparse"
+    settings = {"quantization": "int8, 2:4 sparse"}
 
     def check(self, pipe):
         if pipe.transformer.device.type != "cuda" or not torch.backends.cusparselt.is_available():

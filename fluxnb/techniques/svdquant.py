@@ -7,7 +7,7 @@ multiplied in the model's own number format. Source: SVDQuant (Li et al., 2024).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -67,11 +67,15 @@ class SimulatedLinear(nn.Module):
 
 @dataclass
 class SimulatedSVDQuant(Quantizer):
-    """Every linear layer of the transformer's blocks in SVDQuant's arithmetic; a technique."""
+    """Every linear layer of the transformer's blocks in SVDQuant's arithmetic. Source: SVDQuant (Li et al., 2024).
+
+    Args:
+        rank: of the 16-bit part.
+    """
+
+    name = "SVDQuant INT4 (simulated)"
 
     rank: int = 16
-    name: str = "SVDQuant INT4 (simulated)"
-    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def settings(self) -> dict:
@@ -79,7 +83,7 @@ class SimulatedSVDQuant(Quantizer):
 
     @property
     def label(self) -> str:
-        return self.name
+        return f"SVDQuant INT4 of rank {self.rank} (simulated)"
 
     def convert(self, linear, modulation):
         return SimulatedLinear(linear, self.rank)

@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from fluxnb.technique import attribute
+from fluxnb.families import HOST, VAE
+from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Technique, attribute
 
 
 @dataclass
-class ChannelsLast:
-    """Convolutions on channels-last memory, which GPU kernels prefer; a technique."""
+class ChannelsLast(Technique):
+    """Convolutions on channels-last memory, which GPU kernels prefer. Source: PyTorch's memory formats."""
 
-    name: str = "VAE channels-last"
-    label: str = "VAE channels-last"
-    settings: dict = field(default_factory=lambda: {"vae": "channels-last"})
+    family, exact = VAE, ROUNDING
+    name = label = "VAE channels-last"
+    settings = {"vae": "channels-last"}
 
     def apply(self, pipe):
         """Changes the layout of the weights; returns the function that changes it back."""
@@ -29,14 +30,19 @@ class ChannelsLast:
 
 
 @dataclass
-class Compiled:
-    """Decoder and encoder, each compiled as one graph, on channels-last memory; a technique.
+class Compiled(Technique):
+    """Decoder and encoder, each compiled as one graph, on channels-last memory. Source: torch.compile.
 
     The encoder is compiled when an image is first encoded: text-to-image never waits for it.
+
+    Args:
+        mode: torch.compile's; None for its default.
     """
 
+    family, exact = VAE, ROUNDING
+    name = "VAE compiled"
+
     mode: str | None = None
-    name: str = "VAE compiled"
 
     @property
     def label(self) -> str:
@@ -62,12 +68,12 @@ class Compiled:
 
 
 @dataclass
-class Sliced:
-    """One image of a batch at a time: less memory for batches, nothing for one image; a technique."""
+class Sliced(Technique):
+    """One image of a batch at a time: less memory for batches, nothing for one image. Source: diffusers."""
 
-    name: str = "VAE sliced"
-    label: str = "VAE sliced"
-    settings: dict = field(default_factory=lambda: {"vae": "sliced"})
+    family, exact = VAE, IDENTICAL
+    name = label = "VAE sliced"
+    settings = {"vae": "sliced"}
 
     def apply(self, pipe):
         """Turns slicing on; returns the function that turns it off."""
@@ -81,8 +87,8 @@ class Sliced:
 
 
 @dataclass
-class Tiled:
-    """The image in overlapping tiles, blended where they meet; a technique. Source: diffusers' AutoencoderKL.
+class Tiled(Technique):
+    """The image in overlapping tiles, blended where they meet. Source: diffusers' AutoencoderKL.
 
     diffusers' default tile is the size that the VAE was made for, 1024 pixels for FLUX, and an image of that size
     isn't tiled at all: the side has to be given.
@@ -91,8 +97,10 @@ class Tiled:
         side: of a tile in pixels, a multiple of 16.
     """
 
+    family, exact = VAE, ANOTHER
+    name = "VAE tiled"
+
     side: int
-    name: str = "VAE tiled"
 
     def __post_init__(self):
         if self.side < 16 or self.side % 16:
@@ -122,16 +130,17 @@ class Tiled:
 
 
 @dataclass
-class BytesOnDevice:
-    """Pixels become bytes where they were decoded, and only bytes go to the host; a technique.
+class BytesOnDevice(Technique):
+    """Pixels become bytes where they were decoded, and only bytes go to the host.
 
     diffusers copies numbers of two or four bytes to the host and rounds them there, on one core while the GPU is idle.
-    The picture is the same to the bit.
+    The picture is the same to the bit. Source: this study's own.
     """
 
-    name: str = "bytes on the device"
-    label: str = "bytes on the device"
-    settings: dict = field(default_factory=lambda: {"pixels": "bytes on the device"})
+    family, exact = HOST, IDENTICAL
+    name = label = "bytes on the device"
+    settings = {"pixels": "bytes on the device"}
+    terms = {name: "pixels are rounded to bytes on the GPU instead of by one core of the host"}
 
     def apply(self, pipe):
         """Replaces the conversion to PIL images; returns the function that puts it back."""

@@ -10,22 +10,23 @@ Sources: Fang & Zhao, USP, 2024; Fang et al., PipeFusion, 2024. Both are techniq
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
 from fluxnb.errors import UserError
-from fluxnb.technique import Unavailable, networks
+from fluxnb.families import PARALLEL
+from fluxnb.technique import ANOTHER, ROUNDING, Technique, Unavailable, networks
 from fluxnb.techniques import vae
 from fluxnb.techniques.parallel import check_group, check_heads, degrees_label, divide
 from fluxnb.techniques.processor import Exchange
 
 
 @dataclass
-class XDiT:
-    """xDiT's attention (USP) in our division of the tokens; a technique.
+class XDiT(Technique):
+    """xDiT's attention (USP) in our division of the tokens. Source: xDiT; USP (Fang & Zhao, 2024).
 
     Args:
         ulysses, ring: degrees; their product is the number of ranks, and `ulysses` divides the heads.
@@ -33,10 +34,11 @@ class XDiT:
     xDiT chooses the attention kernel; `proof` says which.
     """
 
+    family, exact = PARALLEL, ROUNDING
+    name = "xDiT"
+
     ulysses: int = 1
     ring: int = 1
-    name: str = "xDiT"
-    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
@@ -85,8 +87,8 @@ def _(query, key, value, combine_qkv_a2a):
 
 
 @dataclass
-class PipeFusion:
-    """The blocks divided over the ranks, the image's patches in a pipeline through them; a technique to build in.
+class PipeFusion(Technique):
+    """The blocks divided over the ranks, the image's patches in a pipeline through them. Source: Fang et al., 2024.
 
     Args:
         stages: ranks.
@@ -95,14 +97,16 @@ class PipeFusion:
     Only txt2img, and nothing else that acts in a step: xDiT has its own denoising loop. It can't be taken back.
     """
 
+    family, exact = PARALLEL, ANOTHER
+    name = "PipeFusion"
+
     stages: int
     warm_up: int = 1
-    name: str = "PipeFusion"
-    proof: dict = field(default_factory=dict, init=False)
 
     @property
     def label(self) -> str:
-        return f"PipeFusion {self.stages}"
+        whole = "" if self.warm_up == 1 else f", the image whole in the first {self.warm_up} steps"
+        return f"PipeFusion {self.stages}{whole}"
 
     @property
     def settings(self) -> dict:

@@ -1,0 +1,86 @@
+"""TeaCache: the change of the modulated input, rescaled and summed up, says when to compute again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fluxnb.cache import teacache
+from fluxnb.cache.gates.base import INPUT, Thresholded, change
+from fluxnb.errors import UserError
+from fluxnb.families import TEACACHE
+
+FITTED = "fitted"
+
+
+class TeaCache(Thresholded):
+    """Reuses while the accumulated, rescaled change of the modulated input stays below the threshold.
+
+    The relative change of the first block's timestep-modulated input from one step to the next is passed
+    through a polynomial, fitted so that it estimates the change of the output, and summed until the sum
+    reaches the threshold; then the step is computed and the sum starts again. First and last step are always
+    computed. A reused step runs no block at all. Source: TeaCache (Liu et al., 2024), TeaCache4FLUX.
+
+    Args:
+        coefficients: of the polynomial, highest power first; `fluxnb.cache.teacache` has those of models.
+        polynomial: what they are, where they aren't the model's own: "published polynomial", "not rescaled".
+    """
+
+    family = TEACACHE
+    name = "TeaCache"
+    point = INPUT
+    looks_at_input = True
+
+    def __init__(self, threshold: float, coefficients: Sequence[float], polynomial: str = FITTED, **options):
+        super().__init__(threshold, **{"compute_last": True, **options})
+        self.coefficients, self.polynomial = tuple(float(c) for c in coefficients), polynomial
+        if not self.coefficients or not all(map(math.isfinite, self.coefficients)):
+            raise UserError("TeaCache needs the coefficients of a polynomial: a list of finite numbers.")
+
+    @classmethod
+    def at(cls, value, model, **options):
+        return cls(value, teacache.coefficients(model), **options)
+
+    @property
+    def options(self) -> dict:
+        return {name: value for name, value in super().options.items() if name != "compute_last"}
+
+    @property
+    def settings(self) -> dict:
+        own = {} if self.polynomial == FITTED else {"polynomial": self.polynomial}
+        return {"threshold": self.threshold, **own, **self.options}
+
+    @property
+    def rule(self) -> str:
+        return super().rule + ("" if self.polynomial == FITTED else f", {self.polynomial}")
+
+    def rescaled(self, change: float) -> float:
+        """The polynomial: the estimated change of the output."""
+        result = 0.0
+        for c in self.coefficients:
+            result = result * change + c
+        return result
+
+    def new_state(self):
+        return {"modulated": None, "indicator": None, "accumulated": 0.0}
+
+    def measure(self, state, index, seen):
+        before, state["modulated"] = state["modulated"], seen
+        return None if before is None or self.threshold == 0 else change(seen, before)
+
+    def decide(self, state, index, change):
+        state["indicator"] = change
+        if change is None:
+            return False
+        state["accumulated"] += self.rescaled(change)
+        return state["accumulated"] < self.threshold
+
+    def computed(self, state, index, residual):
+        state["accumulated"] = 0.0
+
+    def seen(self, state):
+        return {
+            "indicator": state["indicator"],
+            "accumulated": state["accumulated"],
+            "threshold": self.threshold,
+        }
