@@ -195,6 +195,7 @@ WAYS: dict[str, Parts] = {  # of dividing one image over so many GPUs
     PIPEFUSION: lambda world: t.PipeFusion(world),
 }
 FOR_GOOD = (FSDP, PIPEFUSION)  # what can't be taken off again has a pipeline of its own
+SET_OFF = (ALL_GATHER, ULYSSES, PULLED, BOTH)  # the study's own ways by themselves: the host sets off every kernel
 
 
 def _pairs(world: int) -> int:
@@ -257,9 +258,10 @@ def _apart() -> tuple:
     return (t.FusedQKV(double=False),)  # keys and values go ahead of the queries
 
 
+ULYSSES_RECORDED = f"{ULYSSES}, CUDA graph"
 DIVIDED: dict[str, tuple[str, Parts]] = {  # the way, and what is built in with it for a torchao kind
     "all-gather, quantized": (ALL_GATHER, _divided_quantized),
-    "Ulysses, CUDA graph": (ULYSSES, lambda kind: (t.FusedQKV(), *_divided_blocks())),
+    ULYSSES_RECORDED: (ULYSSES, lambda kind: (t.FusedQKV(), *_divided_blocks())),
     "Ulysses, quantized": (ULYSSES, _divided_quantized),
     "pulled, CUDA graph": (PULLED, lambda kind: (t.FusedQKV(), *_divided_blocks())),
     "pulled, quantized": (PULLED, _divided_quantized),
@@ -273,6 +275,12 @@ DIVIDED: dict[str, tuple[str, Parts]] = {  # the way, and what is built in with 
     "pulled, everything": (PULLED, lambda kind: (*_apart(), *_everything())),
     "pulled, quantized, everything": (PULLED, lambda kind: (*_apart(), t.TorchAO(kind), *_everything())),
 }  # fmt: skip
+
+
+def recorded(quantized: bool, cached: bool = False) -> tuple[str, ...]:
+    """Names of the ways of dividing whose kernels are recorded, with or without quantization and a schedule."""
+    names = (name for name, (by, _) in DIVIDED.items() if by != ALL_GATHER and ("quantized" in name) == quantized)
+    return tuple(f"{name}, cached" if cached else name for name in names)
 
 
 def divided(name: str, world: int, kind: str, schedule: Technique | None = None) -> list[Stack]:
