@@ -175,10 +175,10 @@ def measured(study, size: int = 8192, repeats: int = 5) -> Ceilings:
         run, flop = matmul(size if on_gpu else 1024, number)
         settings = {"size": size if on_gpu else 1024, "dtype": number}
         row = study.time("ceiling: matrix product", settings, run, repeats)
-        if row["status"] == "ok":
-            found[number] = flop / row["latency_min"]
+        if row.ok:
+            found[number] = flop / row.latency_min
     shape = FLUX_ATTENTION if on_gpu else (1, 1, 1152, 128)
     dtype = "bfloat16" if on_gpu else "float32"
     run, flop = attention(shape, dtype, "default")
     row = study.time("ceiling: attention", {"shape": list(shape), "dtype": dtype, "backend": "default"}, run, repeats)
-    return Ceilings(found, flop / row["latency_min"])
+    return Ceilings(found, flop / row.latency_min)

@@ -33,6 +33,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def free_memory() -> None:
+    """Gives back what nobody holds any more, the CUDA allocator's reserve too."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def percentiles(samples: Sequence[float]) -> dict[str, float | None]:
     """min, p25, p50, p90, p99 and avg of latencies in seconds, interpolated; p99 is None below n = 100.
 

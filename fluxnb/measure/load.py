@@ -20,7 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fluxnb.errors import UserError
 from fluxnb.measure import latency
@@ -82,7 +82,7 @@ class Server:
     """One process per GPU, each with the whole pipeline, behind one bounded queue.
 
     Args:
-        subject: a fluxnb.study.Subject; what is built into it is built into every process.
+        subject: a fluxnb.study.subject.Subject, which every process loads for itself.
         workers: processes; on GPUs each has its own.
         queue: requests that may wait, those being served not counted.
         batch: at most so many waiting requests of equal steps and images are made together, and no more than one
@@ -94,7 +94,7 @@ class Server:
     def __init__(self, subject, workers: int = 1, queue: int = 16, batch: int = 1, images: tuple[int, ...] = (1,)):
         if min(workers, queue, batch) < 1:
             raise UserError(f"{workers} workers, {queue} places and batches of {batch}: each has to be 1 or more.")
-        self.subject, self.places, self.batch = replace(subject, _pipe=None), queue, batch  # processes load their own
+        self.subject, self.places, self.batch = subject, queue, batch
         self._waiting: deque[Request] = deque()
         self._change = threading.Condition()
         self._closed = False
@@ -271,15 +271,16 @@ def _work(pipe, subject, index: int, counts: list[int]) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(index % torch.cuda.device_count())
     try:
+        loaded = subject.load()
         for count in counts:
-            subject.batch(list(itertools.islice(itertools.cycle(subject.inputs), count)), 2)
+            loaded.batch(list(itertools.islice(itertools.cycle(subject.inputs), count)), 2)
     except Exception as error:  # noqa: BLE001  the server says it
         pipe.send(_said(error))
         return
     pipe.send("ready")
     while (given := pipe.recv()) is not None:
         try:
-            answer = subject.batch(*given)
+            answer = loaded.batch(*given)
         except Exception as error:  # noqa: BLE001  it is the request's, and the next one may be fine
             answer = _said(error)
         pipe.send(answer)

@@ -6,14 +6,15 @@ changes a setting of a GPU, and nothing names the user, the host or a token.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import threading
-from contextlib import suppress
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -101,16 +102,19 @@ def machine() -> dict:
     return facts
 
 
-def machine_id() -> str:
-    """A fingerprint of the hardware (12 hex digits): CPU, usable threads, memory, GPUs.
+def gpu_uuids() -> list[str]:
+    """The UUIDs of the machine's GPUs, all of them where NVML tells, else those that torch sees."""
+    with _Nvml() as nvml:
+        count = _ask(nvml, "nvmlDeviceGetCount") if nvml else None
+        handles = [_ask(nvml, "nvmlDeviceGetHandleByIndex", i) for i in range(count or 0)]
+        found = [_text(_ask(nvml, "nvmlDeviceGetUUID", handle)) for handle in handles]
+    return [uuid for uuid in found if uuid] or [d["uuid"] for d in _devices() if d["uuid"]]
 
-    What may change between two runs on one machine (driver, clocks, power limit) is not in it, nor is
-    anything that NVML alone knows.
-    """
-    facts = machine()
-    same = [facts["cpu"], facts["usable_threads"], facts["ram_gib"], facts["os"]]
-    same += [[g["name"], g["compute_capability"], round(g["memory_gib"])] for g in facts["gpus"]]
-    return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]
+
+def commit(root: Path | None = None) -> str | None:
+    """The commit that the code is of, its first 10 digits, with + where files differ from it; None without one."""
+    found, dirty = _git(root or Path(__file__).resolve().parents[2])
+    return found and found[:10] + "+" * bool(dirty)
 
 
 def versions() -> dict[str, str]:
@@ -144,7 +148,6 @@ def provenance(params, root: Path | None = None) -> dict:
         "commit": commit,
         "dirty": dirty,
         "versions": versions(),
-        "machine_id": machine_id(),
         "machine": machine(),
         "environment": _environment(),
         "params_digest": params.digest,
@@ -159,7 +162,7 @@ def _environment() -> dict[str, str]:
 
 
 class Ticker:
-    """Calls `read()` at `rate_hz` in a thread while the block runs; `readings` has what it returned.
+    """Calls `read()` at `rate_hz` in a thread while the block runs; `readings` has what it returned, `times` when.
 
     One reading is taken at the start and one at the end, so a short block has some. A reading that raises is
     left out: watching must not end a measurement.
@@ -167,6 +170,7 @@ class Ticker:
 
     def __init__(self, read, rate_hz: float = 10.0):
         self.readings: list = []
+        self.times: list[float] = []  # of time.perf_counter
         self._read = read
         self._period = 1 / rate_hz
         self._stop = threading.Event()
@@ -175,6 +179,7 @@ class Ticker:
     def _take(self) -> None:
         with suppress(Exception):
             self.readings.append(self._read())
+            self.times.append(time.perf_counter())
 
     def _run(self) -> None:
         while not self._stop.wait(self._period):
@@ -220,6 +225,44 @@ class Sampler:
             self._ticker.__exit__(*error)
             self.result = _aggregate(self._ticker.readings)
         self._nvml.__exit__(*error)
+
+    def within(self, windows: list[tuple[float, float]]) -> dict | None:
+        """The result of these windows alone, (start, end) in seconds of time.perf_counter; None without readings."""
+        if not self._ticker:
+            return None
+        taken = zip(self._ticker.times, self._ticker.readings, strict=True)
+        return _aggregate([reading for at, reading in taken if any(a <= at <= b for a, b in windows)])
+
+
+@dataclass
+class OtherLoad:
+    """How busy other processes kept the machine's CPU while the blocks `during` were run."""
+
+    busy_s: float = 0.0  # CPU seconds of other processes
+    wall_s: float = 0.0
+
+    @contextmanager
+    def during(self):
+        """Adds what happens inside."""
+        before = _cpu_seconds()
+        yield
+        busy, wall = (after - b for after, b in zip(_cpu_seconds(), before, strict=True))
+        self.busy_s += max(0.0, busy)
+        self.wall_s += wall
+
+    @property
+    def cores(self) -> float | None:
+        """Cores that others used, on average."""
+        return self.busy_s / self.wall_s if self.wall_s else None
+
+
+def _cpu_seconds() -> tuple[float, float]:
+    """(CPU seconds of all processes but this one, wall-clock seconds), since some moment."""
+    import psutil
+
+    everyone, own = psutil.cpu_times(), os.times()
+    busy = sum(getattr(everyone, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+    return busy - own.user - own.system, time.perf_counter()
 
 
 class _Nvml:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+NAME = "embedded"  # as a model
 FOLDER = Path(__file__).parent / "weights" / "embedded"
 TOKENS = 24  # T5 tokens of a prompt; padding is attended to, as in FLUX, so the number is part of the model
 CLIP_TOKENS = 32

@@ -19,18 +19,20 @@ import torch
 
 from fluxnb.errors import UserError
 from fluxnb.models import control, embedded
+from fluxnb.models.use_cases import (
+    CONTROLNET_TXT2IMG,
+    NUMBER_FORMATS,
+    TXT2IMG,
+    USE_CASES,
+    steps_run,
+    takes_condition,
+    takes_image,
+)
+
+__all__ = ["USE_CASES", "steps_run", "takes_condition", "takes_image"]  # of `use_cases`, for those who have this
 
 RANDOM = ("flux-dev-random", "flux-schnell-random")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-USE_CASES = {  # name -> diffusers' pipeline
-    "txt2img": "FluxPipeline",
-    "img2img": "FluxImg2ImgPipeline",
-    "inpainting": "FluxInpaintPipeline",
-    "ControlNet txt2img": "FluxControlNetPipeline",
-    "ControlNet img2img": "FluxControlNetImg2ImgPipeline",
-    "ControlNet inpainting": "FluxControlNetInpaintPipeline",
-}
+DTYPES = {name: getattr(torch, name) for name in NUMBER_FORMATS}
 CONTROLNET = "InstantX/FLUX.1-dev-Controlnet-Union"  # of FLUX.1-dev itself
 _CONTROLNET = {"num_layers": 5, "num_single_layers": 10, "num_mode": 10}  # its size
 _MODES = {"edges": 0, "depth": 2}  # its control_mode for each kind of condition
@@ -83,6 +85,9 @@ _CLIP_L = {
 }
 
 
+FLUX_NUMBERS = 16.9e9  # weights of FLUX.1: transformer 11.9, T5 4.8, CLIP and VAE 0.2 thousand million
+
+
 @dataclass(frozen=True)
 class Model:
     """What the study has to know of a model besides its pipeline."""
@@ -100,12 +105,12 @@ class Model:
     @property
     def checked(self) -> bool:
         """Whether adherence can be read off its images: fluxnb.world.probe knows the embedded world only."""
-        return self.name == "embedded"
+        return self.name == embedded.NAME
 
 
 def describe(name: str) -> Model:
     """The facts of a model by name, without loading it."""
-    if name == "embedded":
+    if name == embedded.NAME:
         return Model(name, "trained", 128, embedded.TOKENS)
     if name in RANDOM:
         return Model(name, "random", 1024, 512 if "dev" in name else 256)
@@ -114,7 +119,7 @@ def describe(name: str) -> Model:
 
 def check(name: str) -> None:
     """Raises UserError when it is clear, without loading anything, that `name` can't be loaded."""
-    if name == "embedded":
+    if name == embedded.NAME:
         _check_folder(embedded.FOLDER)
     elif _is_folder(name):
         _check_folder(Path(name).expanduser())
@@ -151,7 +156,7 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     _quiet()
     if name in RANDOM:
         pipe = _random(name, DTYPES[dtype], device, seed)
-    elif name == "embedded":
+    elif name == embedded.NAME:
         pipe = _from_folder(embedded.FOLDER, DTYPES[dtype])
     elif _is_folder(name):
         pipe = _from_folder(Path(name).expanduser(), DTYPES[dtype])
@@ -161,6 +166,16 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     return pipe.to(device)
 
 
+def weights_gib(name: str, dtype: str) -> float:
+    """About how many GiB a pipeline's weights take; a model of the hub is taken for one of FLUX's size."""
+    local = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser()
+    if local.is_dir():  # saved in 16 bits, as FLUX's are
+        numbers = sum(path.stat().st_size for path in local.rglob("*.safetensors")) / 2
+    else:
+        numbers = FLUX_NUMBERS
+    return numbers * DTYPES[dtype].itemsize / 2**30
+
+
 def transformer_config(name: str) -> dict:
     """The configuration of a model's transformer, its weights not loaded. Raises UserError if it can't be read."""
     from diffusers import FluxTransformer2DModel
@@ -168,8 +183,8 @@ def transformer_config(name: str) -> dict:
     check(name)
     if name in RANDOM:
         return {**_FLUX_TRANSFORMER, "guidance_embeds": "dev" in name}
-    local = name == "embedded" or _is_folder(name)
-    source = embedded.FOLDER if name == "embedded" else Path(name).expanduser() if local else name
+    local = name == embedded.NAME or _is_folder(name)
+    source = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser() if local else name
     try:
         return FluxTransformer2DModel.load_config(source, subfolder="transformer", local_files_only=local)
     except OSError as error:
@@ -177,21 +192,6 @@ def transformer_config(name: str) -> dict:
             f"The transformer's configuration of {name} cannot be read ({_first_line(error)}): check the folder, or "
             "the id and the connection to the hub."
         ) from error
-
-
-def takes_image(use_case: str) -> bool:
-    """Whether a use case starts from an image."""
-    return not use_case.endswith("txt2img")
-
-
-def takes_condition(use_case: str) -> bool:
-    """Whether a use case has a ControlNet."""
-    return use_case.startswith("ControlNet")
-
-
-def steps_run(use_case: str, steps: int, strength: float) -> int:
-    """How many of `steps` are run, counted as diffusers counts: fewer where an image is the start."""
-    return steps - int(max(steps - min(steps * strength, steps), 0)) if takes_image(use_case) else steps
 
 
 def as_use_case(pipe, use_case: str, controlnet=None):
@@ -240,7 +240,7 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
             torch.set_default_dtype(default)
         randomize(made.to(kind), seed + 1)
         return made.eval()
-    source = source or (control.FOLDER if name == "embedded" else CONTROLNET)
+    source = source or (control.FOLDER if name == embedded.NAME else CONTROLNET)
     try:
         local = {"local_files_only": True} if _is_folder(str(source)) else {}
         return FluxControlNetModel.from_pretrained(source, torch_dtype=kind, **local).to(device).eval()
@@ -288,7 +288,7 @@ def generate(
     Raises:
         UserError: something that the use case needs is missing or doesn't fit, before anything runs.
     """
-    if model.name == "embedded":
+    if model.name == embedded.NAME:
         _warn_of_unknown_words(prompts)
     width, height = width or model.side, height or model.side
     if width % 16 or height % 16:
@@ -313,7 +313,7 @@ def generate(
         given["mask_image"] = masks
     if "control_image" in takes:
         given |= _condition(pipe, own, condition, kind, len(prompts), (width, height))
-    if own != USE_CASES["txt2img"]:  # what the VAE encodes is drawn from a distribution
+    if own != USE_CASES[TXT2IMG]:  # what the VAE encodes is drawn from a distribution
         given["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if on_step is not None:
 
@@ -367,7 +367,7 @@ def _condition(pipe, own: str, condition, kind: str, count: int, size: tuple[int
     modes = pipe.controlnet.config.num_mode
     mode = None if modes is None else (control.MODES if modes == len(control.MODES) else _MODES)[kind]
     # diffusers repeats the mode for a batch in the first of the three pipelines only
-    repeated = mode if own == USE_CASES["ControlNet txt2img"] or mode is None else [mode] * count
+    repeated = mode if own == USE_CASES[CONTROLNET_TXT2IMG] or mode is None else [mode] * count
     return {"control_image": conditions, "control_mode": repeated}
 
 

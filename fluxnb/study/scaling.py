@@ -1,8 +1,7 @@
-"""Measures on several ranks: a candidate spread over them beside the same on one rank alone.
+"""Measures on several ranks: a candidate spread over them, in turn with the same on one rank alone.
 
 `measure` runs on every rank, started by `fluxnb.measure.ranks`; `Study.spread` calls it and keeps what it emits.
-While a candidate is timed alone, every rank makes an image of its own: that is the replicas' throughput as well. What
-several candidates are alone is timed once, in turn with the first of them.
+While a candidate is timed alone, every rank makes an image of its own: that is the replicas' throughput as well.
 """
 
 from __future__ import annotations
@@ -10,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
 from fluxnb.measure import latency as timing
 from fluxnb.measure import quality, telemetry
-from fluxnb.study.results import canonical
+from fluxnb.study.comparison import watched
+from fluxnb.study.pool import Pool
 from fluxnb.technique import Unavailable, applied
 from fluxnb.techniques.parallel import ContextParallel, DiffusersParallel, FullyShard, Replicas
 from fluxnb.techniques.parallel_vae import ParallelVAE
@@ -26,6 +26,7 @@ from fluxnb.techniques.xdit import PipeFusion, XDiT
 STEP_SPREADING = (ContextParallel, DiffusersParallel, XDiT, FullyShard)  # whose steps can be looked at one by one
 SPREADING = (*STEP_SPREADING, PipeFusion, ParallelVAE)
 WARM_UP = 2
+TOGETHER, ALONE = "together", "alone"
 
 
 def alone(techniques: tuple) -> tuple:
@@ -33,153 +34,148 @@ def alone(techniques: tuple) -> tuple:
     return tuple(t for t in techniques if not isinstance(t, SPREADING))
 
 
-@dataclass(frozen=True)
-class _Alone:
-    """What one rank makes by itself: the slowest rank's seconds, round by round; this one's stages, steps, picture."""
-
-    samples: list[float]
-    stages: dict
-    steps: dict
-    image: object
-
-
 def measure(rank, subject, candidates: list) -> None:
-    """Emits one row's columns for each candidate, in their order.
+    """Emits, for each candidate in their order, (columns of one rank by itself or None, columns of all together).
 
     Args:
-        subject: a study.Subject whose pipeline isn't loaded yet.
-        candidates: study.Candidate; those that share a subject share its pipeline.
+        subject: a study.subject.Subject, which every rank loads for itself.
+        candidates: study.candidate.Candidate; those that build in the same share a pipeline.
     """
-    owners = [candidate.subject or subject for candidate in candidates]
-    timed: dict[str, _Alone] = {}
-    for i, (own, candidate) in enumerate(zip(owners, candidates, strict=True)):
+    pool = Pool()
+    for candidate in candidates:
         try:
-            row = {"status": "ok", **_measured(rank, own, candidate, timed)}
+            rank.emit(_Spread(rank, pool, subject, candidate).measured())
         except Unavailable as reason:  # every rank has the same, so all come here
-            row = {"status": "unavailable", "reason": str(reason)}
-        rank.emit(row)
-        if not any(later is own for later in owners[i + 1 :]):
-            own.release()
+            rank.emit((None, {"status": "unavailable", "reason": str(reason)}))
 
 
-def _measured(rank, own, candidate, timed: dict[str, _Alone]) -> dict:
-    """One candidate's columns. `timed` holds, and is given, what one rank by itself makes of the same techniques."""
-    single = own if alone(own.built) == own.built else replace(own, built=alone(own.built), _pipe=None)
-    pipe, steps = own.pipe, candidate.steps
-    given = own.inputs[rank.rank % len(own.inputs)]
+class _Spread:
+    """One candidate on all ranks, and what one rank makes of the same techniques by itself."""
 
-    replicas = any(isinstance(t, Replicas) for t in candidate.techniques)
-    others = [t for t in alone((*own.built, *candidate.techniques)) if not isinstance(t, Replicas)]
-    by_itself = canonical({"steps": steps, "techniques": [[t.name, t.settings] for t in others]})
-    around = {
-        "together": functools.partial(_ready, own, candidate.techniques),
-        "alone": functools.partial(_ready, single, alone(candidate.techniques)),
-    }
-    runs = {
-        "together": lambda: own.generate(*own.inputs[0], steps),
-        "alone": lambda: single.generate(*given, steps),
-    }
-    if replicas:
-        del runs["together"]
-    elif by_itself in timed:
-        del runs["alone"]
-    with timing.memory(pipe.transformer.device) as memory:  # before another pipeline is loaded beside it
-        first = next(iter(runs))
-        with around[first]():
-            for _ in range(WARM_UP):
-                runs[first]()
-    masks = [t.trace.mask for t in candidate.techniques if getattr(t, "trace", None)]  # of the first run's images
-    mask, made = masks[0] if masks else "1" * steps, {}
-    with telemetry.Sampler() as sampler:
-        for name, run in runs.items():
-            with around[name]():
-                for _ in range(WARM_UP - 1):
-                    made[name] = run()
-        stages = {name: [] for name in runs}
-        watched = {name: functools.partial(around[name], stages[name]) for name in runs}
-        samples = timing.interleave(runs, own.rounds, synchronize=_meet, around=watched)
-    taken = {name: _slowest(values) for name, values in samples.items()}
-    if "alone" in taken:
-        with around["alone"]():
-            times = timing.step_times(single.pipe, runs["alone"])
-        parts = timing.median_stages(stages["alone"])
-        timed[by_itself] = _Alone(taken["alone"], parts, _steps(times, mask), made["alone"])
-    by_one = timed[by_itself]
-    of = taken["alone" if replicas else "together"]
-    images = rank.world if replicas else 1
-    row = {
-        **timing.summary(of),
-        **timing.median_stages(stages["alone" if replicas else "together"]),
-        "images_per_s": images * len(of) / sum(of),
-        "total_steps": steps,
-        "computed_steps": steps,
-        "load_s": own.load_s,
-        "memory_load_gib": own.load_gib,
-        "memory_peak_gib": max(_from_all(memory.peak_gib)),
-    }
-    if not replicas:
-        ratio, low, high = timing.speedup(by_one.samples, of)
+    def __init__(self, rank, pool: Pool, subject, candidate):
+        own = candidate.of(subject)
+        single = replace(own, built=alone(own.built))
+        self.rank, self.candidate, self.steps = rank, candidate, candidate.steps
+        self.techniques = (*own.built, *candidate.above)
+        self.replicas = any(isinstance(t, Replicas) for t in candidate.above)
+        self.parts = (ALONE,) if self.replicas else (TOGETHER, ALONE)
+        self.above = {TOGETHER: candidate.above, ALONE: alone(candidate.above)}
+        pool.release_others(own)
+        with pool.holding([own, single]):
+            self.loaded = {self.parts[0]: pool.get(single if self.replicas else own)}
+            self.memory = self._warm(self.parts[0])  # before another pipeline is loaded beside it
+            self.masks = [t.trace.mask for t in candidate.above if getattr(t, "trace", None)]
+            self.loaded |= {ALONE: pool.get(single)}
+
+    def measured(self) -> tuple[dict | None, dict]:
+        """The columns of one rank by itself and of all together; None and all alone for replicas."""
+        with telemetry.Sampler() as sampler:
+            made = {part: self._run_inside(part) for part in self.parts}
+            stages: dict[str, list] = {part: [] for part in self.parts}
+            samples = timing.interleave(
+                {part: functools.partial(self._run, part) for part in self.parts},
+                self.loaded[ALONE].subject.rounds,
+                synchronize=_meet,
+                around={part: self._around(part, stages[part]) for part in self.parts},
+            )
+        taken = {part: _slowest(values) for part, values in samples.items()}
+        columns = {part: self._columns(part, taken[part], stages[part]) for part in self.parts}
+        by_one = {
+            "alone_s": statistics.median(taken[ALONE]),
+            "alone_stages": timing.median_stages(stages[ALONE]),
+            "alone_steps_ms": self._steps(ALONE),
+        }
+        if self.replicas:
+            return None, columns[ALONE] | watched(sampler.result) | {"proof": self._said() | by_one}
+        row = columns[TOGETHER] | watched(sampler.result)
+        ratio, low, high = timing.speedup(taken[ALONE], taken[TOGETHER])
         row |= {"speedup": ratio, "speedup_ci_low": low, "speedup_ci_high": high}
-    if sampler.result:
-        row |= {name: sampler.result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct")}
-        row["telemetry"] = sampler.result
-    proof = {k: v for t in (*own.built, *candidate.techniques) for k, v in getattr(t, "proof", {}).items()}
-    proof |= {
-        "alone_s": statistics.median(by_one.samples),
-        "alone_stages": by_one.stages,
-        "alone_steps_ms": by_one.steps,
-    }
-    if replicas:
-        return row | {"proof": proof}
-    by_step = any(isinstance(t, STEP_SPREADING) for t in (*own.built, *candidate.techniques))
-    if by_step:
-        with around["together"]():
-            proof["steps_ms"] = _steps(timing.step_times(pipe, runs["together"]), mask)
-    if masks:
-        everywhere = _from_all(masks[0])
-        proof["decisions"] = "identical on all ranks" if len(set(everywhere)) == 1 else everywhere
-        row["computed_steps"] = masks[0].count("1")
-    elif by_step:
-        proof |= _profile(own, candidate)
-    pictures = by_one.image, made["together"]  # of one prompt on the first rank, whose row it is
-    if own.model.judged:
-        row |= quality.compare(*([picture] for picture in pictures))
-    else:
+        return columns[ALONE], row | self._proved(by_one, made)
+
+    def _warm(self, part: str):
+        with timing.memory(self.loaded[part].pipe.transformer.device) as memory, self._around(part)():
+            for _ in range(WARM_UP):
+                self._run(part)
+        return memory
+
+    def _around(self, part: str, stages: list | None = None):
+        return functools.partial(_ready, self.loaded[part], self.above[part], stages)
+
+    def _run(self, part: str):
+        """All ranks make the first input's image together; alone each makes one of its own."""
+        loaded = self.loaded[part]
+        index = 0 if part == TOGETHER else self.rank.rank % len(loaded.inputs)
+        return loaded.generate(*loaded.inputs[index], self.steps)
+
+    def _run_inside(self, part: str):
+        with self._around(part)():
+            return self._run(part)
+
+    def _steps(self, part: str) -> dict:
+        """Medians of the computed and of the skipped steps after the first, and until the host has set them off."""
+        with self._around(part)():
+            times = timing.step_times(self.loaded[part].pipe, lambda: self._run(part))
+        mask, found = self.masks[0] if self.masks else "1" * self.steps, {}
+        for kind, sign in (("computed", "1"), ("skipped", "0")):
+            chosen = [t for t, said in zip(times, mask[1:], strict=True) if said == sign]
+            if chosen:
+                found[kind] = round(statistics.median(t.device_ms for t in chosen), 3)
+                found[f"{kind}, set off in"] = round(statistics.median(t.host_ms for t in chosen), 3)
+        return found
+
+    def _columns(self, part: str, seconds: list[float], stages: list) -> dict:
+        loaded, images = self.loaded[part], self.rank.world if part == ALONE else 1
+        return {
+            "status": "ok",
+            **timing.summary(seconds),
+            **timing.median_stages(stages),
+            "images_per_s": images * len(seconds) / sum(seconds),
+            "total_steps": self.steps,
+            "computed_steps": self.masks[0].count("1") if self.masks else self.steps,
+            "load_s": loaded.load_s,
+            "memory_load_gib": loaded.load_gib,
+            "memory_peak_gib": max(_from_all(self.memory.peak_gib)) if part == self.parts[0] else None,
+        }
+
+    def _said(self) -> dict:
+        return {k: v for t in self.techniques for k, v in getattr(t, "proof", {}).items()}
+
+    def _proved(self, by_one: dict, made: dict) -> dict:
+        """What shows that it did something, and how far its picture is from one rank's."""
+        proof = self._said() | by_one
+        by_step = any(isinstance(t, STEP_SPREADING) for t in self.techniques)
+        if by_step:
+            proof["steps_ms"] = self._steps(TOGETHER)
+        if self.masks:
+            everywhere = _from_all(self.masks[0])
+            proof["decisions"] = "identical on all ranks" if len(set(everywhere)) == 1 else everywhere
+        elif by_step:
+            proof |= _profile(self.loaded[TOGETHER], self.candidate)
+        pictures = made[ALONE], made[TOGETHER]  # of one prompt on the first rank, whose row it is
+        if self.loaded[TOGETHER].subject.model.judged:
+            return {"proof": proof, "images": 1, **quality.compare(*([picture] for picture in pictures))}
         proof["picture beside one rank's"] = quality.format_psnr(quality.psnr(*pictures))
-    return row | {"proof": proof}
+        return {"proof": proof}
 
 
 @contextlib.contextmanager
-def _ready(subject, techniques: tuple, stages: list | None = None):
-    """A subject's pipeline with techniques on; adds the stages of the one image made inside to `stages`."""
+def _ready(loaded, techniques: tuple, stages: list | None = None):
+    """A loaded pipeline with techniques on; adds the stages of the one image made inside to `stages`."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(applied(subject.pipe, *techniques))
-        times = None if stages is None else stack.enter_context(timing.stages(subject.pipe))
+        stack.enter_context(applied(loaded.pipe, *techniques))
+        times = None if stages is None else stack.enter_context(timing.stages(loaded.pipe))
         yield
     if stages is not None:
         stages.append(times)
 
 
-def _steps(times: list[timing.StepTime], mask: str) -> dict:
-    """Medians of the computed and of the skipped steps after the first, and until the host has set them off."""
-    found = {}
-    for kind, sign in (("computed", "1"), ("skipped", "0")):
-        chosen = [t for t, said in zip(times, mask[1:], strict=True) if said == sign]
-        if chosen:
-            found[kind] = round(statistics.median(t.device_ms for t in chosen), 3)
-            found[f"{kind}, set off in"] = round(statistics.median(t.host_ms for t in chosen), 3)
-    return found
-
-
-def _profile(own, candidate) -> dict:
+def _profile(loaded, candidate) -> dict:
     """One step's kernels by kind on the first rank, and the share of them that moves data between ranks."""
-    from fluxnb.study import transformer_inputs
-
-    with applied(own.pipe, *candidate.techniques), torch.no_grad():
-        given = transformer_inputs(own, candidate.batch)
-        own.pipe.transformer(**given)
+    with applied(loaded.pipe, *candidate.above), torch.no_grad():
+        given = loaded.transformer_inputs(candidate.batch)
+        loaded.pipe.transformer(**given)
         _meet()
-        spent = timing.kernel_times(lambda: own.pipe.transformer(**given))
+        spent = timing.kernel_times(lambda: loaded.pipe.transformer(**given))
     parts = timing.by_kind(spent)
     share = parts["communication"] / sum(parts.values())
     rounded = {kind: round(time_ms, 3) for kind, time_ms in parts.items()}

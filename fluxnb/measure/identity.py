@@ -1,0 +1,67 @@
+"""Which machine this is, and what kind: a name that no other has, and a digest of its specification."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+from fluxnb.errors import UserError
+from fluxnb.measure import telemetry
+
+HOST = "FLUXNB_HOST"  # the name that a user gives to the machine: make report HOST=name
+HOSTS = "hosts.json"  # kind -> the name made up for the machine of this checkout that is of this kind
+
+
+def kind() -> str:
+    """A digest of the hardware (12 hex digits): CPU, usable threads, memory, GPUs. What may be compared.
+
+    What may change between two runs on one machine (driver, clocks, power limit) is not in it, nor is
+    anything that NVML alone knows.
+    """
+    facts = telemetry.machine()
+    same = [facts["cpu"], facts["usable_threads"], facts["ram_gib"], facts["os"]]
+    same += [[g["name"], g["compute_capability"], round(g["memory_gib"])] for g in facts["gpus"]]
+    return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]
+
+
+def host(folder: Path) -> str:
+    """A name that no other machine has, 12 hex digits or what the user says with HOST=name.
+
+    A digest of its GPUs' UUIDs; without GPUs made once at random and kept in `folder`, one for each kind of machine
+    that works there: a machine-id would not do, since clones of an image share it and containers have none.
+    Raises UserError for a name that can't be one.
+    """
+    if given := os.environ.get(HOST):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", given):
+            raise UserError(
+                f"HOST={given!r} can't be a machine's name: use up to 63 letters, digits, dots, dashes, underscores."
+            )
+        return given
+    if uuids := telemetry.gpu_uuids():
+        return hashlib.sha256(json.dumps(sorted(uuids)).encode()).hexdigest()[:12]
+    return _made_up(folder / HOSTS, kind())
+
+
+def _made_up(path: Path, of: str) -> str:
+    """The random name kept in a file for a kind of machine; made, and kept, when there is none."""
+    known = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(known.get(of) if isinstance(known, dict) else None, str):
+        known = {**(known if isinstance(known, dict) else {}), of: secrets.token_hex(6)}
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+            os.replace(beside, path)
+        except OSError as error:
+            raise UserError(
+                f"This machine's name cannot be kept in {path}: {error.strerror}; make the folder writable, or give "
+                "the machine a name with HOST=name."
+            ) from None
+    return known[of]

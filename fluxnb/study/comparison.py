@@ -1,0 +1,331 @@
+"""Candidates timed in turn with their baseline: warm-up, rounds, images, one row each.
+
+As many pipelines as the memory has room for are loaded together. One that doesn't fit beside the baseline takes turns
+with it: half of the baseline's rounds, all of the candidate's, the other half, each with the card to itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from fluxnb.errors import UserError
+from fluxnb.measure import latency, telemetry
+from fluxnb.study.candidate import Candidate
+from fluxnb.study.judging import judge, trace_of
+from fluxnb.study.pool import Pool
+from fluxnb.study.row import Row
+from fluxnb.study.subject import Loaded, Subject
+from fluxnb.technique import Unavailable, applied
+from fluxnb.techniques import compilation
+
+SLOW_S = 20.0  # an image that takes longer than this warms up by itself
+Append = Callable[[Candidate, dict], Row]
+
+
+@dataclass
+class Prepared:
+    """A candidate that is warm: its pipeline, and the columns that don't come from timing."""
+
+    candidate: Candidate
+    loaded: Loaded
+    columns: dict
+
+
+@dataclass
+class Taken:
+    """What a candidate's rounds took, and the other columns of its row; it holds no pipeline."""
+
+    candidate: Candidate
+    columns: dict
+    seconds: list[float]
+
+
+@dataclass
+class Comparison:
+    """What is timed against one baseline.
+
+    Args:
+        images: makes sure of a candidate's images and traces: (candidate, made) -> (images, traces).
+        judged: whether images are compared.
+        profile: whether the kernels of a step are noted in `proof`.
+        warmup: most images made to warm up.
+        settle: is told the baseline's samples, once they are taken.
+    """
+
+    pool: Pool
+    subject: Subject
+    baseline: Candidate
+    images: Callable[[Candidate, dict], tuple[list, list]]
+    judged: bool
+    profile: bool
+    warmup: int
+    settle: Callable[[list[float]], None]
+    append: Append
+    _warm_pipe: Callable[[], object] = lambda: None  # the baseline's pipeline, if it is still loaded
+    _baseline_columns: dict = field(default_factory=dict)  # of the first time that it was warm
+
+    def measure(self, due: list[Candidate], size: int) -> None:
+        """Appends a row for each candidate; the baseline's, too, each time that it is timed.
+
+        Args:
+            due: the baseline is among them if it has no row yet: then it is timed against itself, too.
+            size: candidates that share a baseline in a round.
+        """
+        again = self.baseline in due
+        others = [c for c in due if c is not self.baseline]
+        if not others:
+            self._together([], again)
+        while others:
+            part = self._part(others, size)
+            others = others[len(part) :]
+            if self.pool.fit([c.of(self.subject) for c in (self.baseline, *part)]):
+                self._together(part, again)
+            else:
+                self._in_turns(part[0])
+            again = False
+
+    def _part(self, candidates: list[Candidate], size: int) -> list[Candidate]:
+        """As many of the first candidates as fit beside the baseline, at least one."""
+        count = 1
+        while count < min(size, len(candidates)):
+            own = [c.of(self.subject) for c in (self.baseline, *candidates[: count + 1])]
+            if not self.pool.fit(own):
+                break
+            count += 1
+        return candidates[:count]
+
+    # --- together ---------------------------------------------------------------------------------------------
+
+    def _together(self, candidates: list[Candidate], again: bool) -> None:
+        own = [c.of(self.subject) for c in (self.baseline, *candidates)]
+        with self.pool.holding(own):
+            try:
+                base = self._prepared(self.baseline)
+            except torch.cuda.OutOfMemoryError:  # what an earlier comparison left there is in its way
+                self.pool.release_others(self.baseline.of(self.subject))
+                base = self._prepared(self.baseline)
+            ready, alone = [], []
+            for candidate in candidates:
+                try:
+                    if prepared := self._prepared(candidate):
+                        ready.append(prepared)
+                except torch.cuda.OutOfMemoryError:
+                    alone.append(candidate)
+                    latency.free_memory()
+            if base is not None and (ready or again or not candidates):
+                self._time(base, ready, again)
+            del base, ready
+        for candidate in alone:  # beside others it had no room: by itself it may
+            self._in_turns(candidate)
+
+    def _time(self, base: Prepared, ready: list[Prepared], again: bool) -> None:
+        """Rounds of the baseline and of all that is ready, then their rows."""
+        runners = [Runner(p) for p in (base, *([base] if again else []), *ready)]
+        runs = {str(i): runner.run for i, runner in enumerate(runners)}
+        around = {str(i): runner.ready for i, runner in enumerate(runners)}
+        try:
+            with telemetry.Sampler() as sampler:
+                samples = list(latency.interleave(runs, self.subject.rounds, around=around).values())
+        except RuntimeError as error:
+            for prepared in (*([base] if again else []), *ready):
+                self.append(prepared.candidate, failure(error))
+            if again and not isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            return
+        self.settle(samples[0])
+        row = self._row(self._taken(runners[0], samples[0], sampler), again=samples[1] if again else None)
+        for runner, seconds in zip(runners[1 + again :], samples[1 + again :], strict=True):
+            try:
+                self._row(self._taken(runner, seconds, sampler), row)
+            except RuntimeError as error:
+                self.append(runner.prepared.candidate, failure(error))
+
+    def _taken(self, runner: Runner, seconds: list[float], sampler: telemetry.Sampler) -> Taken:
+        """What a runner took, with the columns that come from its images and from what the machine did meanwhile."""
+        candidate, loaded = runner.prepared.candidate, runner.prepared.loaded
+        columns = {**runner.prepared.columns, **latency.median_stages(runner.stages)}
+        if self.judged and candidate.batch == 1:
+            baseline = candidate is self.baseline
+            references, _ = self.images(self.baseline, runner.made if baseline else {})
+            images, traces = (references, []) if baseline else self.images(candidate, runner.made)
+            columns |= judge(loaded.subject, references, images, traces, loaded)
+        return Taken(candidate, columns | watched(sampler.within(runner.windows), runner.others), seconds)
+
+    def _row(self, taken: Taken, base: Row | None = None, again: list[float] | None = None) -> Row:
+        """Appends a row: over the baseline's row `base`, or the baseline's own, over the same a second time."""
+        seconds, columns = taken.seconds, {"status": "ok", **taken.columns, **latency.summary(taken.seconds)}
+        columns["images_per_s"] = taken.candidate.batch * len(seconds) / sum(seconds)
+        if pair := (base.samples, seconds) if base else (seconds, again) if again else None:
+            ratio, low, high = latency.speedup(*pair)
+            columns |= {"speedup": ratio, "speedup_ci_low": low, "speedup_ci_high": high}
+        return self.append(taken.candidate, columns | {"again": again, "baseline": base and base.id})
+
+    # --- in turns ---------------------------------------------------------------------------------------------
+
+    def _in_turns(self, candidate: Candidate) -> None:
+        """The baseline's first rounds, all of the candidate's, the baseline's other rounds: one pipeline at a time."""
+        rounds, half = self.subject.rounds, -(-self.subject.rounds // 2)
+        before = self._visit(self.baseline, half)
+        own = before and self._visit(candidate, rounds)
+        after = own and self._visit(self.baseline, rounds - half)
+        if not after:
+            return
+        before.seconds += after.seconds
+        self.settle(before.seconds)
+        self._row(own, self._row(before))
+
+    def _visit(self, candidate: Candidate, rounds: int) -> Taken | None:
+        """Some rounds with the card to itself; None for what can't run, which then has a row."""
+        self.pool.release_others(candidate.of(self.subject))
+        if (prepared := self._prepared(candidate)) is None:
+            return None
+        try:
+            runner = Runner(prepared)
+            with telemetry.Sampler() as sampler:
+                samples = latency.interleave({"": runner.run}, rounds, around={"": runner.ready})
+            return self._taken(runner, samples[""], sampler)
+        except RuntimeError as error:
+            self._refuse(candidate, failure(error), error)
+            return None
+
+    # --- one candidate ----------------------------------------------------------------------------------------
+
+    def _prepared(self, candidate: Candidate) -> Prepared | None:
+        """The candidate, warm; None if it can't run, which then has a row.
+
+        Raises OutOfMemoryError where other pipelines are loaded: without them it may run.
+        """
+        subject = candidate.of(self.subject)
+        try:
+            loaded = self.pool.get(subject)
+            if candidate is self.baseline and self._warm_pipe() is loaded.pipe:
+                return Prepared(candidate, loaded, self._baseline_columns)
+            columns = self._warm(candidate, loaded)
+        except Unavailable as reason:
+            self._refuse(candidate, {"status": "unavailable", "reason": str(reason)}, reason)
+            return None
+        except latency.TooLate:
+            said = f"no image after {candidate.patience_s:g} s, so its compilation was given up; allow it more"
+            proof = {"patience_s": candidate.patience_s}
+            self._refuse(candidate, {"status": "unavailable", "reason": said, "proof": proof})
+            return None
+        except RuntimeError as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError) and self.pool.beside(subject):
+                raise
+            self._refuse(candidate, failure(error), error)
+            return None
+        if candidate is self.baseline:
+            self._warm_pipe = weakref.ref(loaded.pipe)
+            self._baseline_columns = self._baseline_columns or columns
+        return Prepared(candidate, loaded, columns)
+
+    def _refuse(self, candidate: Candidate, columns: dict, error: Exception | None = None) -> None:
+        """A row for what can't run; a comparison without its baseline is nothing, unless it lacks memory."""
+        self.append(candidate, columns)
+        if candidate is self.baseline and not isinstance(error, torch.cuda.OutOfMemoryError):
+            raise error or UserError(columns["reason"])
+
+    def _warm(self, candidate: Candidate, loaded: Loaded) -> dict:
+        """Warm-up and memory of one candidate, and what proves it: the untimed part of its row."""
+        pipe, device = loaded.pipe, loaded.pipe.transformer.device
+        runs = loaded.subject.runs(candidate.steps)
+        row = {"load_s": loaded.load_s, "total_steps": runs, "computed_steps": runs}
+        allocated = torch.cuda.memory_allocated() / latency.GIB if device.type == "cuda" else 0.0
+        beside = max(0.0, allocated - loaded.load_gib)  # other pipelines
+        inputs = list(itertools.islice(itertools.cycle(loaded.inputs), candidate.batch))
+        before = compilation.counters()
+        with applied(pipe, *candidate.above), latency.memory(device) as memory:
+            warm = latency.warm_up(
+                lambda: loaded.batch(inputs, candidate.steps),
+                limit=self.warmup,
+                least=2,
+                enough_s=SLOW_S,
+                patience_s=candidate.patience_s,
+            )
+            if trace := trace_of(candidate):
+                row["computed_steps"] = trace["mask"].count("1")
+        return row | {
+            "first_s": warm.first_s,
+            "warmup_s": warm.total_s,
+            "stable": int(warm.stable),
+            "memory_load_gib": loaded.load_gib,
+            "memory_peak_gib": memory.peak_gib - beside,
+            "memory_avg_gib": memory.average_gib - beside,
+            "proof": self._proof(candidate, loaded, before) or None,
+        }
+
+    def _proof(self, candidate: Candidate, loaded: Loaded, before: dict[str, int]) -> dict:
+        """What shows that the techniques did something: what they say, what was compiled, which kernels ran."""
+        techniques = (*loaded.subject.built, *candidate.above)
+        proof = {k: v for t in techniques for k, v in getattr(t, "proof", {}).items()}
+        if "compiled" in proof:
+            proof |= {name: count - before[name] for name, count in compilation.counters().items()}
+        if self.profile and not trace_of(candidate):  # a cache may prescribe the number of steps
+            given = loaded.transformer_inputs(candidate.batch)
+            with applied(loaded.pipe, *candidate.above), torch.no_grad():
+                loaded.pipe.transformer(**given)
+                spent = latency.kernel_times(lambda: loaded.pipe.transformer(**given))
+            proof["kernels"] = latency.longest(spent)
+            proof["step_ms"] = {kind: round(time_ms, 3) for kind, time_ms in latency.by_kind(spent).items()}
+        return proof
+
+
+class Runner:
+    """Makes the next image of the order that the baseline and every candidate go through alike."""
+
+    def __init__(self, prepared: Prepared):
+        self.prepared = prepared
+        self.stages: list[latency.Stages] = []
+        self.made: dict = {}  # input -> (image, trace), with a batch of 1
+        self.windows: list[tuple[float, float]] = []
+        self.others = telemetry.OtherLoad()
+        self._order: Iterator = itertools.cycle(prepared.loaded.inputs)
+        self._latest: tuple[list, list] = ([], [])
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """The pipeline with the techniques on, which takes no time of an image's, for one run inside."""
+        candidate, loaded = self.prepared.candidate, self.prepared.loaded
+        with applied(loaded.pipe, *candidate.above), latency.stages(loaded.pipe) as stages, self.others.during():
+            start = time.perf_counter()
+            yield
+            self.windows.append((start, time.perf_counter()))
+        self.stages.append(stages)
+        (given, *others), (image, *_) = self._latest
+        if not others:
+            self.made[given] = image, trace_of(candidate)
+
+    def run(self) -> None:
+        """One image, or one batch."""
+        candidate, loaded = self.prepared.candidate, self.prepared.loaded
+        inputs = list(itertools.islice(self._order, candidate.batch))
+        self._latest = inputs, loaded.batch(inputs, candidate.steps)
+
+
+def watched(result: dict | None, others: telemetry.OtherLoad | None = None) -> dict:
+    """The columns of what the machine did in the timed window."""
+    if others is not None and others.cores is not None:
+        result = {**(result or {}), "other_load_cores": round(others.cores, 2)}
+    if not result:
+        return {}
+    own = {name: result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct") if name in result}
+    return own | {"telemetry": result}
+
+
+def failure(error: RuntimeError) -> dict:
+    """The columns of what went wrong, with the line of the message that says most."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        latency.free_memory()
+        return {"status": "oom", "reason": lines[0]}
+    # torch.compile puts the name of the backend first and what happened behind it
+    said = lines[1] if len(lines) > 1 and lines[0].endswith("raised:") else lines[0]
+    more = [line.partition("context:")[2].strip() for line in lines if line.startswith("Developer debug context:")]
+    return {"status": "error", "reason": ": ".join([type(error).__name__, said, *more])}

@@ -1,0 +1,212 @@
+"""What is run: a model with this study's prompts, seeds and size, and the same once it is loaded."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from fluxnb.measure import latency
+from fluxnb.models import control, embedded, material, pipelines
+from fluxnb.study.results import canonical
+from fluxnb.technique import Technique, attribute
+
+Input = tuple[str, int]  # prompt, seed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model as this study uses it. It holds no weights: `load` gives it with them."""
+
+    model: pipelines.Model
+    dtype: str
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    guidance: float
+    width: int
+    height: int
+    rounds: int
+    built: tuple[Technique, ...] = ()  # what its pipeline has from the moment it is loaded
+    use_case: str = "txt2img"  # a key of pipelines.USE_CASES
+    kind: str = "edges"  # of a ControlNet's condition
+    strength: float = 0.8  # of image-to-image and inpainting
+    controlnet: str | None = None  # a hub id or folder instead of the one that belongs to the model
+
+    def having(self, *techniques: Technique, dtype: str | None = None) -> Subject:
+        """The same model in a pipeline of its own, with techniques built in, or in another number format."""
+        return replace(self, built=(*self.built, *techniques), dtype=dtype or self.dtype)
+
+    def for_use_case(self, use_case: str, kind: str = "edges", strength: float = 0.8) -> Subject:
+        """The same weights in the pipeline of another use case."""
+        return replace(self, use_case=use_case, kind=kind, strength=strength)
+
+    def part(self, prompts: int, rounds: int | None = None) -> Subject:
+        """The same with the first few prompts and the first seed, and fewer rounds: for wide surveys."""
+        return replace(self, prompts=self.prompts[:prompts], seeds=self.seeds[:1], rounds=rounds or self.rounds)
+
+    def runs(self, steps: int) -> int:
+        """How many of `steps` are run: fewer where an image is the start."""
+        return pipelines.steps_run(self.use_case, steps, self.strength)
+
+    @property
+    def checked(self) -> bool:
+        """Whether prompt adherence can be read off the images: the probe knows one world at one size."""
+        return self.model.checked and self.width == self.height == self.model.side
+
+    @property
+    def inputs(self) -> list[Input]:
+        """Every prompt with every seed, the first seed's first."""
+        return [(prompt, seed) for seed in self.seeds for prompt in self.prompts]
+
+    @property
+    def pipeline(self) -> str:
+        """What tells its pipeline from others: two subjects of one pipeline share what is loaded."""
+        controlnet = self.controlnet if pipelines.takes_condition(self.use_case) else None
+        techniques = [[t.name, t.settings] for t in self.built]
+        return canonical({"of": [self.model.name, self.dtype, self.use_case, controlnet, techniques]})
+
+    @property
+    def digest(self) -> str:
+        """Changes when prompts, seeds, guidance, weights or what the use case starts from do."""
+        determines = [self.prompts, self.seeds, self.guidance, fingerprint(self.model.name)]
+        if pipelines.takes_condition(self.use_case):
+            own = control.FOLDER if self.model.name == embedded.NAME else self.model.name
+            determines += [self.kind, fingerprint(str(self.controlnet or own))]
+        if pipelines.takes_image(self.use_case):
+            determines.append(self.strength)
+        return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:8]
+
+    def material(self, prompt: str, seed: int) -> material.Material:
+        """What the use case starts from: image, mask, conditions."""
+        return _material(prompt, seed, self.width, self.height)
+
+    def load(self, base=None) -> Loaded:
+        """The subject with its pipeline, ready to run.
+
+        Args:
+            base: a loaded text-to-image pipeline of the same weights that it may share.
+
+        Raises Unavailable if one of `built` can't run here.
+        """
+        started = time.perf_counter()
+        pipe = base or pipelines.load(self.model.name, self.dtype)
+        if self.use_case != "txt2img":
+            pipe = pipelines.as_use_case(pipe, self.use_case, self._load_controlnet())
+        for technique in self.built:
+            technique.apply(pipe)
+        latency.synchronize()
+        return Loaded(self, pipe, time.perf_counter() - started, weights_gib(pipe))
+
+    def _load_controlnet(self):
+        if not pipelines.takes_condition(self.use_case):
+            return None
+        return pipelines.load_controlnet(self.model.name, self.dtype, source=self.controlnet)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A subject with its pipeline."""
+
+    subject: Subject
+    pipe: object
+    load_s: float
+    load_gib: float  # memory of its weights
+
+    @property
+    def inputs(self) -> list[Input]:
+        """The subject's."""
+        return self.subject.inputs
+
+    def generate(self, prompt: str, seed: int, steps: int) -> Image.Image:
+        """One image."""
+        return self.batch([(prompt, seed)], steps)[0]
+
+    def batch(self, inputs: list[Input], steps: int) -> list[Image.Image]:
+        """One image for each prompt and seed, made at once."""
+        own = self.subject
+        prompts, seeds = map(list, zip(*inputs, strict=True))
+        return pipelines.generate(
+            self.pipe,
+            prompts,
+            seeds,
+            model=own.model,
+            steps=steps,
+            guidance=own.guidance,
+            width=own.width,
+            height=own.height,
+            **self._start(inputs),
+        )
+
+    def _start(self, inputs: list[Input]) -> dict:
+        own = self.subject
+        if own.use_case == "txt2img":
+            return {}
+        found = [own.material(prompt, seed) for prompt, seed in inputs]
+        return {
+            "image": [m.image for m in found],
+            "mask": [m.mask for m in found],
+            "condition": [m.condition(own.kind) for m in found],
+            "kind": own.kind,
+            "strength": own.strength,
+        }
+
+    def transformer_inputs(self, batch: int) -> dict:
+        """What the pipeline gives its transformer at the first of two steps, as keyword arguments."""
+        transformer, given = self.pipe.transformer, {}
+        original = transformer.forward
+
+        def note(*args, **kwargs):
+            assert not args, "diffusers' FLUX pipelines name every argument"
+            given.update({} if given else kwargs)
+            return original(**kwargs)
+
+        with attribute(transformer, "forward", note):
+            self.batch(list(itertools.islice(itertools.cycle(self.inputs), batch)), 2)
+        return given
+
+
+@functools.lru_cache(maxsize=64)
+def _material(prompt: str, seed: int, width: int, height: int) -> material.Material:
+    return material.of(prompt, seed, width, height)
+
+
+def fingerprint(name: str) -> str:
+    """What identifies a model's weights: a digest of the files of a folder, the name of anything else."""
+    folder = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser()
+    if not folder.is_dir():
+        return name
+    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*.safetensors"))]
+    return _digest_of(tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+@functools.lru_cache(maxsize=16)
+def _digest_of(files: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for name, size, _ in files:
+        path = Path(name)
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes() if size < 2**28 else str(size).encode())
+    return digest.hexdigest()[:16]
+
+
+def weights_gib(pipe) -> float:
+    """Memory of a pipeline's weights in GiB."""
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    tensors = {id(t): t for part in parts for t in itertools.chain(part.parameters(), part.buffers())}
+    return sum(map(_bytes, tensors.values())) / latency.GIB
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """What a tensor holds in memory; a quantized one holds it in the tensors that it is made of."""
+    if hasattr(tensor, "to_local"):  # a share of a tensor that is divided over ranks
+        tensor = tensor.to_local()
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.element_size()
