@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fluxnb import families, findings, notebooks, stacks
+from fluxnb import families, notebooks, stacks
 from fluxnb.findings import published
 from fluxnb.findings.published import Claim
+from fluxnb.findings.rows import LOSS, divided, is_baseline, keeps_adherence
 from fluxnb.study.results import canonical
 from fluxnb.study.row import FINISHED, Row
 
@@ -185,11 +186,13 @@ def _cache(claim: Claim, rows: Tables) -> Found:
 
 def _stack(claim: Claim, rows: Tables) -> Found:
     """A row of the final stack at full size, by published.COUNTERPARTS."""
-    ours = next((c for c in published.COUNTERPARTS if c.of(claim)), None)
-    name, row = _full_size(claim, rows, notebooks.FINAL_STACK, lambda r: ours is not None and r.stack == ours.stack)
+    counterpart = next((c for c in published.COUNTERPARTS if c.of(claim)), None)
+    if counterpart is None:
+        return _missing(claim, notebooks.FINAL_STACK)
+    name, row = _full_size(claim, rows, notebooks.FINAL_STACK, lambda r: r.stack == counterpart.ours)
     if row is None:
         return _missing(claim, notebooks.FINAL_STACK)
-    return Found(row.speedup, f"{row.model}, {name}, {row.steps} steps: {row.label}", ours.why)
+    return Found(row.speedup, f"{row.model}, {name}, {row.steps} steps: {row.label}", counterpart.why)
 
 
 def _number_format(claim: Claim, rows: Tables) -> Found:
@@ -218,7 +221,7 @@ def _memory(claim: Claim, rows: Tables) -> Found:
     """What the FP8 stack changes of the peak of memory."""
     name, after = _full_size(claim, rows, notebooks.FINAL_STACK, lambda r: r.stack == stacks.VAE_COMPILED)
     here = {name: rows.get(name, [])}
-    _, before = _full_size(claim, here, notebooks.FINAL_STACK, lambda r: r.family == families.BASELINE.name)
+    _, before = _full_size(claim, here, notebooks.FINAL_STACK, is_baseline)
     if before is None or after is None:
         return _missing(claim, notebooks.FINAL_STACK)
     change = after.memory_peak_gib / before.memory_peak_gib - 1
@@ -228,7 +231,7 @@ def _memory(claim: Claim, rows: Tables) -> Found:
 def _judged(rows: list[Row], family: str, notebook: str) -> tuple[Row | None, list[Row]]:
     """What was judged of a family, and its baseline: that of the most steps, and what has as many."""
     own = [r for r in rows if r.ok and (r.notebook, r.model) == (notebook, EMBEDDED) and r.adherence is not None]
-    baselines = (r for r in own if r.family == families.BASELINE.name)
+    baselines = filter(is_baseline, own)
     baseline = max(baselines, key=lambda r: r.steps, default=None)
     own = [r for r in own if r.family == family and r.speedup is not None]
     return baseline, [r for r in own if baseline and r.steps == baseline.steps]
@@ -239,13 +242,15 @@ def _best(claim: Claim, rows: Tables) -> Found:
     notebook, found = _CACHES[claim.family], []
     for name in ANYWHERE:
         baseline, own = _judged(rows.get(name, []), claim.family, notebook)
-        found += [(name, r) for r in own if findings.keeps_adherence(r, baseline)]
+        found += [(name, r) for r in own if keeps_adherence(r, baseline)]
     if not found:
         return Found(None, reason=f"no committed row of {notebook}")
     name, best = max(found, key=lambda f: f[1].speedup)
     psnr = "identical" if best.psnr_db is None else f"{best.psnr_db:.3g} dB"
     setting = f"embedded model, {name}: the fastest setting that keeps adherence, {psnr}"
-    return Found(best.speedup, setting, "ours is the fastest setting within 5 % of adherence, on the embedded model")
+    return Found(
+        best.speedup, setting, f"ours is the fastest setting within {LOSS} of adherence, on the embedded model"
+    )
 
 
 def _quality(claim: Claim, rows: Tables) -> Found:
@@ -293,12 +298,12 @@ def _on_several(claim: Claim, rows: Tables) -> Found:
     ours, _ = _SEVERAL.get(claim.source, ({}, ""))
     for kind in ALIKE.get(claim.gpu, ()):
         name = f"{kind}x{claim.gpus}"
-        divided = findings.divided(rows.get(name, []))
-        eager, row = _eager_alone(rows, kind), _soonest(divided, ours.get(claim.way, ()))
+        own = divided(rows.get(name, []))
+        eager, row = _eager_alone(rows, kind), _soonest(own, ours.get(claim.way, ()))
         if eager and row:
             of = name if name in eager else min(eager)
             reason = _compiled(claim, row)
-            if recorded := _soonest(divided, _RECORDED.get(claim.way, ())):
+            if recorded := _soonest(own, _RECORDED.get(claim.way, ())):
                 times = eager[of] / recorded.latency_p50
                 reason += f"; the study's own {claim.way} {claim.gpus} in a CUDA graph: {times:.2f}×"
             setting = f"{row.model}, {name}, {row.steps} steps: {row.label}"
@@ -312,13 +317,13 @@ def _eager_alone(rows: Tables, kind: str) -> dict[str, float]:
     return {
         name: row.shown("alone_s")
         for name in (kind, *(f"{kind}x{count}" for count in COUNTS))
-        for row in findings.divided(rows.get(name, []))
+        for row in divided(rows.get(name, []))
         if row.stack in stacks.FOR_GOOD
     }
 
 
-def _soonest(divided: list[Row], names: tuple[str, ...]) -> Row | None:
-    return min((r for r in divided if r.stack in names), key=lambda r: r.latency_p50, default=None)
+def _soonest(rows: list[Row], names: tuple[str, ...]) -> Row | None:
+    return min((r for r in rows if r.stack in names), key=lambda r: r.latency_p50, default=None)
 
 
 def _compiled(claim: Claim, row: Row) -> str:

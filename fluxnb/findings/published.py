@@ -153,7 +153,7 @@ class Counterpart:
     source: str
     gpu: str
     technique: str  # as in the table
-    stack: str  # its name in fluxnb.stacks
+    ours: str  # a name in fluxnb.stacks
     why: str = ""  # what explains a difference of more than 15 %
 
     def of(self, claim: Claim) -> bool:
