@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+import fluxnb
 from fluxnb import params
 from fluxnb.errors import UserError
+from fluxnb.world import scenes
 
 NAMES = [
     *("a100", "a100x2", "a100x4", "a100x8", "a6000", "cpu", "h100", "h100x2", "h100x4", "h100x8"),
@@ -57,6 +59,7 @@ def test_every_file_of_the_project_loads(name):
     assert loaded.gpu.count == int(count or 1)
     expected = f"reports/multi_gpu/{count}gpu/{base}" if count else f"reports/single_gpu/{name}"
     assert loaded.report_dir.as_posix() == expected
+    assert loaded.own_dir.as_posix() == expected.replace("reports/", "reports/own/", 1)
     assert loaded.gpu.price_per_hour is None
     on_gpu = name not in ("cpu", "smoke")
     assert loaded.study.models == (["embedded", "flux-dev-random"] if on_gpu else ["embedded"])
@@ -97,16 +100,64 @@ def test_null_is_taken_where_it_means_something(folder):
     assert mine(folder, "gpu: {match: cpu}\nstudy: {width: null}\n").study.width is None
 
 
-def test_for_notebook_is_flat():
+def test_a_notebook_is_told_the_gpu_and_asks_for_its_values():
     smoke = params.load("smoke")
-    assert smoke.for_notebook("00_environment") == {"gpu": "smoke", "matmul_size": 1024, "repeats": 2}
-    assert smoke.for_notebook("99_without_a_section") == {"gpu": "smoke"}
+    assert smoke.for_notebook("00_environment") == {"gpu": "smoke"}
+    assert vars(smoke.given("00_environment")) == {"matmul_size": 1024, "repeats": 2}
+    assert vars(smoke.given("99_without_a_section")) == {}
+
+
+def test_a_notebook_may_put_its_own_values_over_the_file_s():
+    smoke, stem = params.load("smoke"), "05_first_block_cache"
+    other = params.overridden(smoke, stem, {"thresholds": [0, 0.1, 0.5, 3], "intervals": (2, 5)})
+    assert other.given(stem).thresholds == [0, 0.1, 0.5, 3] and other.given(stem).intervals == [2, 5]
+    assert other.given(stem).fewer_steps == smoke.given(stem).fewer_steps
+    assert other.digest != smoke.digest and params.overridden(smoke, stem, {}) == smoke
+
+
+@pytest.mark.parametrize(
+    "given, part",
+    [
+        ({"thresholds": [-1]}, "thresholds[0] is -1; allowed is"),
+        ({"thresholds": "0.1"}, 'thresholds is "0.1"; allowed is a list'),
+        ({"thresholds": [0.5]}, "grid_thresholds has 0; allowed are values of thresholds: 0.5"),
+        ({"treshold": [0.5]}, "treshold is not a known key (did you mean thresholds?)"),
+        ({"repeats": 3}, "repeats is not a known key; it belongs into the section 00_environment"),
+    ],
+)
+def test_a_value_that_no_file_could_hold_is_no_notebook_s_either(given, part):
+    with pytest.raises(UserError) as caught:
+        params.overridden(params.load("smoke"), "05_first_block_cache", given)
+    assert str(caught.value).startswith(f"05_first_block_cache.ipynb: {part}") and str(caught.value).endswith(".")
+
+
+def test_names_are_taken_from_those_who_define_them():
+    from fluxnb import notebooks, stacks
+    from fluxnb.models import use_cases
+    from fluxnb.techniques import kinds
+
+    def choices(stem, name):
+        return list(params.NOTEBOOKS[stem][name].choices)
+
+    assert choices(notebooks.COMPILATION, "variants") == list(stacks.COMPILED)
+    assert choices(notebooks.PARALLEL, "ways") == list(stacks.WAYS)
+    assert choices(notebooks.PARALLEL, "stacks") == list(stacks.DIVIDED)
+    assert choices(notebooks.FINAL_STACK, "around") == list(stacks.AROUND)
+    assert choices(notebooks.FINAL_STACK, "quantization") == list(kinds.TORCHAO)
+    assert choices(notebooks.USE_CASES, "use_cases") == list(use_cases.USE_CASES)
+
+
+def test_the_first_prompts_are_taken_of_the_study_s_or_of_one_s_own(folder):
+    assert mine(folder, "gpu: {match: cpu}").study.prompts == list(scenes.PROMPTS)
+    assert mine(folder, "gpu: {match: cpu}\nstudy: {first_prompts: 2}").study.prompts == list(scenes.PROMPTS[:2])
+    own = "gpu: {match: cpu}\nstudy: {prompts: [a cat, a dog], first_prompts: 1}"
+    assert mine(folder, own).study.prompts == ["a cat"]
 
 
 def test_what_is_given_away_is_a_copy():
     smoke = params.load("smoke")
     before = smoke.digest
-    smoke.for_notebook("01_baseline")["dtypes"].clear()
+    smoke.given("01_baseline").dtypes.clear()
     smoke.resolved()["study"]["seeds"].clear()
     smoke.resolved()["01_baseline"]["dtypes"].clear()
     assert smoke.digest == before
@@ -299,7 +350,7 @@ def test_the_folder_around_the_working_directory_is_found(folder, monkeypatch):
 
 def test_without_a_params_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(params, "__file__", str(tmp_path / "site-packages" / "fluxnb" / "params.py"))
+    monkeypatch.setattr(fluxnb, "__file__", str(tmp_path / "site-packages" / "fluxnb" / "__init__.py"))
     with pytest.raises(UserError, match="no params/base.yaml here"):
         params.load("cpu")
 

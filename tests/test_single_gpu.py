@@ -7,13 +7,23 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fluxnb import techniques
 from fluxnb.cache import Cache, Hold, Interval, Schedule, first_block
 from fluxnb.errors import UserError
 from fluxnb.measure import ceilings, latency
 from fluxnb.models import pipelines
-from fluxnb.params import TORCHAO
-from fluxnb.technique import Unavailable, applied
-from fluxnb.techniques import attention, compilation, fused, hook_search, modulation, sparsity, vae
+from fluxnb.technique import Technique, Unavailable, applied
+from fluxnb.techniques import (
+    attention,
+    compilation,
+    fused,
+    hook_search,
+    kinds,
+    modulation,
+    precision,
+    sparsity,
+    vae,
+)
 from fluxnb.techniques.precision import TorchAO, block_layers
 
 MODEL = pipelines.describe("embedded")
@@ -156,8 +166,8 @@ def test_a_cache_goes_on_top_of_recorded_blocks_and_below_them(pipe, recorder, c
     with applied(pipe, cache):
         plain, mask = latents(pipe, 8), cache.trace.mask
     assert "0" in mask
-    for techniques in ((compilation.CudaGraph(blocks=True), cache), (cache, compilation.CudaGraph(blocks=True))):
-        with applied(pipe, *techniques):
+    for chosen in ((compilation.CudaGraph(blocks=True), cache), (cache, compilation.CudaGraph(blocks=True))):
+        with applied(pipe, *chosen):
             assert torch.equal(latents(pipe, 8), plain) and cache.trace.mask == mask
     assert not {"transformer_blocks", "forward"} & set(vars(pipe.transformer))
 
@@ -377,8 +387,12 @@ def test_a_product_without_matrix_units_says_so(dtype):
         run()
 
 
-def test_the_parameters_name_the_kinds_of_torchao():
-    assert tuple(TorchAO.KINDS) == TORCHAO
+def test_every_kind_of_a_technique_has_a_class_that_makes_it():
+    made = [(TorchAO, kinds.TORCHAO), (precision.BitsAndBytes, kinds.BITSANDBYTES), (precision.GGUF, kinds.GGUF)]
+    made += [(precision.Quanto, kinds.QUANTO), (attention.Attention, kinds.ATTENTION)]
+    labels = [make(kind).label for make, names in made for kind in names]
+    assert len(set(labels)) == len(labels)
+    assert all(issubclass(getattr(techniques, name), Technique) for name in kinds.VAE.values())
 
 
 # --- GELU fused into its neighbours ---

@@ -7,7 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fluxnb import params
 from fluxnb.cache import Cache, FirstBlock, Hold, Interval, Schedule, Taylor, TeaCache, even_mask, teacache
 from fluxnb.errors import UserError
 from fluxnb.measure import latency, quality
@@ -56,10 +55,6 @@ def apart(a, b):
 
 
 # --- the pipelines ---
-
-
-def test_use_cases_are_those_of_the_parameters():
-    assert tuple(pipelines.USE_CASES) == params.USE_CASES
 
 
 @every_use_case

@@ -11,19 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fluxnb.families import ATTENTION
 from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Technique, Unavailable, attribute, networks
-
-# kind -> (label, diffusers' backend or None where diffusers has none, package it needs)
-KINDS = {
-    "default": ("SDPA, PyTorch's choice", "native", None),
-    "cudnn": ("SDPA cuDNN", "_native_cudnn", None),
-    "flash": ("SDPA FlashAttention 2", "_native_flash", None),
-    "efficient": ("SDPA memory-efficient", "_native_efficient", None),
-    "math": ("SDPA math", "_native_math", None),
-    "flash 3": ("FlashAttention 3", "_flash_3", "flash_attn_interface"),
-    "flash 4": ("FlashAttention 4", "_native_flash", "flash_attn.cute"),
-    "sage 1": ("SageAttention 1", None, "sageattention"),
-    "sage 2": ("SageAttention 2", "sage", "sageattention"),
-}
+from fluxnb.techniques.kinds import ATTENTION as KINDS
 
 SAGE_WIDTHS = (64, 96, 128)  # widths of a head that SageAttention's kernels are written for
 
@@ -35,7 +23,7 @@ class Attention(Technique):
     Source: FlashAttention 2 to 4 (Dao et al.), SageAttention (Zhang et al., 2024), cuDNN and PyTorch's own.
 
     Args:
-        kind: a key of `KINDS`.
+        kind: a key of `fluxnb.techniques.kinds.ATTENTION`.
     """
 
     family = ATTENTION

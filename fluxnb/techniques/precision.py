@@ -18,6 +18,7 @@ from torch import nn
 
 from fluxnb.families import QUANTIZATION
 from fluxnb.technique import ANOTHER, Technique, Unavailable, networks
+from fluxnb.techniques import kinds
 
 
 class Quantizer(Technique):
@@ -143,22 +144,12 @@ class TorchAO(Quantizer):
     left off here.
 
     Args:
-        kind: a key of `TorchAO.KINDS`.
+        kind: a key of `kinds.TORCHAO`.
     """
 
     kind: str
 
-    # kind -> (label, least capability, the model has to be in bfloat16)
-    KINDS = {
-        "fp8 row": ("TorchAO FP8 per row", (8, 9), True),
-        "fp8 tensor": ("TorchAO FP8 per tensor", (8, 9), True),
-        "fp8 weight-only": ("TorchAO FP8 weight-only", (0, 0), False),
-        "int8": ("TorchAO INT8", (0, 0), False),
-        "int8 weight-only": ("TorchAO INT8 weight-only", (0, 0), False),
-        "int4 weight-only": ("TorchAO INT4 weight-only", (8, 0), True),
-        "fp8 row, 2:4 sparse": ("TorchAO FP8 per row, 2:4 sparse", (9, 0), True),
-    }
-
+    KINDS = kinds.TORCHAO
     _LAYERS = {"fp8 row, 2:4 sparse": _OfMatrices, "int8 weight-only": _Unpacking}
 
     ROWS = ("int8", "fp8 row, 2:4 sparse")  # kernels that need more than AdaLN's one row per image
@@ -236,14 +227,14 @@ class BitsAndBytes(Quantizer):
     """Weights in NF4, FP4 or INT8 by bitsandbytes. Source: QLoRA (Dettmers et al., 2023); LLM.int8() (2022).
 
     Args:
-        kind: nf4, fp4 or int8.
+        kind: one of `kinds.BITSANDBYTES`.
     """
 
     kind: str
 
     def __post_init__(self):
-        if self.kind not in ("nf4", "fp4", "int8"):
-            raise ValueError(f"bitsandbytes kind {self.kind!r}: choose nf4, fp4 or int8")
+        if self.kind not in kinds.BITSANDBYTES:
+            raise ValueError(f"bitsandbytes kind {self.kind!r}: choose one of {', '.join(kinds.BITSANDBYTES)}")
 
     @property
     def name(self) -> str:
@@ -285,14 +276,14 @@ class GGUF(Quantizer):
     """Weights in a GGUF format, made from the model's own, multiplied by diffusers' GGUFLinear. Source: ggml.
 
     Args:
-        kind: Q8_0, Q5_0 or Q4_0. The K formats can't be written by the gguf package.
+        kind: one of `kinds.GGUF`.
     """
 
     kind: str
 
     def __post_init__(self):
-        if self.kind not in _BLOCKS:
-            raise ValueError(f"GGUF kind {self.kind!r}: choose one of {', '.join(_BLOCKS)}")
+        if self.kind not in kinds.GGUF:
+            raise ValueError(f"GGUF kind {self.kind!r}: choose one of {', '.join(kinds.GGUF)}")
 
     @property
     def name(self) -> str:
@@ -349,7 +340,7 @@ def _q5_0(x: torch.Tensor) -> torch.Tensor:
     return torch.cat((_half(scale), high, _nibbles(q)), 1)
 
 
-_BLOCKS = {"Q8_0": _q8_0, "Q5_0": _q5_0, "Q4_0": _q4_0}
+_BLOCKS = dict(zip(kinds.GGUF, (_q8_0, _q5_0, _q4_0), strict=True))
 
 
 def _extreme(x: torch.Tensor) -> torch.Tensor:
@@ -377,16 +368,14 @@ class Quanto(Quantizer):
     """Weights in INT8, FP8 or INT4 by Hugging Face's Quanto, activations as they are. Source: optimum-quanto.
 
     Args:
-        kind: int8, fp8 or int4.
+        kind: a key of `kinds.QUANTO`.
     """
 
     kind: str
 
-    _TYPES = {"int8": "qint8", "fp8": "qfloat8", "int4": "qint4"}
-
     def __post_init__(self):
-        if self.kind not in self._TYPES:
-            raise ValueError(f"Quanto kind {self.kind!r}: choose one of {', '.join(self._TYPES)}")
+        if self.kind not in kinds.QUANTO:
+            raise ValueError(f"Quanto kind {self.kind!r}: choose one of {', '.join(kinds.QUANTO)}")
 
     @property
     def name(self) -> str:
@@ -419,7 +408,7 @@ class Quanto(Quantizer):
     def convert(self, linear, modulation):
         from optimum import quanto
 
-        new = quanto.QLinear.from_module(linear, weights=getattr(quanto, self._TYPES[self.kind]))
+        new = quanto.QLinear.from_module(linear, weights=getattr(quanto, kinds.QUANTO[self.kind]))
         if new is None:
             return None
         new.freeze()

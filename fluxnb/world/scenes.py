@@ -60,6 +60,13 @@ STUDY_PROMPTS = (
     "A photorealistic portrait of an elderly man with weathered hands holding a vintage camera",
     "A cute panda holding a sign that says hello world",
 )
+PROMPTS = (  # that techniques are shown with
+    *STUDY_PROMPTS,
+    "a blue cube left of a yellow ball on grass at sunset",
+    "a green cone, a red car and a white house on snow at night",
+    "a purple cup right of an orange mushroom on a wooden table in the morning",
+    "a pink star on a beach at noon",
+)
 
 # What can be said, or seen, about an image: fact name -> its possible values. The probe has a head for each.
 FACTS: dict[str, tuple[str, ...]] = {

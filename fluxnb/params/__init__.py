@@ -1,0 +1,240 @@
+"""The parameters of a run: params/base.yaml with the values of params/<gpu>.yaml put over it, checked.
+
+Which keys there are and what they may be: `schema`. Nothing here imports torch before `detect_gpu` is called.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import types
+import typing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import fluxnb
+from fluxnb import notebooks as nb
+from fluxnb.errors import UserError
+from fluxnb.params import reading
+from fluxnb.params.schema import NOTEBOOKS, SCHEMA, FullSize, GpuParams, StudyParams
+from fluxnb.world import scenes
+
+
+@dataclass(frozen=True)
+class Params:
+    """The checked parameters of one GPU configuration."""
+
+    name: str
+    gpu: GpuParams
+    study: StudyParams
+    notebooks: dict[str, dict]
+
+    @property
+    def report_dir(self) -> Path:
+        """Where the committed reference lies, relative to the project root."""
+        if self.gpu.count == 1:
+            return Path("reports", "single_gpu", self.name)
+        return Path("reports", "multi_gpu", f"{self.gpu.count}gpu", re.sub(r"x\d+$", "", self.name))
+
+    @property
+    def own_dir(self) -> Path:
+        """Where a user's own run goes, relative to the project root: git ignores it."""
+        return Path("reports", "own", *self.report_dir.parts[1:])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the resolved parameters: equal when every value is equal."""
+        text = json.dumps(self.resolved(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def resolved(self) -> dict:
+        """All sections and values as plain dicts, lists and numbers (a copy)."""
+        return {"gpu": asdict(self.gpu), "study": asdict(self.study), **copy.deepcopy(self.notebooks)}
+
+    def for_notebook(self, stem: str) -> dict:
+        """What papermill puts into notebook `stem`: the GPU's name; the notebook itself asks for its values."""
+        return {"gpu": self.name}
+
+    def given(self, stem: str) -> types.SimpleNamespace:
+        """The values of notebook `stem` (a copy), by name; none where it has no section."""
+        return types.SimpleNamespace(**copy.deepcopy(self.notebooks.get(stem, {})))
+
+
+class KeyDoc(typing.NamedTuple):
+    """One line of the documentation of the parameters."""
+
+    path: str
+    type: str
+    allowed: str
+    default: object
+    help: str
+
+
+def find_folder() -> Path:
+    """The params/ folder of the project around the working directory, else the one beside this package.
+
+    Raises UserError when there is none.
+    """
+    here = Path.cwd()
+    for root in (here, *here.parents, Path(fluxnb.__file__).resolve().parent.parent):
+        if (root / "params" / "base.yaml").is_file():
+            return root / "params"
+    raise UserError("There is no params/base.yaml here: run from the folder that the project was cloned into.")
+
+
+def choices(folder: Path | None = None) -> list[str]:
+    """The names that `load` accepts: the YAML files of `folder` without base.yaml, x2 before x8."""
+    names = [p.stem for p in Path(folder or find_folder()).glob("*.yaml") if p.stem != "base"]
+    return sorted(names, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
+
+
+def load(gpu: str, folder: Path | None = None) -> Params:
+    """The parameters of configuration `gpu`: base.yaml with the values of <gpu>.yaml put over it.
+
+    Mappings are merged, lists are replaced. Raises UserError, naming the file, the key, the value and what is
+    allowed, when anything is unknown, missing, of the wrong type or out of range.
+    """
+    folder = Path(folder) if folder else find_folder()
+    names = choices(folder)
+    if gpu not in names:
+        raise UserError(f"GPU={gpu} is not known{reading.did_you_mean(gpu, names)}; choose one of: {', '.join(names)}.")
+    base_file, own_file = folder / "base.yaml", folder / f"{gpu}.yaml"
+    base = _read(base_file)
+    own = _read(own_file)
+    values = _merged(base, own)
+    _check_complete(values, SCHEMA, base_file, own_file)
+    params = _build(gpu, values)
+    _check_together(
+        params,
+        lambda section, name: (
+            reading.file_name(own_file if name in own.get(section, {}) else base_file) + f": {section}.{name}"
+        ),
+    )
+    return params
+
+
+def overridden(chosen: Params, stem: str, given: dict) -> Params:
+    """The parameters with some values of notebook `stem` replaced. Raises UserError for what no file could hold."""
+    if not given:
+        return chosen
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    values = reading.checked(given, NOTEBOOKS.get(stem, {}), f"{stem}.ipynb")
+    notebooks = {**chosen.notebooks, stem: {**chosen.notebooks.get(stem, {}), **values}}
+    params = replace(chosen, notebooks=notebooks)
+    _check_together(params, lambda section, name: f"{stem}.ipynb: {name}")
+    return params
+
+
+def describe(folder: Path | None = None) -> list[KeyDoc]:
+    """(key path, type, allowed, default, help) of every parameter; the default is base.yaml's value.
+
+    A key that base.yaml leaves to the GPU files has the default "per GPU".
+    """
+    base_file = Path(folder or find_folder()) / "base.yaml"
+    base = _read(base_file)
+
+    def walk(schema, values, path):
+        for name, key in schema.items():
+            if isinstance(key, dict):
+                yield from walk(key, values.get(name, {}), f"{path}{name}.")
+            else:
+                yield KeyDoc(path + name, key.type_name, key.allowed, values.get(name, "per GPU"), key.help)
+
+    return list(walk(SCHEMA, base, ""))
+
+
+def detect_gpu() -> tuple[str, int]:
+    """(CUDA device name, number of CUDA devices), or ("cpu", 0) where torch sees none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu", 0
+    return torch.cuda.get_device_name(0), torch.cuda.device_count()
+
+
+def check_gpu(params: Params, detected_name: str, force: bool = False, detected_count: int | None = None) -> None:
+    """Raises UserError when the detected device is not the one that the parameters are for, unless `force`.
+
+    `gpu.match` has to stand in the name as whole words, in any case: A100 fits "NVIDIA A100-SXM4-80GB" and
+    not "RTX A1000". More GPUs than `gpu.count` are fine, fewer are not.
+    """
+    enough = detected_count is None or params.gpu.match in ("cpu", "any") or detected_count >= params.gpu.count
+    if force or (_fits(params.gpu.match, detected_name) and enough):
+        return
+    wanted = {"cpu": "no CUDA device", "any": "any device"}.get(
+        params.gpu.match,
+        f"{params.gpu.count} CUDA device{'s' * (params.gpu.count > 1)} named {params.gpu.match}",
+    )
+    found = "no CUDA device" if detected_name == "cpu" else detected_name
+    if detected_name != "cpu" and detected_count is not None:
+        found = f"{detected_count} × {found}"
+    fitting = [n for n in _fitting(detected_name, detected_count) if n != params.name]
+    use = f"use GPU={' or GPU='.join(fitting)}, or set" if fitting else "add a params file for it, or set"
+    raise UserError(f"GPU={params.name} is for {wanted} but this machine has {found}: {use} FORCE=1 to go on anyway.")
+
+
+def _fits(match: str, name: str) -> bool:
+    if match == "any":
+        return True
+    if match == "cpu" or name == "cpu":
+        return match == name
+    return re.search(rf"(?<![a-z0-9]){re.escape(match)}(?![a-z0-9])", name, re.IGNORECASE) is not None
+
+
+def _fitting(name: str, count: int | None) -> list[str]:
+    """Configurations of the project that fit the detected device, for the hint of `check_gpu`."""
+    try:
+        loaded = [load(n) for n in choices()]
+    except UserError:  # a broken neighbour file must not hide the message this hint is for
+        return []
+    fitting = [p for p in loaded if p.gpu.match != "any" and _fits(p.gpu.match, name)]
+    return [p.name for p in fitting if name == "cpu" or p.gpu.count <= (count or 1)]
+
+
+def _check_complete(values: dict, schema: dict, base_file: Path, own_file: Path, path: str = "") -> None:
+    for name, key in schema.items():
+        if isinstance(key, dict):
+            _check_complete(values.get(name, {}), key, base_file, own_file, f"{path}{name}.")
+        elif name not in values:
+            files = f"{reading.file_name(base_file)} and {reading.file_name(own_file)}"
+            raise UserError(f"{path}{name} is missing in {files}; allowed is {key.allowed} ({key.help}).")
+
+
+def _check_together(params: Params, where) -> None:
+    """What no single value can show: values that contradict each other. `where(section, name)` says who has it."""
+    suffix = re.search(r"x(\d+)$", params.name)
+    if suffix and int(suffix[1]) != params.gpu.count:
+        raise UserError(
+            f"{where('gpu', 'count')} is {params.gpu.count}; allowed is {suffix[1]}, as the file's name says."
+        )
+    cache = params.notebooks[nb.FIRST_BLOCK]
+    for threshold in cache["grid_thresholds"]:
+        if threshold not in cache["thresholds"]:
+            raise UserError(
+                f"{where(nb.FIRST_BLOCK, 'grid_thresholds')} has {threshold:g}; allowed are values"
+                f" of thresholds: {', '.join(f'{t:g}' for t in cache['thresholds'])}."
+            )
+    for steps in cache["fewer_steps"]:
+        if steps >= params.study.steps:
+            raise UserError(
+                f"{where(nb.FIRST_BLOCK, 'fewer_steps')} has {steps}; allowed are whole numbers"
+                f" below study.steps, which is {params.study.steps}."
+            )
+
+
+def _build(name: str, values: dict) -> Params:
+    study = dict(values["study"], full_size=FullSize(**values["study"]["full_size"]))
+    study["prompts"] = (study["prompts"] or list(scenes.PROMPTS))[: study["first_prompts"]]
+    notebooks = {stem: values[stem] for stem in NOTEBOOKS}
+    return Params(name, GpuParams(**values["gpu"]), StudyParams(**study), notebooks)
+
+
+def _read(file: Path) -> dict:
+    return reading.checked(reading.read(file), SCHEMA, reading.file_name(file))
+
+
+def _merged(base: dict, own: dict) -> dict:
+    both = {k: _merged(base[k], v) for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return {**base, **own, **both}
