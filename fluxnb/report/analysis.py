@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from fluxnb import findings
+from fluxnb import families, notebooks, stacks
 from fluxnb.errors import UserError
-from fluxnb.report import html, site, write_atomic
-from fluxnb.report.render import check_page, render_template
+from fluxnb.findings.rows import divided, of
+from fluxnb.report import charts, html, write_atomic
+from fluxnb.report.audit import check_page
+from fluxnb.report.configurations import Configuration, configurations
+from fluxnb.report.render import render_template
 
 FOLDER = "reports/analysis"
 CRUMBS = [("../index.html", "fluxnb"), ("index.html", "Analysis")]
+BF16, BY_HOST = "BF16", "BF16, set off by the host"
+FP8, CACHED = "with quantization", "with quantization and a schedule"
+SERIES = {  # of one image on several GPUs -> its stacks
+    BF16: stacks.recorded(quantized=False),
+    FP8: stacks.recorded(quantized=True),
+    CACHED: stacks.recorded(quantized=True, cached=True),
+    BY_HOST: stacks.SET_OFF,
+}
 
 
 def prices(given: list[str]) -> dict[str, float]:
@@ -28,28 +38,27 @@ def prices(given: list[str]) -> dict[str, float]:
     return found
 
 
-def table(found: list[site.Configuration], price: dict[str, float]):
-    """A row for every technique at full size (the embedded model where there is none) on every configuration."""
+def table(found: list[Configuration], price: dict[str, float]):
+    """A row for every stack at full size (the embedded model where there is none) on every configuration."""
     import pandas as pd
 
     lines = []
     for c in found:
-        rows = [r for r in c.ok if r["notebook"] == "13_final_stack" and r["latency_p50"] and r["batch"] == 1]
-        full = [r for r in rows if r["weights"] == "random"] or rows
-        for r in full:
+        rows = [r for r in c.ok if r.notebook == notebooks.FINAL_STACK and r.latency_p50 and r.batch == 1]
+        for r in [r for r in rows if r.weights == "random"] or rows:
             hourly = price.get(c.name)
-            per_image = r["latency_p50"] * (r["gpus"] or 1)
+            per_image = r.latency_p50 * (r.gpus or 1)
             lines.append(
                 {
                     "configuration": c.name,
-                    "model": r["model"],
-                    "technique": r["technique"],
-                    "GPUs": r["gpus"],
-                    "p50": r["latency_p50"],
-                    "speedup": r["speedup"],
-                    "low": r["speedup_ci_low"],
-                    "high": r["speedup_ci_high"],
-                    "peak": r["memory_peak_gib"],
+                    "model": r.model,
+                    "technique": r.label,
+                    "GPUs": r.gpus,
+                    "p50": r.latency_p50,
+                    "speedup": r.speedup,
+                    "low": r.speedup_ci_low,
+                    "high": r.speedup_ci_high,
+                    "peak": r.memory_peak_gib,
                     "images per GPU hour": 3600 / per_image,
                     "per 1,000 images": None if hourly is None else 1000 * per_image / 3600 * hourly,
                 }
@@ -57,39 +66,37 @@ def table(found: list[site.Configuration], price: dict[str, float]):
     return pd.DataFrame(lines)
 
 
-def scaling(found: list[site.Configuration]):
+def scaling(found: list[Configuration]):
     """One image on 2, 4, 8 GPUs at full size: each configuration's soonest row of each series, over the same on one.
 
-    Series: BF16 and quantized, both in CUDA graphs; quantized with a cache; BF16 whose kernels the host sets off.
+    Series: BF16 and quantized, both in CUDA graphs; quantized under a schedule; BF16 whose kernels the host sets off.
     """
     import pandas as pd
 
     lines = []
     for c in found:
-        divided = findings.divided(c.rows)
-        replicas = next((r["images_per_s"] for r in reversed(divided) if r["technique"] == "replicas"), None)
-        for series in SERIES:
-            own = [r for r in divided if r["speedup"] is not None and _series(r) == series]
-            if not own:
-                continue
-            r = min(own, key=lambda r: r["latency_p50"])
-            lines.append(
-                {
-                    "configuration": c.name,
-                    "kind": re.sub(r"x\d+$", "", c.name),
-                    "series": series,
-                    "GPUs": r["gpus"],
-                    "p50": r["latency_p50"],
-                    "alone": r["proof"]["alone_s"],
-                    "speedup": r["speedup"],
-                    "low": r["speedup_ci_low"],
-                    "high": r["speedup_ci_high"],
-                    "efficiency": r["speedup"] / r["gpus"],
-                    "communication": r["proof"].get("communication"),
-                    "images/s": r["images_per_s"],
-                    "replicas": replicas if series.startswith("BF16") else None,
-                }
-            )
+        rows = divided(c.rows)
+        copies = next((r.images_per_s for r in reversed(of(rows, families.REPLICAS, stacks.REPLICAS))), None)
+        for series, names in SERIES.items():
+            own = (r for r in of(rows, *names) if r.speedup is not None)
+            if r := min(own, key=lambda r: r.latency_p50, default=None):
+                lines.append(
+                    {
+                        "configuration": c.name,
+                        "kind": c.folder.name,
+                        "series": series,
+                        "GPUs": r.gpus,
+                        "p50": r.latency_p50,
+                        "alone": r.shown("alone_s"),
+                        "speedup": r.speedup,
+                        "low": r.speedup_ci_low,
+                        "high": r.speedup_ci_high,
+                        "efficiency": r.speedup / r.gpus,
+                        "communication": r.shown("communication"),
+                        "images/s": r.images_per_s,
+                        "images/s of copies": copies if series in (BF16, BY_HOST) else None,
+                    }
+                )
     return pd.DataFrame(lines)
 
 
@@ -97,7 +104,7 @@ def scaling_sentence(frame) -> str:
     """How much sooner an image is there on more GPUs, and on how many it is sooner still when quantized."""
     sentences = []
     for kind, own in frame.groupby("kind", sort=False):
-        plain, quantized = (own[own.series == name].set_index("GPUs").sort_index() for name in SERIES[:2])
+        plain, quantized = (own[own.series == name].set_index("GPUs").sort_index() for name in (BF16, FP8))
         if plain.empty:
             continue
         said = ", ".join(f"**{r.speedup:.2f}×** on {n} ({r.p50:.3g} s)" for n, r in plain.iterrows())
@@ -108,23 +115,7 @@ def scaling_sentence(frame) -> str:
     return " ".join(sentences) or "No image was divided with its kernels recorded."
 
 
-SERIES = ("BF16", "quantized", "quantized, cached", "BF16, set off by the host")
-
-
-def _series(row: dict) -> str | None:
-    settings = row["settings"]
-    if row["technique"] == "parallel stack":
-        if "cuda_graph" not in settings:
-            return None
-        return "quantized, cached" if "mask" in settings else "quantized"
-    if row["technique"] == "context parallel":
-        return "BF16" if "cuda_graph" in settings else "BF16, set off by the host"
-    return None
-
-
-def _scaling_blocks(found: list[site.Configuration], folder: Path) -> tuple[list[str], list[Path]]:
-    from fluxnb.report import charts
-
+def _scaling_blocks(found: list[Configuration], folder: Path) -> tuple[list[str], list[Path]]:
     frame = scaling(found)
     if frame.empty:
         return [], []
@@ -144,8 +135,7 @@ def _scaling_blocks(found: list[site.Configuration], folder: Path) -> tuple[list
         html.table_html(
             frame.drop(columns="kind").dropna(axis=1, how="all").set_index("configuration"),
             "The soonest image of each kind, over the same alone on one GPU of that machine. Communication: its share "
-            "of a step's kernels; kernels that run at the same time count each. Replicas: images per second of as many "
-            "independent copies.",
+            "of a step's kernels; kernels that run at the same time count each. Copies: as many that share nothing.",
             units={"p50": "s", "alone": "s"},
         ),
     ]
@@ -154,21 +144,19 @@ def _scaling_blocks(found: list[site.Configuration], folder: Path) -> tuple[list
 
 def write(root: Path, given: list[str]) -> list[Path]:
     """reports/analysis: index.html, the tables and the charts; returns their paths, index last."""
-    from fluxnb.report import charts
-
-    found, price = site.configurations(root), prices(given)
+    found, price = configurations(root), prices(given)
     unknown = sorted(set(price) - {c.name for c in found})
     if unknown:
         names = ", ".join(c.name for c in found) or "none"
         raise UserError(f"A price for {', '.join(unknown)}, which has no results: there are {names}.")
     frame = table(found, price)
     if frame.empty:
-        raise UserError("No configuration has finished 13_final_stack: run `make report` first.")
+        raise UserError(f"No configuration has finished {notebooks.FINAL_STACK}: run `make report` first.")
     folder = root / FOLDER
     (folder / "charts").mkdir(parents=True, exist_ok=True)
     write_atomic(folder / "summary.csv", frame.to_csv(index=False, lineterminator="\n"))
     written, blocks = [folder / "summary.csv"], ["<h2>Everything together, part by part</h2>"]
-    for model, rows in frame.groupby("model", sort=False):
+    for model, rows in frame.dropna(subset="speedup").groupby("model", sort=False):
         labels = [f"{c}: {t}" for c, t in zip(rows.configuration, rows.technique, strict=True)]
         figure = charts.bars(labels, list(rows.speedup), "Speedup over the configuration's own baseline")
         path = folder / "charts" / f"{model.replace('/', '_')}.svg"
