@@ -129,7 +129,11 @@ def test_a_threshold_on_another_model_is_shown_but_not_called_a_reproduction():
 
 
 def test_a_cache_of_a_4_bit_transformer_is_beside_the_same():
-    rows = [cached(0.2, 2.5, 30, 8.0), cached(0.2, 2.0, 30, 8.0, notebook=notebooks.QUANTIZED_CACHE)]
+    common = {"notebook": notebooks.QUANTIZED_CACHE}
+    first, other = cached(0.2, 2.0, 30, 8.0, **common), cached(0.2, 1.8, 30, 8.0, **common)
+    first = replace(first, settings=first.settings | {"quantization": "svdquant int4, simulated", "rank": 16})
+    other = replace(other, settings=other.settings | {"quantization": "torchao int4 weight-only"})
+    rows = [cached(0.2, 2.5, 30, 8.0), first, other]
     found = entries({"cpu": rows}, source=published.NUNCHAKU)["FBCache (0.2)"]
     assert found.ours == 2.0 and "4-bit" in found.setting
 

@@ -169,6 +169,12 @@ _CACHES = {  # family -> the notebook that measures it
 }
 
 
+_FOUR_BIT = {"quantization", "rank"}  # settings of the transformer that a cache runs on
+_OTHER_WEIGHTS = (
+    "the same threshold on another trained model: how many steps it computes depends on the model's weights"
+)
+
+
 def _cache(claim: Claim, rows: Tables) -> Found:
     """A cache at the claim's threshold with as little else set as was measured."""
     quantized = claim.source == published.NUNCHAKU
@@ -177,10 +183,9 @@ def _cache(claim: Claim, rows: Tables) -> Found:
         own = [r for r in rows.get(name, []) if r.ok and (r.notebook, r.model) == (notebook, EMBEDDED)]
         own = [r for r in own if r.family == claim.family and r.speedup is not None]
         at = [r for r in own if r.setting("threshold") == claim.threshold]
-        if row := min(at, key=lambda r: len(r.settings), default=None):
+        if row := min(at, key=lambda r: len(r.settings.keys() - _FOUR_BIT), default=None):
             setting = f"embedded model{', 4-bit' if quantized else ''}, {name}: computes {row.computed_steps:.3g} of "
-            reason = "the same threshold on another trained model: how many steps it computes depends on its weights"
-            return Found(row.speedup, f"{setting}{row.total_steps} steps", reason, comparable=False)
+            return Found(row.speedup, f"{setting}{row.total_steps} steps", _OTHER_WEIGHTS, comparable=False)
     return Found(None, reason=f"no committed row of {notebook} at the threshold {claim.threshold:g}")
 
 
