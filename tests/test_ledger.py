@@ -231,6 +231,11 @@ def test_of_a_stack_built_anew_the_rows_of_before_are_not_shown():
     assert (said.ours, said.verdict) == (2.0, "reproduced")
 
 
+def test_a_stack_that_has_no_name_any_more_is_not_shown():
+    judged = row(family=families.STACK.name, label="what quality is looked up in")
+    assert ledger.latest([stacked(None, label="cache, 12 of 28"), judged]) == [judged]
+
+
 def test_of_what_was_measured_again_the_newest_is_shown_unless_it_failed():
     later = {"measured_at": "2026-11-21T00:00:00+00:00"}
     first, again = cached(0.2, 2.5, 30, 8.0), cached(0.2, 2.6, 30, 8.0, **later)

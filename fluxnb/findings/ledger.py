@@ -69,13 +69,15 @@ def latest(rows: list[Row]) -> list[Row]:
 
     Those of the machine that a notebook was last run on, as figures of two machines aren't mixed; rows of the earlier
     format know no host, and machines of one kind count as one. Of what was measured again the newest: a stack by its
-    name, whatever it is built of now; anything else by its settings. A baseline stays while rows were timed with it.
+    name, whatever it is built of now; anything else by its settings. A baseline stays while rows were timed with it. A
+    stack of full size without a name is one that nothing builds any more.
     """
     last: dict[str, Row] = {}  # the newest row of each notebook; of two alike the later one
     for row in rows:
         if row.notebook not in last or _when(row) >= _when(last[row.notebook]):
             last[row.notebook] = row
     here = [r for r in rows if (r.host, r.kind) == (last[r.notebook].host, last[r.notebook].kind)]
+    here = [r for r in here if r.stack or r.weights != "random" or r.family != families.STACK.name]
     newest = {_part(row): row for row in sorted(here, key=lambda r: (r.status in FINISHED, _when(r)))}
     referred = {r.baseline for r in newest.values() if r.baseline}
     return [r for r in here if newest[_part(r)] is r or r.id in referred]
