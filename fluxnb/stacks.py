@@ -36,6 +36,11 @@ class Stack:
 
 
 Parts = Callable[..., tuple]
+TERMS = {  # made-up words in the names of stacks
+    "everything": "all that gains on several GPUs: fused and compiled blocks, the VAE's rows divided, text encoders "
+    "recorded, the host's work spared",
+    "phase": "one more technique on all that the phase before has",
+}
 
 # --- what is compiled how (notebook 03) ----------------------------------------------------------------------
 
@@ -109,7 +114,7 @@ def phases(kind: str, around: list[str]) -> list[Stack]:
 
 
 def cache(steps: int, computed: int):
-    """The stack's cache: six computed steps, then every n-th and the last; about `computed` in all; it looks at nothing."""
+    """The stack's cache: six computed steps, then every n-th and the last, about `computed` in all. It doesn't look."""
     from fluxnb.cache import Cache, Interval, Taylor
 
     every = max(2, -(-(steps - 6) // max(1, computed - 6)))

@@ -14,10 +14,13 @@ from contextlib import ExitStack, contextmanager
 from fluxnb.families import Family
 
 # How far a technique's image is from the one without it, the nearest first.
-IDENTICAL = "identical"  # bit for bit
-ROUNDING = "rounding"  # the same arithmetic in another order, rounded elsewhere
-ANOTHER = "another image"
-EXACTNESS = (IDENTICAL, ROUNDING, ANOTHER)
+IDENTICAL, ROUNDING, ANOTHER = "identical", "rounding", "another image"
+EXACT_TERMS = {
+    IDENTICAL: "the image without it, bit for bit",
+    ROUNDING: "the same arithmetic in another order or by another kernel, so that numbers are rounded elsewhere",
+    ANOTHER: "what is computed is something else, and so is the image, a little or a lot",
+}
+EXACTNESS = tuple(EXACT_TERMS)
 
 # What techniques leave on a transformer, for those that come after them.
 BLOCKS = "_fluxnb_blocks"  # some of its blocks are run as one: (double blocks, single blocks)
@@ -34,6 +37,7 @@ class Technique:
     label: str  # name and everything that distinguishes it, as a reader wants to see it
     family: Family  # decides the colour in every chart
     exact: str  # one of EXACTNESS
+    terms: dict = {}  # made-up words of its label, each with half a sentence
     proof: dict  # what shows that it did something, filled in by `apply` or while images are made; may be missing
 
     @property

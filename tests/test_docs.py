@@ -2,6 +2,9 @@
 
 import ast
 import importlib
+import inspect
+import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -10,13 +13,17 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from fluxnb import params
-from fluxnb.cache import Gate, Hold, Taylor
-from fluxnb.technique import Technique
+from fluxnb import families, params, stacks
+from fluxnb.cache import FirstBlock, Gate
+from fluxnb.cache.gates.base import Thresholded
+from fluxnb.report import catalogue
+from fluxnb.technique import EXACTNESS, Technique
+from fluxnb.techniques import kinds
 from fluxnb.techniques.precision import Quantizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "fluxnb").rglob("*.py"))
+ENTRIES = catalogue.techniques()
 by_module = pytest.mark.parametrize("path", MODULES, ids=[str(p.relative_to(ROOT)) for p in MODULES])
 
 
@@ -40,37 +47,87 @@ def test_public_functions_and_classes_say_what_they_do(path):
 # --- the README ---------------------------------------------------------------------------------------------
 
 
-def techniques():
-    """(module, class) of everything with `apply(pipe)`, and of the parts that a cache is put together from."""
-    found = {}
+def defined():
+    """Every class with `apply(pipe)`, and every gate and predictor, wherever the package has one."""
+    found = set()
     for path in MODULES:
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        if {"train", "report", "_setup", "triton_kernels"} & set(module.split(".")):
+        if not module.startswith("fluxnb.techniques") and not module.startswith("fluxnb.cache"):
+            if not re.search(r"^    def apply\(self, pipe", path.read_text(encoding="utf-8"), re.M):
+                continue
+        if module.endswith(".triton_kernels"):
             continue
         for value in vars(importlib.import_module(module.removesuffix(".__init__"))).values():
             if isinstance(value, type) and value.__module__ == module and not value.__name__.startswith("_"):
-                found[value] = module
-    parts = [c for c in found if issubclass(c, Gate) or c in (Hold, Taylor)]
-    whole = [c for c in found if hasattr(c, "apply") and not issubclass(c, nn.Module)]
-    abstract = (Gate, Quantizer, Technique)
-    return sorted({c for c in parts + whole if c not in abstract}, key=lambda c: c.__name__)
+                found.add(value)
+    parts = {c for c in found if issubclass(c, Gate) or hasattr(c, "predict")}
+    whole = {c for c in found if hasattr(c, "apply") and not issubclass(c, nn.Module)}
+    return (parts | whole) - {Gate, Thresholded, Quantizer, Technique}
 
 
-@pytest.mark.parametrize("technique", techniques(), ids=lambda c: c.__name__)
-def test_a_technique_has_a_docstring_a_readme_row_a_notebook_and_a_parameter(technique):
-    assert technique.__doc__ and not technique.__doc__.startswith(f"{technique.__name__}(")  # dataclasses write those
-    row = re.search(rf"^\|[^|]+\| `[a-z_.]*\.{technique.__name__}` \| `(\w+)` \| `(\w+)` \|$", readme(), re.M)
-    assert row, f"{technique.__name__} has no row in the README's table of techniques"
-    notebook, key = row.groups()
-    assert key in params.NOTEBOOKS[notebook]
-    helpers = {"FirstBlock": "first_block"}  # what the notebook calls
-    source = (ROOT / f"notebooks/{notebook}.ipynb").read_text(encoding="utf-8")
-    assert technique.__name__ in source or helpers.get(technique.__name__, "?") in source
+def test_every_technique_gate_and_predictor_is_in_the_catalogue():
+    assert {entry.made for entry in ENTRIES} == defined()
+    assert len(ENTRIES) == len(defined())
 
 
-def test_the_table_of_techniques_names_nothing_that_is_not_there():
-    named = set(re.findall(r"^\|[^|]+\| `[a-z_.]*\.([A-Za-z0-9]+)` \|", readme(), re.M))
-    assert named == {c.__name__ for c in techniques()}
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.made.__name__)
+def test_a_technique_says_what_it_is_where_it_is_from_and_where_it_is_measured(entry):
+    assert not entry.made.__doc__.startswith(f"{entry.made.__name__}(")  # dataclasses write those
+    assert 20 < len(entry.does) < 140 and entry.source and entry.term
+    assert entry.notebook in params.NOTEBOOKS
+    if entry.family is not None:
+        assert entry.family in families.ALL
+    for word, said in getattr(entry.made, "terms", {}).items():
+        assert word and 20 < len(said) < 140 and not said.endswith(".")
+
+
+@pytest.mark.parametrize("made", [e.made for e in ENTRIES if issubclass(e.made, Technique)], ids=lambda c: c.__name__)
+def test_a_technique_has_all_that_a_row_takes_from_it(made):
+    needed = {"kind": getattr(made, "KINDS", [None]), "side": [64], "stages": [2], "threshold": [0.1]}
+    needed["gate"] = [FirstBlock(0.1)]
+    asked = inspect.signature(made).parameters.values()
+    without = {p.name: needed[p.name] for p in asked if p.default is p.empty}
+    for values in itertools.product(*without.values()):
+        technique = made(**dict(zip(without, values, strict=True)))
+        assert technique.family in families.ALL and technique.exact in EXACTNESS
+        assert technique.name and technique.label and technique.mark
+        assert json.loads(json.dumps(technique.settings)) == technique.settings
+        assert not re.search(r"True|False|None|_", technique.label.replace("Q8_0", "").replace("_0", ""))
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.made.__name__)
+def test_a_notebook_measures_it(entry):
+    source = (ROOT / f"notebooks/{entry.notebook}.ipynb").read_text(encoding="utf-8")
+    name = entry.made.__name__
+    helpers = {"FirstBlock": "first_block", "Schedule": "prescribed"}  # what the notebook calls
+    named = [name, helpers.get(name, name), *(k for k, made in kinds.VAE.items() if made == name)]
+    through = (ROOT / "fluxnb/stacks.py").read_text(encoding="utf-8") if "stacks" in source else ""
+    assert any(re.search(rf"\b{re.escape(word)}\b", source + through) for word in named)
+
+
+def test_the_readme_s_tables_are_those_of_the_classes(tmp_path):
+    shutil.copy(ROOT / "README.md", tmp_path)
+    assert catalogue.write(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == readme()
+    (tmp_path / "README.md").write_text("without marks\n", encoding="utf-8")
+    assert not catalogue.write(tmp_path)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "without marks\n"
+
+
+def test_made_up_names_are_explained():
+    words = catalogue.glossary()
+    made_up = (
+        "pulled",
+        "queries apart",
+        "modulation ahead",
+        "no search for hooks",
+        "everything",
+        "bytes on the device",
+    )
+    assert set(made_up) <= set(words)
+    assert {family.name for family in families.ALL} | set(EXACTNESS) <= set(words)
+    for way in stacks.WAYS:
+        assert any(word in way for word in words) or way in (e.term for e in ENTRIES), way
 
 
 def readme():

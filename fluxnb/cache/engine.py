@@ -48,6 +48,8 @@ class Cache(Technique):
         self.gate, self.predictor, self.hold_controlnet = gate, predictor or Hold(), hold_controlnet
         self._reset(None)
 
+    terms = {"ControlNet held": "on a reused step the ControlNet isn't run: its last residuals are used again"}
+
     @property
     def family(self) -> Family:
         return self.gate.family

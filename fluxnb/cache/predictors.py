@@ -14,6 +14,7 @@ class Hold:
     """Adds what the skipped blocks added at the last computed step. Source: First Block Cache, TeaCache."""
 
     name = "hold"
+    terms = {name: "a reused step adds what the blocks added at the last computed one"}
     keeps = 1  # tensors of the size of the image tokens, for each point where a gate may decide
 
     @property
@@ -43,6 +44,11 @@ class Taylor:
     Args:
         order: 1 (linear) or 2 (quadratic).
     """
+
+    terms = {
+        "Taylor 1": "a reused step adds what the last two computed ones say on a straight line",
+        "Taylor 2": "the same on a parabola through the last three",
+    }
 
     def __init__(self, order: int):
         if order not in (1, 2):

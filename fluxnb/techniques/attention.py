@@ -26,7 +26,8 @@ class Attention(Technique):
         kind: a key of `fluxnb.techniques.kinds.ATTENTION`.
     """
 
-    family = ATTENTION
+    family, term = ATTENTION, "attention kernels"
+    KINDS = KINDS
 
     kind: str
 

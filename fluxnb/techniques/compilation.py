@@ -58,6 +58,7 @@ class TextEncoders(Technique):
     """
 
     family, exact = COMPILATION, ROUNDING
+    term = "text encoders compiled or recorded"
 
     record: bool = False
 

@@ -65,6 +65,7 @@ class ContextParallel(Technique):
         "all-gather": "the keys and values of all tokens come to every GPU",
         "Ulysses": "GPUs exchange tokens for heads before attention, and back after it",
         "pulled": "all-gather by copy engines, which fetch from the other GPUs' memory while these compute",
+        "no overlap": "keys and values are waited for before anything else is computed",
         "both": "Ulysses inside groups of GPUs, all-gather between them",
     }
 

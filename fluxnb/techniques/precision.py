@@ -147,9 +147,10 @@ class TorchAO(Quantizer):
         kind: a key of `kinds.TORCHAO`.
     """
 
+    term, KINDS = "torchao", kinds.TORCHAO
+
     kind: str
 
-    KINDS = kinds.TORCHAO
     _LAYERS = {"fp8 row, 2:4 sparse": _OfMatrices, "int8 weight-only": _Unpacking}
 
     ROWS = ("int8", "fp8 row, 2:4 sparse")  # kernels that need more than AdaLN's one row per image
@@ -230,11 +231,13 @@ class BitsAndBytes(Quantizer):
         kind: one of `kinds.BITSANDBYTES`.
     """
 
+    term, KINDS = "bitsandbytes", kinds.BITSANDBYTES
+
     kind: str
 
     def __post_init__(self):
-        if self.kind not in kinds.BITSANDBYTES:
-            raise ValueError(f"bitsandbytes kind {self.kind!r}: choose one of {', '.join(kinds.BITSANDBYTES)}")
+        if self.kind not in self.KINDS:
+            raise ValueError(f"bitsandbytes kind {self.kind!r}: choose one of {', '.join(self.KINDS)}")
 
     @property
     def name(self) -> str:
@@ -279,11 +282,13 @@ class GGUF(Quantizer):
         kind: one of `kinds.GGUF`.
     """
 
+    term, KINDS = "GGUF", kinds.GGUF
+
     kind: str
 
     def __post_init__(self):
-        if self.kind not in kinds.GGUF:
-            raise ValueError(f"GGUF kind {self.kind!r}: choose one of {', '.join(kinds.GGUF)}")
+        if self.kind not in self.KINDS:
+            raise ValueError(f"GGUF kind {self.kind!r}: choose one of {', '.join(self.KINDS)}")
 
     @property
     def name(self) -> str:
@@ -371,11 +376,13 @@ class Quanto(Quantizer):
         kind: a key of `kinds.QUANTO`.
     """
 
+    term, KINDS = "Quanto", kinds.QUANTO
+
     kind: str
 
     def __post_init__(self):
-        if self.kind not in kinds.QUANTO:
-            raise ValueError(f"Quanto kind {self.kind!r}: choose one of {', '.join(kinds.QUANTO)}")
+        if self.kind not in self.KINDS:
+            raise ValueError(f"Quanto kind {self.kind!r}: choose one of {', '.join(self.KINDS)}")
 
     @property
     def name(self) -> str:
@@ -408,7 +415,7 @@ class Quanto(Quantizer):
     def convert(self, linear, modulation):
         from optimum import quanto
 
-        new = quanto.QLinear.from_module(linear, weights=getattr(quanto, kinds.QUANTO[self.kind]))
+        new = quanto.QLinear.from_module(linear, weights=getattr(quanto, self.KINDS[self.kind]))
         if new is None:
             return None
         new.freeze()

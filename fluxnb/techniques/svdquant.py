@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fluxnb.notebooks import QUANTIZED_CACHE
 from fluxnb.techniques.precision import Quantizer
 
 GROUP = 64
@@ -74,6 +75,7 @@ class SimulatedSVDQuant(Quantizer):
     """
 
     name = "SVDQuant INT4 (simulated)"
+    notebook = QUANTIZED_CACHE
 
     rank: int = 16
 

@@ -138,6 +138,7 @@ class BytesOnDevice(Technique):
     """
 
     family, exact = HOST, IDENTICAL
+    notebook = VAE.notebook
     name = label = "bytes on the device"
     settings = {"pixels": "bytes on the device"}
     terms = {name: "pixels are rounded to bytes on the GPU instead of by one core of the host"}

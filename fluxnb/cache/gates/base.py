@@ -30,6 +30,7 @@ class Gate:
 
     family: Family  # of techniques
     name: str  # short, for labels
+    terms: dict = {}  # made-up words of its label, each with half a sentence
     point = RESIDUAL  # where it looks and decides
     looks_at_input = False  # whether the modulated input has to be worked out for it
     group = None  # the ranks that have the other tokens of the same image

@@ -17,6 +17,7 @@ class Interval(Gate):
 
     family = INTERVAL
     name = "every"
+    terms = {"first block run": "a reused step runs the first block all the same, as First Block Cache has to"}
 
     def __init__(self, every: int, first_block: bool = False, **options):
         super().__init__(**options)

@@ -21,6 +21,7 @@ class Schedule(Gate):
 
     family = SCHEDULE
     name = "schedule"
+    terms = {"no block run": "a reused step doesn't even run the first block"}
 
     def __init__(self, mask: str, first_block: bool = True, origin: str = "", **options):
         super().__init__(**options)

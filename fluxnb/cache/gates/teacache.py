@@ -10,7 +10,7 @@ from fluxnb.cache.gates.base import INPUT, Thresholded, change
 from fluxnb.errors import UserError
 from fluxnb.families import TEACACHE
 
-FITTED = "fitted"
+FITTED, PUBLISHED, NOT_RESCALED = "fitted", "published polynomial", "not rescaled"
 
 
 class TeaCache(Thresholded):
@@ -23,11 +23,15 @@ class TeaCache(Thresholded):
 
     Args:
         coefficients: of the polynomial, highest power first; `fluxnb.cache.teacache` has those of models.
-        polynomial: what they are, where they aren't the model's own: "published polynomial", "not rescaled".
+        polynomial: what they are, where they aren't the model's own: PUBLISHED, NOT_RESCALED.
     """
 
     family = TEACACHE
     name = "TeaCache"
+    terms = {
+        PUBLISHED: "TeaCache4FLUX's polynomial for FLUX.1-dev instead of one fitted to the model",
+        NOT_RESCALED: "the change of the input is summed up as it is",
+    }
     point = INPUT
     looks_at_input = True
 
