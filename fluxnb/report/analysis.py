@@ -50,9 +50,9 @@ def table(found: list[Configuration], price: dict[str, float]):
             per_image = r.latency_p50 * (r.gpus or 1)
             lines.append(
                 {
+                    "technique": r.stack or r.label,
                     "configuration": c.name,
                     "model": r.model,
-                    "technique": r.label,
                     "GPUs": r.gpus,
                     "p50": r.latency_p50,
                     "speedup": r.speedup,
@@ -165,7 +165,7 @@ def write(root: Path, given: list[str]) -> list[Path]:
         said = "; ".join(f"{label} {speedup:.2f}×" for label, speedup in zip(labels, rows.speedup, strict=True))
         blocks.append(html.figure_html(figure, alt=f"Speedups of {model}: {said}.", caption=f"`{model}`"))
     units = {"p50": "s", "peak": "GiB"}
-    shown = frame.dropna(axis=1, how="all").set_index("configuration")
+    shown = frame.dropna(axis=1, how="all").set_index("technique")
     blocks.append(
         html.table_html(
             shown,
