@@ -7,224 +7,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import pandas as pd
 import pytest
+from measured import row
 from test_browser import BROWSER, Tab, browser
 
 from fluxnb import params, study
 from fluxnb.cache import first_block
-from fluxnb.errors import UserError
-from fluxnb.findings import ledger, published
-from fluxnb.report import analysis, charts, disk, explorer, progress, site
+from fluxnb.report import disk, explorer, site
 from fluxnb.report.render import Page, check_page
 from fluxnb.study.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 in_a_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome found")
-
-
-def row(**changed):
-    values = {
-        "notebook": "07_combined_cache",
-        "technique": "baseline",
-        "settings": {"dtype": "float32", "inputs": "a"},
-        "model": "embedded",
-        "weights": "trained",
-        "use_case": "txt2img",
-        "gpu": "cpu",
-        "gpus": 1,
-        "width": 128,
-        "height": 128,
-        "steps": 28,
-        "batch": 1,
-        "users": 1,
-        "images": 1,
-        "status": "ok",
-        "n": 3,
-        "latency_p50": 0.4,
-        "speedup": 1.0,
-        "speedup_ci_low": 0.9,
-        "speedup_ci_high": 1.1,
-        "computed_steps": 28.0,
-        "total_steps": 28,
-        "psnr_db": None,
-        "psnr_min_db": None,
-        "psnr_identical": 1,
-        "ssim": 1.0,
-        "adherence": 1.0,
-        "memory_peak_gib": 0.1,
-        "machine": "m",
-        "versions": "v",
-        "measured_at": "2026-11-20T00:00:00+00:00",
-        "run_id": "r",
-        "reason": None,
-        "proof": None,
-        "memory_load_gib": None,
-        "denoise_s": None,
-        "gpu_memory_avg_pct": None,
-    }
-    return {**values, **changed}
-
-
-def cached(threshold, speedup, psnr, steps, **changed):
-    given = {"dtype": "float32", "inputs": "a", "threshold": threshold}
-    common = {"technique": "First Block Cache", "settings": given, "speedup": speedup, "psnr_db": psnr}
-    return row(**{**common, "computed_steps": steps, "notebook": "05_first_block_cache", **changed})
-
-
-# --- the ledger ---
-
-
-def test_every_published_technique_has_a_claim_and_every_claim_a_verdict():
-    claims = ledger.claims()
-    table = published.table()
-    baselines = set(ledger.BASELINES.values())
-    for technique in set(table.technique) - baselines:
-        assert any(c.technique == technique for c in claims), technique
-    entries = ledger.entries({})
-    assert len(entries) == len(claims) and {e.verdict for e in entries} == {"not run"}
-    assert all(e.reason for e in entries)
-
-
-def test_a_claim_is_a_ratio_over_its_own_baseline():
-    found = {(c.technique, c.gpu, c.metric): c.value for c in ledger.claims()}
-    assert found["FBCache (0.2)", "H100 80GB", "ratio"] == pytest.approx(7.18 / 2.57)
-    assert found["FBCache (0.2)", "A6000", "ratio"] == pytest.approx(20.58 / 5.25)
-    assert found["bf16 compile", "H100", "ratio"] == pytest.approx(1.56, abs=0.01)
-    assert found["fully optimised", "H100", "ratio"] is None
-
-
-@pytest.mark.parametrize(
-    ("side", "theirs", "ours", "said"),
-    [
-        ("", 2.0, 2.29, "reproduced"),
-        ("", 2.0, 2.31, "not reproduced"),
-        ("", 2.0, 1.69, "not reproduced"),
-        ("least", 2.0, 2.0, "reproduced"),
-        ("least", 2.0, 1.99, "not reproduced"),
-        ("least", 2.0, 9.0, "reproduced"),
-        ("most", 0.05, 0.0, "reproduced"),
-        ("most", 0.05, 0.06, "not reproduced"),
-        ("up to", 3.0, 2.6, "reproduced"),
-        ("up to", 3.0, 2.5, "not reproduced"),
-        ("up to", 3.0, 5.0, "reproduced"),
-    ],
-)
-def test_the_rule_of_a_verdict(side, theirs, ours, said):
-    claim = ledger.Claim("x", "s", "H100", 1, "m", "measured", "ratio", theirs, side)
-    assert ledger.verdict(claim, ours) == said
-
-
-def test_what_the_plans_promise_is_judged_by_the_fastest_setting_that_keeps_adherence():
-    rows = [row(notebook="05_first_block_cache"), cached(0.2, 2.5, 30, 8.0), cached(0.8, 4.0, 19, 2.0, adherence=0.9)]
-    found = {(e.claim.technique, e.claim.side): e for e in ledger.entries({"cpu": rows})}
-    assert found["FBCache", "least"].verdict == "reproduced" and found["FBCache", "least"].ours == 2.5
-    assert found["FBCache", "up to"].verdict == "not reproduced"
-    assert found["TeaCache", "least"].verdict == "not run"
-
-
-def test_a_threshold_on_another_model_is_shown_but_not_called_a_reproduction():
-    rows = [row(notebook="05_first_block_cache"), cached(0.2, 2.5, 30, 8.0)]
-    found = [
-        e for e in ledger.entries({"cpu": rows}) if e.claim.technique == "FBCache (0.2)" and e.claim.gpu == "H100 80GB"
-    ]
-    assert found[0].verdict == "not comparable" and found[0].ours == 2.5 and "8 of 28" in found[0].setting
-
-
-def test_hardware_ratios_need_alike_hardware():
-    full = {"weights": "random", "model": "flux-dev-random"}
-    stack = row(notebook="13_final_stack", technique="BF16 compiled", speedup=1.3, **full)
-
-    def verdicts(name):
-        found = ledger.entries({name: [stack]})
-        return [e.verdict for e in found if e.claim.technique == "diffusers bf16 SDPA compile"]
-
-    assert verdicts("h200") == ["reproduced"] and verdicts("cpu") == ["not run"]
-
-
-def test_a_claim_of_several_gpus_is_over_one_eager_one():
-    common = {"notebook": "11_parallel", "weights": "random", "gpus": 2, "speedup": 1.5}
-
-    def ours(technique, settings, seconds):
-        proof = {"alone_s": 5.0, "communication": 0.2}
-        return row(**common, technique=technique, settings=settings, latency_p50=seconds, proof=proof)
-
-    two = {"xdit_ulysses": 2, "xdit_ring": 1}
-    rows = [
-        ours("FSDP", {"fsdp": True}, 7.0),
-        ours("xDiT", two, 2.4),
-        ours("xDiT", two | {"compile": "blocks"}, 2.0),
-        ours("xDiT", {"xdit_ulysses": 1, "xdit_ring": 2}, 4.0),
-    ]
-    found = {e.claim.technique: e for e in ledger.entries({"h200x2": rows}) if e.claim.gpus > 1}
-    assert found["compile, ulysses 2"].ours == 2.5 and found["compile, ulysses 2"].verdict == "reproduced"
-    ring = found["compile, ring 2"]
-    assert ring.ours == 1.25 and ring.verdict == "not reproduced"
-    assert "over one compiled GPU theirs is 1.65×, ours 1.50×, with 20% of a step's kernels" in ring.reason
-    assert found["compile, ulysses 4"].reason == "no committed row of 11_parallel on h200x4 or h100x4"
-    without = [e for e in ledger.entries({"h200x2": rows[1:], "h200": rows[1:]}) if e.claim.gpus > 1]
-    assert {e.verdict for e in without} == {"not run"}
-    slow = {"alone_s": 3.9, "communication": 0.1, "steps_ms": {"computed": 80.0}, "step_ms": {"attention": 40.0}}
-    four = row(**common, technique="xDiT", settings={"xdit_ulysses": 4}, latency_p50=3.2, proof=slow)
-    graph = row(
-        **common, technique="context parallel", settings={"ulysses": 4, "cuda_graph": "blocks"}, latency_p50=1.6
-    )
-    both = {"h200x2": rows, "h200x4": [four, graph]}
-    more = {e.claim.technique: e for e in ledger.entries(both) if e.claim.gpus == 4}
-    found = more["compile, ulysses 4"]
-    assert found.ours == 5.0 / 3.2 and found.setting.endswith("ulysses 4, over one eager GPU of h200x2")
-    assert (
-        "its kernels take 40 of a step's 80 ms: the GPU waits for its host; the study's own ulysses 4" in found.reason
-    )
-    assert found.reason.endswith("in a CUDA graph: 3.12×")
-
-
-def test_a_configuration_of_several_gpus_has_a_name_of_its_own():
-    assert ledger.configuration(Path("reports/single_gpu/h200")) == "h200"
-    assert ledger.configuration(Path("reports/multi_gpu/2gpu/h200")) == "h200x2"
-
-
-# --- progress.md ---
-
-
-def test_progress_is_ticked_by_rows():
-    nothing = progress.progress_md("cpu", [], [])
-    assert "## Overall progress: 0%" in nothing and "[x]" not in nothing
-    rows = [row(notebook="05_first_block_cache")] + [cached(t, 2.5, 30, 8.0) for t in (0.1, 0.2, 0.3)]
-    some = progress.progress_md("cpu", rows, [])
-    assert "- [x] First Block Cache 2× or more (2.50× with 8 of 28 steps)" in some
-    assert "- [ ] TeaCache 1.3× or more" in some
-    slow = progress.progress_md("cpu", [rows[0], cached(0.1, 1.9, 30, 8.0)], [])
-    assert "- [ ] First Block Cache 2× or more" in slow
-
-
-def test_progress_names_what_cannot_run():
-    rows = [row(technique="TorchAO FP8 per row", status="unavailable", reason="needs a GPU")]
-    text = progress.progress_md("cpu", rows, [])
-    assert "- [ ] FP8 per row (can't run here: needs a GPU)" in text  # said, not ticked
-    ran = progress.progress_md("cpu", [row(technique="TorchAO FP8 per row")], [])
-    assert "- [x] FP8 per row (1 row)" in ran
-    assert "- TorchAO FP8 per row: needs a GPU" in text
-
-
-def test_progress_of_several_gpus_is_that_of_their_notebooks():
-    common = {"notebook": "11_parallel", "weights": "random", "model": "flux-dev-random", "gpus": 4}
-    refused = row(notebook="11_parallel", technique="xDiT", status="unavailable", reason="5 heads")
-    rows = [row(**common, technique="context parallel", speedup=2.99), refused]
-    text = progress.progress_md("h200x4", rows, [], several=True)
-    assert "- [x] Context parallelism (1 row of 11_parallel)" in text and "TeaCache" not in text
-    assert "- [ ] 1.75× or more on 2 GPUs, 3× or more on 4" in text and "5 heads" not in text
-    decided = [{"decisions": "identical on all ranks"}, {"decisions": ["10", "11"]}]
-    rows = [row(**common, technique="context parallel", speedup=3.0)]
-    rows += [row(notebook="11_parallel", technique="parallel and cached", proof=decided[0])]
-    text = progress.progress_md("h200x4", rows, [], several=True)
-    assert "- [x] 1.75× or more on 2 GPUs, 3× or more on 4 and on 8 (3.00× on 4)" in text
-    assert "- [ ] Parallel VAE" in text
-    assert "- [x] Caches decide alike everywhere (under 1 cache)" in text
-    rows += [row(notebook="11_parallel", technique="parallel and cached", proof=decided[1])]
-    rows += [row(**common, technique="parallel stack", settings={"vae": ["parallel", "compiled"]})]
-    assert "- [x] Parallel VAE (1 row of 11_parallel)" in progress.progress_md("h200x4", rows, [], several=True)
-    assert "- [ ] Caches decide alike everywhere" in progress.progress_md("h200x4", rows, [], several=True)
 
 
 # --- the front page, of what is committed ---
@@ -257,25 +51,6 @@ def test_the_front_page_links_to_what_is_there(committed):
     assert "ledger.html" in linked and "single_gpu/cpu/index.html" in linked
     for href in linked:
         assert (committed / "reports" / href).is_file(), href
-
-
-def test_rows_of_two_machines_are_not_mixed():
-    old = [row(machine="a"), cached(0.2, 2.5, 30, 8.0, machine="a")]
-    new = [row(machine="b", measured_at="2026-11-21T00:00:00+00:00")]
-    assert ledger.latest(old + new) == [old[1], new[0]]  # another notebook is still that of the first machine
-
-
-def test_of_a_stack_built_anew_the_rows_of_before_are_not_shown():
-    stack = {"notebook": "13_final_stack", "weights": "random", "model": "flux-dev-random"}
-    before = row(**stack, technique="VAE compiled", settings={"vae": "compiled"}, speedup=1.7)
-    after = row(**stack, technique="VAE compiled", settings={"vae": "compiled", "fused_rope": True}, speedup=2.0)
-    after["measured_at"] = "2026-11-21T00:00:00+00:00"
-    others = [row(**stack), row(), row(technique="VAE compiled"), row(**stack, technique="VAE compiled", batch=4)]
-    found = ledger.latest([before, after, *others])
-    assert found == [after, *others]
-    claim = "fp8dqrow + fuse_qkv + compile + compiled VAE"
-    said = next(e for e in ledger.entries({"h200": found}) if e.claim.technique == claim and e.claim.gpu == "H100")
-    assert (said.ours, said.verdict) == (2.0, "reproduced")
 
 
 def run_again_here():
@@ -337,73 +112,6 @@ def test_what_only_the_small_model_cannot_have_is_not_said_of_a_gpu(tmp_path):
         for rows in (small, small + large)
     ]
     assert "can't run FSDP; xDiT:" in said[0] and "can't run TensorRT:" in said[1]
-
-
-def test_smoke_tests_are_no_results(committed):
-    shutil.copytree(committed / "reports/single_gpu/cpu", committed / "reports/single_gpu/smoke", dirs_exist_ok=True)
-    assert [c.name for c in site.configurations(committed)].count("smoke") == 0
-    shutil.rmtree(committed / "reports/single_gpu/smoke")
-
-
-# --- analysis ---
-
-
-def test_configurations_stand_beside_each_other_with_what_an_image_costs(committed):
-    pages = analysis.write(committed, ["h200=3.6"])
-    check_page(pages[-1].read_text(encoding="utf-8"), "analysis")
-    frame = pd.read_csv(committed / "reports/analysis/summary.csv")
-    assert {"cpu", "h200"} <= set(frame.configuration)
-    own = frame[frame.configuration == "h200"].iloc[0]
-    assert own["images per GPU hour"] == pytest.approx(3600 / own.p50)
-    assert own["per 1,000 images"] == pytest.approx(1000 * own.p50 / 3600 * 3.6)
-    assert frame[frame.configuration == "cpu"]["per 1,000 images"].isna().all()
-    before = {path: path.read_bytes() for path in (committed / "reports/analysis/charts").glob("*.svg")}
-    analysis.write(committed, ["h200=3.6"])
-    assert before and all(path.read_bytes() == drawn for path, drawn in before.items())
-
-
-def test_one_image_on_more_and_more_gpus(tmp_path):
-    def divided(gpus, technique, seconds, **settings):
-        proof = {"alone_s": 3.6, "communication": 0.2}
-        facts = {"notebook": "11_parallel", "weights": "random", "gpus": gpus, "latency_p50": seconds, "proof": proof}
-        own = {"technique": technique, "settings": settings, "images_per_s": gpus / seconds}
-        return row(**facts, **own, speedup=3.6 / seconds)
-
-    rows = [
-        divided(2, "context parallel", 2.4, cuda_graph="blocks"),
-        divided(2, "context parallel", 2.0, cuda_graph="blocks"),
-        divided(2, "context parallel", 3.0),
-        divided(2, "parallel stack", 1.5, cuda_graph="blocks"),
-        divided(2, "parallel stack", 0.9, cuda_graph="blocks", mask="10"),
-        divided(2, "parallel stack", 0.1, mask="10"),
-        divided(2, "replicas", 3.6) | {"speedup": None},
-    ]
-    frame = analysis.scaling([site.Configuration("h200x2", tmp_path, {}, [], rows)]).set_index("series")
-    assert list(frame.p50) == [2.0, 1.5, 0.9, 3.0] and list(frame.index) == list(analysis.SERIES)
-    assert frame.loc["BF16", "efficiency"] == pytest.approx(0.9) and frame.loc["BF16", "replicas"] == 2 / 3.6
-    assert analysis.scaling([]).empty
-    assert analysis.scaling_sentence(frame.reset_index()) == (
-        "An image of one h200 is there sooner on several, in BF16: **1.80×** on 2 (2 s). "
-        "Quantizing it, too, gives another 1.33× on 2."
-    )
-    only = frame.reset_index().query("series == 'quantized'")
-    assert analysis.scaling_sentence(only) == "No image was divided with its kernels recorded."
-    drawn = charts.scaling(frame.reset_index())
-    assert [t.get_text() for t in drawn.axes[0].get_legend().get_texts()] == ["nothing lost", *analysis.SERIES]
-    other = pd.concat([frame.reset_index(), only.assign(kind="h100")])
-    labels = [t.get_text() for t in charts.scaling(other).axes[0].get_legend().get_texts()]
-    assert labels[1] == "h200: BF16" and labels[-1] == "h100: quantized"
-
-
-@pytest.mark.parametrize("price", ["h200", "h200=cheap", "=3", "h200=-1", "h200=nan"])
-def test_a_price_that_is_none(committed, price):
-    with pytest.raises(UserError, match="write configuration=price"):
-        analysis.write(committed, [price])
-
-
-def test_a_price_for_what_was_not_measured(committed):
-    with pytest.raises(UserError, match="A price for b300, which has no results: there are"):
-        analysis.write(committed, ["b300=9"])
 
 
 # --- clean-caches ---
