@@ -57,22 +57,6 @@ def test_what_a_claim_is_about_stands_in_columns():
     assert found["FBCache (0.12) + FP8 + compile", "L20"].family == ""  # several techniques together
 
 
-def test_the_published_curve_is_that_of_the_experiment():
-    shares = published.first_block_shares()
-    assert shares[0.0] == 1
-    found = [100 * shares[t] for t in (0.05, 0.1, 0.2, 0.5, 0.8)]
-    assert found == pytest.approx([72, 45, 25, 14, 10], abs=1)
-    assert list(shares) == sorted(shares)
-
-
-def test_time_shares_are_of_the_uncached_run():
-    shares = published.time_shares(families.TEACACHE, "H100 80GB")
-    assert list(shares) == [0.2, 0.4, 0.6] and shares[0.6] == pytest.approx(2.69 / 7.18)
-    assert published.time_shares(families.FIRST_BLOCK, "A6000")[0.8] == pytest.approx(2.03 / 20.58)
-    with pytest.raises(KeyError, match="nothing is published for TeaCache on A6000"):
-        published.time_shares(families.TEACACHE, "A6000")
-
-
 # --- verdicts ---
 
 

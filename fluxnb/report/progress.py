@@ -156,7 +156,7 @@ SEVERAL: dict[str, list[Item]] = {  # of a configuration of several GPUs, which 
         Item("Context parallelism", _rows(notebooks.PARALLEL, *OWN_DIVISIONS, **_FULL_SIZE)),
         Item("1.75× or more on 2 GPUs, 3× or more on 4 and on 8", _divided),
         Item("xDiT", _rows(notebooks.PARALLEL, stacks.XDIT_ULYSSES, stacks.XDIT_RING, **_FULL_SIZE)),
-        Item("FSDP", _rows(notebooks.PARALLEL, stacks.FSDP, **_FULL_SIZE)),
+        Item(stacks.FSDP, _rows(notebooks.PARALLEL, stacks.FSDP, **_FULL_SIZE)),
         Item("Parallel VAE", _parallel_vae),
         Item("Caches decide alike everywhere", _alike),
     ],
