@@ -1,0 +1,160 @@
+"""What rows of one image on several GPUs say."""
+
+from __future__ import annotations
+
+from fluxnb.families import REPLICAS
+from fluxnb.findings.rows import finished, is_baseline, of, same_image, thousand
+from fluxnb.findings.table import APPLIED, LOADED, P50, PEAK, PSNR, SPEEDUP, Column, proved, table
+from fluxnb.findings.words import interval
+from fluxnb.study.row import Row
+
+_ALIKE = "identical on all ranks"  # what a row's `decisions` say then
+_STALE = "pipefusion"  # a setting: patches see each other as they were a step before
+
+
+def scaling_table(rows: list[Row]):
+    """Every way of dividing beside one rank alone and beside as many replicas."""
+    rate = next((r.images_per_s for r in of(rows, REPLICAS) if r.images_per_s), None)
+    columns = (
+        P50,
+        Column("alone", lambda r: r.baseline_s or r.shown("alone_s"), "s"),
+        *SPEEDUP,
+        Column("efficiency", lambda r: r.speedup and r.speedup / r.gpus, share=True),
+        proved("communication", share=True),
+        Column("images/s", "images_per_s"),
+        Column("of replicas", lambda r: r.images_per_s and rate and r.images_per_s / rate, share=True),
+        LOADED,
+        PEAK,
+        Column("computed", "computed_steps"),
+        PSNR,
+        proved("decided", "decisions"),
+        APPLIED,
+    )
+    return table(rows, columns)
+
+
+def scaling_parts(rows: list[Row]):
+    """Where a step goes on the first GPU, by kind of kernel, and how fast the GPUs ran; None without profiles.
+
+    A step that a cache skips has no profile, but a time. Rows of earlier runs have no steps by themselves.
+    """
+    profiled = [r for r in rows if r.shown("step_ms") or r.shown("steps_ms")]
+    if not profiled:
+        return None
+
+    kinds = dict.fromkeys(kind for r in profiled for kind in r.shown("step_ms", {}))
+
+    def image(r: Row) -> float:
+        return 1e3 * r.latency_p50 / r.total_steps
+
+    def left(whole: float | None, r: Row) -> float | None:
+        parts = r.shown("step_ms", {}).values()
+        return max(0.0, whole - sum(parts)) if parts and whole else None
+
+    columns = (
+        Column("image / steps", image, "ms"),
+        proved("one step", "steps_ms", "computed", unit="ms"),
+        proved("alone", "alone_steps_ms", "computed", unit="ms"),
+        proved("set off in", "steps_ms", "computed, set off in", unit="ms"),
+        *(proved(kind, "step_ms", kind, unit="ms") for kind in kinds),
+        Column("text, VAE, waiting", lambda r: left(image(r), r), "ms"),
+        Column("waiting", lambda r: left(r.shown("steps_ms", {}).get("computed"), r), "ms"),
+        proved("skipped step", "steps_ms", "skipped", unit="ms"),
+        proved("it set off in", "steps_ms", "skipped, set off in", unit="ms"),
+        Column("SM clock", lambda r: (r.telemetry or {}).get("sm_clock_avg_mhz"), "MHz"),
+    )
+    return table(profiled, columns)
+
+
+def scaling_stages(rows: list[Row]):
+    """What an image's time is made of on the first GPU, divided and alone; None if no row has its stages.
+
+    Only steps are divided, the VAE too where it is parallel: the rest is what keeps N GPUs from being N times as fast.
+    """
+    staged = [r for r in rows if r.shown("alone_stages") and r.speedup is not None and r.denoise_s]
+    if not staged:
+        return None
+    names = {"text": "text_s", "steps": "denoise_s", "VAE": "vae_s"}
+
+    def divided(r: Row) -> list[float | None]:
+        stages = [getattr(r, name) for name in names.values()]
+        return [*stages, r.latency_p50 - sum(filter(None, stages))]
+
+    def alone(r: Row) -> list[float | None]:
+        stages = [r.shown("alone_stages")[name] for name in names.values()]
+        return [*stages, r.shown("alone_s") - sum(filter(None, stages))]
+
+    columns = []
+    for i, name in enumerate((*names, "the rest")):
+        columns += [
+            Column(name, [thousand(divided(r)[i]) for r in staged], "ms"),
+            Column(f"{name}, alone", [thousand(alone(r)[i]) for r in staged], "ms"),
+        ]
+    columns.append(Column("steps divided", lambda r: r.shown("alone_stages")["denoise_s"] / r.denoise_s, "×"))
+    return table(staged, columns)
+
+
+def scaling_sentence(rows: list[Row]) -> str:
+    """Which way makes one image soonest without changing it, which makes most images, and the soonest image of all."""
+    one = [r for r in finished(rows) if r.family != REPLICAS.name and not is_baseline(r)]
+    best = min((r for r in one if same_image(r) and r.speedup is not None), key=lambda r: r.latency_p50, default=None)
+    if best is None:
+        return "no way of dividing an image could be measured; the table says why."
+    said = (
+        f"{best.label} makes one image **{best.speedup:.2f} times** as fast as one GPU "
+        f"({interval(best)}, {best.latency_p50:.3g} s, {best.speedup / best.gpus:.0%} of {best.gpus} times)"
+    )
+    if (moving := best.shown("communication")) is not None:
+        said += f", with {moving:.0%} of a step's kernels moving data between GPUs"
+    if replicas := of(finished(rows), REPLICAS):
+        more = replicas[0].images_per_s / best.images_per_s
+        said += (
+            f"; {best.gpus} replicas make {replicas[0].images_per_s:.3g} images a second, {more:.2f} times as many: "
+            f"{'replicas win for many images' if more > 1 else 'dividing wins for many images, too'}"
+        )
+    soonest = min(one, key=lambda r: r.latency_p50)
+    if soonest.latency_p50 < best.latency_p50:
+        said += f"; the soonest image of all is there after **{soonest.latency_p50:.3g} s** ({soonest.label})"
+    return said + "."
+
+
+def recorded_sentence(rows: list[Row]) -> str | None:
+    """What recording kernels in a CUDA graph does to a divided image; None if no way was measured with and without.
+
+    Only rows of one session are set beside each other.
+    """
+
+    def without(row: Row) -> tuple:
+        settings = {name: str(value) for name, value in row.settings.items() if name != "cuda_graph"}
+        return row.session, tuple(sorted(settings.items()))
+
+    own = [r for r in finished(rows) if r.speedup is not None]
+    bare = {without(r): r for r in own if "cuda_graph" not in r.settings}
+    graphs = {without(r): r for r in own if "cuda_graph" in r.settings and without(r) in bare}
+    if not graphs:
+        return None
+    pairs = ((bare[key], graph) for key, graph in graphs.items())
+    gains = "; ".join(f"{b.label} {b.latency_p50:.3g} → **{g.latency_p50:.3g} s**" for b, g in pairs)
+    return (
+        f"with kernels recorded in a CUDA graph instead of set off by the host, one by one: {gains}. Every GPU has a "
+        "part of the kernels' time and all of their launches."
+    )
+
+
+def same_everywhere_sentence(rows: list[Row]) -> str:
+    """How far the pictures of several ranks are from one rank's, and whether the caches decided alike."""
+    ok = finished(rows)
+    stale = [r for r in ok if r.setting(_STALE)]
+    compared = [r for r in ok if r.family != REPLICAS.name and r not in stale]
+    different = [r for r in compared if not r.psnr_identical]
+    decided = [d for r in compared if (d := r.shown("decisions"))]
+    said = f"{len(compared)} ways of dividing make the picture of one rank"
+    if different:
+        worst = min(r.psnr_db for r in different)
+        said += f", {len(compared) - len(different)} of them to the last bit and the others within {worst:.1f} dB"
+    if decided:
+        said += f"; under {decided.count(_ALIKE)} of {len(decided)} caches all ranks decided alike"
+    for r in stale:
+        said += f"; {r.label}, whose patches see each other a step late, makes another ({r.psnr_db:.1f} dB)"
+    missing = len(rows) - len(ok)
+    return said + (f"; {missing} could not run, the table says why." if missing else ".")

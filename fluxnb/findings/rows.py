@@ -1,0 +1,153 @@
+"""Which row: chosen from several and asked for what it says, so that a sentence, a table and a chart mean the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from fluxnb import families, notebooks
+from fluxnb.families import Family
+from fluxnb.study.row import Row
+from fluxnb.technique import IDENTICAL, ROUNDING
+
+LOSS_ALLOWED = 0.05  # the plans' criterion: quality within 5 % of the uncached model
+LOSS = f"{100 * LOSS_ALLOWED:g} %"
+CACHES = (*(f for f in families.ALL if f.cache), families.COMBINED)
+SAME = (IDENTICAL, ROUNDING)  # the baseline's image, as far as arithmetic goes
+
+# proofs with a column of their own, or that only other figures are computed from
+_ELSEWHERE = (
+    "layers", "of", "weight", "kernels", "step_ms", "steps_ms", "alone_s", "alone_stages", "alone_steps_ms",
+    "communication", "decisions", "error",
+)  # fmt: skip
+
+
+def of(rows: Iterable[Row], *which: Family | str) -> list[Row]:
+    """The rows of one or more families, or of stacks by name."""
+    names = {w for w in which if isinstance(w, str)}
+    own = {w.name for w in which if isinstance(w, Family)}
+    return [r for r in rows if r.family in own or r.stack in names]
+
+
+def baseline_of(rows: Iterable[Row]) -> Row:
+    """The row of the baseline."""
+    return next(r for r in rows if is_baseline(r))
+
+
+def is_baseline(row: Row) -> bool:
+    """Whether the others are compared with it."""
+    return row.family == families.BASELINE.name
+
+
+def finished(rows: Iterable[Row]) -> list[Row]:
+    """Those that were measured."""
+    return [r for r in rows if r.ok]
+
+
+def divided(rows: Iterable[Row]) -> list[Row]:
+    """One image over several GPUs at full size: finished rows of random weights, without what one GPU makes alone."""
+    own = [r for r in rows if r.notebook == notebooks.PARALLEL and r.weights == "random" and r.ok]
+    return [r for r in own if not is_baseline(r)]
+
+
+def fastest(rows: Iterable[Row]) -> Row | None:
+    """The highest speedup; None where no row has one."""
+    return max((r for r in rows if r.speedup is not None), key=lambda r: r.speedup, default=None)
+
+
+def same_image(row: Row) -> bool:
+    """Whether nothing but the order of operations differs from the baseline. False where it isn't known."""
+    return is_baseline(row) or row.exact in SAME
+
+
+def keeps_adherence(row: Row, baseline: Row) -> bool:
+    """Whether prompt adherence is within `LOSS` of the baseline's (relative); True where it can't be measured."""
+    if row.adherence is None or baseline.adherence is None:
+        return True
+    return row.adherence >= (1 - LOSS_ALLOWED) * baseline.adherence
+
+
+def psnr_or_infinite(row: Row) -> float:
+    """Mean PSNR in dB; infinite where every image is identical."""
+    return math.inf if row.psnr_db is None else row.psnr_db
+
+
+def beyond_noise(row: Row, baseline: Row) -> bool:
+    """Whether it is faster, and its interval lies above that of the baseline against itself."""
+    return row.speedup_ci_low is not None and row.speedup_ci_low > max(1.0, baseline.speedup_ci_high or 1.0)
+
+
+def baseline_s(row: Row) -> float | None:
+    """Median seconds of the baseline of its session: its own, if it is one."""
+    return row.latency_p50 if is_baseline(row) else row.baseline_s
+
+
+def over(row: Row, before: Sequence[Row]) -> float | None:
+    """Its gain over the fastest of those before it in its session, which a slowdown isn't; None if there is none.
+
+    Both are taken over the baselines that were timed in turn with them.
+    """
+    own = [1.0 if is_baseline(b) else b.speedup for b in before if b.speedup and b.session == row.session]
+    return row.speedup / max(own) if own and row.speedup else None
+
+
+def thousand(value: float | None) -> float | None:
+    """Seconds in milliseconds; nothing of nothing."""
+    return None if value is None else 1e3 * value
+
+
+def step_ms(row: Row) -> float | None:
+    """Milliseconds of denoising for each step that is run."""
+    steps = row.total_steps or row.steps
+    return 1e3 * row.denoise_s / steps if row.denoise_s and steps else None
+
+
+def teraflops(row: Row) -> float | None:
+    """TFLOP/s of a product of square matrices or of an attention that was timed by itself; None of anything else."""
+    if not row.latency_p50:
+        return None
+    if size := row.setting("size"):
+        return 2 * size**3 / row.latency_p50 / 1e12
+    if shape := row.setting("shape"):
+        images, heads, tokens, width = shape
+        return 4 * images * heads * tokens**2 * width / row.latency_p50 / 1e12
+    return None
+
+
+def gigabytes(row: Row) -> float | None:
+    """GB/s of a copy that was timed by itself, reads and writes counted; None of anything else."""
+    moved = row.setting("bytes")
+    return moved / row.latency_p50 / 1e9 if moved and row.latency_p50 else None
+
+
+def what_ran(row: Row, most: int = 2) -> str | None:
+    """The kernels that took longest."""
+    return "; ".join(row.shown("kernels", [])[:most]) or None
+
+
+def applied(row: Row) -> str | None:
+    """What shows that it did something, in words."""
+    proof = row.proof or {}
+    words = [f"{proof['layers']} of {proof['of']} layers: {proof['weight']}"] if "layers" in proof else []
+    words += [f"{name} {value}" for name, value in proof.items() if name not in _ELSEWHERE]
+    return "; ".join(words + proof.get("kernels", [])) or None
+
+
+def control_psnr(rows: Iterable[Row], at: str, value: float, control: Family = families.FEWER_STEPS) -> float | None:
+    """PSNR of a control where its column `at` (computed_steps, speedup) has this value.
+
+    Between its two nearest rows, linearly; None outside of them.
+    """
+    points = sorted((getattr(r, at), r.psnr_db) for r in of(rows, control) if r.psnr_db is not None)
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x0 <= value <= x1 and x0 < x1:
+            return y0 + (y1 - y0) * (value - x0) / (x1 - x0)
+    return None
+
+
+def against_control(
+    rows: Iterable[Row], family: Family, at: str, control: Family = families.FEWER_STEPS
+) -> list[float]:
+    """How many dB each setting of a family is above a control, at equal computed steps or equal speedup."""
+    pairs = [(r.psnr_db, control_psnr(rows, at, getattr(r, at), control)) for r in of(rows, family)]
+    return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
