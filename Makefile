@@ -17,8 +17,13 @@ endif
 # Notebooks and their kernels import fluxnb from here, whatever the interpreter has installed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
+# HOST= of the command line only: some shells have a variable of that name.
+ifeq ($(origin HOST),command line)
+export FLUXNB_HOST := $(HOST)
+endif
+
 # A misspelled GPU is answered here, before an environment is made. (Brackets: the whole word, no patterns.)
-ifneq ($(filter report render,$(MAKECMDGOALS)),)
+ifneq ($(filter report render reference,$(MAKECMDGOALS)),)
 ifeq ($(findstring <$(GPU)>,$(patsubst %,<%>,$(GPUS))),)
 $(error GPU=$(GPU) has no file in params/: choose one of $(GPUS))
 endif
@@ -26,7 +31,7 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help report render site analysis explore test train-embedded lock clean clean-caches
+.PHONY: help report render site reference analysis explore test lint train-embedded lock clean clean-caches
 
 help: ## show this list
 	@echo "make <target> [VARIABLE=value]"
@@ -35,13 +40,16 @@ help: ## show this list
 	@echo
 	@echo "  GPU=$(GPU)$(if $(filter cpu,$(GPU)), (default))  one of: $(GPUS)"
 	@echo "  LAUNCH=slurm             every notebook as a job of Slurm (SLURM_OPTIONS=\"partition=gpu time=600\")"
+	@echo "  HOST=name                what this machine is called in its rows, instead of a name made up for it"
 	@echo "  PYTHON=/path/python      run on this interpreter and install nothing"
 	@echo "  BASE_PYTHON=python3.12   the Python (3.11 or newer) that .venv is made with, when it is made"
+	@echo
+	@echo "make report writes below reports/own/, which git ignores; the committed reference is the rest of reports/."
 	@echo
 	@echo "The environment is made by itself the first time. pip's configured package locations are used; where"
 	@echo "they offer a CPU build of torch it is taken, and UV_TORCH_BACKEND=cpu asks PyTorch's own site for one."
 
-report: $(READY) ## run the notebooks on this GPU and render the reports (ONLY=05: one notebook; FORCE=1: all afresh, on any GPU; REPLAY=1: from the rows that are there, on any machine)
+report: $(READY) ## run the notebooks on this GPU and render the reports (ONLY=05: one notebook; FORCE=1: all afresh, on any GPU; REPLAY=1: the reference's pages from its rows, on any machine)
 	$(PY) -m fluxnb report --gpu $(GPU)$(if $(ONLY), --only $(ONLY))$(if $(filter-out 0,$(FORCE)), --force)$(if $(filter-out 0,$(REPLAY)), --replay)$(if $(LAUNCH), --launch $(LAUNCH))
 
 render: $(READY) ## render the reports again from the notebooks last run; needs no GPU
@@ -50,14 +58,20 @@ render: $(READY) ## render the reports again from the notebooks last run; needs 
 site: $(READY) ## make the front page, the ledger and the progress files again from the committed tables
 	$(PY) -m fluxnb site
 
+reference: $(READY) ## take your own run of GPU=… over into the committed reference (for maintainers)
+	$(PY) -m fluxnb reference --gpu $(GPU)
+
 analysis: $(READY) ## set the configurations beside each other (PRICES="h200=3.5": what a GPU hour costs)
 	$(PY) -m fluxnb analysis $(PRICES)
 
 explore: $(READY) ## open the live explorer in JupyterLab (ARGS=… is passed on)
-	$(PY) -m jupyterlab $(ARGS) explore.ipynb
+	$(PY) -m jupyterlab $(ARGS) notebooks/explore.ipynb
 
 test: $(READY) ## run the tests, two files at a time (ARGS=… is passed on to pytest)
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(READY) ## look through the code: ruff and mypy
+	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy fluxnb
 
 train-embedded: $(READY) ## train the embedded model and its ControlNet from nothing; needs a GPU, resumes where it stopped
 	$(PY) -m fluxnb.training.train && $(PY) -m fluxnb.training.train_control

@@ -1,86 +1,72 @@
-"""The command line: `python -m fluxnb report --gpu cpu`. `make help` lists the everyday commands."""
+"""The command line: `python -m fluxnb report --gpu cpu`. `make help` lists the everyday commands.
+
+Nothing but the standard library is imported before a command runs: an interpreter that lacks packages is told so.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
-from fluxnb import params
 from fluxnb.errors import UserError
 
 
 def report(options) -> int:
     """Runs what has changed, then renders every page."""
-    from fluxnb.measure import telemetry
-    from fluxnb.models import pipelines
-    from fluxnb.report import sweep
-    from fluxnb.report.render import render
-    from fluxnb.report.run import run
-    from fluxnb.study.results import Results
+    from fluxnb.report import preflight
 
-    chosen, root = params.load(options.gpu), params.find_folder().parent
-    if options.replay:
-        os.environ[telemetry.REPLAY] = str(_recorded(chosen.name, root / chosen.report_dir))
-    elif options.launch != "slurm":  # a job looks by itself what it was given
-        name, count = params.detect_gpu()
-        params.check_gpu(chosen, name, force=options.force, detected_count=count)
-    Results(root / chosen.report_dir / "results.csv").rows()  # a damaged table is said before anything starts
-    for model in chosen.study.models:
-        pipelines.check(model)
-    if options.force:
-        os.environ["FLUXNB_FORCE"] = "1"
-    several = not options.replay and (options.launch != "here" or sweep.places(chosen) != [None])
-    status = run(
-        chosen,
-        provenance=lambda: telemetry.provenance(chosen, root),
-        only=options.only,
-        force=options.force or options.replay,
-        replay=options.replay,
-        root=root,
-        jobs=(lambda stems: sweep.sweep(chosen, root, stems, options.launch, options.force)) if several else None,
-    )
-    _say_where(render(chosen, root))
-    return status
+    preflight.check()
+    from fluxnb.report import publish
+
+    chosen, root = _chosen(options)
+    return publish.report(chosen, root, options.only, options.force, options.replay, options.launch)
 
 
-def _recorded(gpu: str, folder: Path) -> Path:
-    """The run.json of a configuration that was measured."""
-    file = folder / "run.json"
-    if not file.is_file():
-        raise UserError(
-            f"Nothing was measured for GPU={gpu} yet, so there is nothing to replay: run it on its GPU first."
-        )
-    return file.resolve()
-
-
-def render_again(options) -> int:
+def render(options) -> int:
     """Renders the notebooks that were run last; needs no GPU."""
-    from fluxnb.report.render import render
+    from fluxnb.report import publish
 
-    _say_where(render(params.load(options.gpu), params.find_folder().parent))
-    return 0
+    return _say_where(publish.render(*_chosen(options)))
 
 
-def make_site(options) -> int:
+def reference(options) -> int:
+    """Takes a run of one's own over into the committed reference."""
+    from fluxnb.report import publish
+
+    return _say_where(publish.to_reference(*_chosen(options)))
+
+
+def site(options) -> int:
     """The front page, the ledger, indexes and progress files, from the committed tables."""
-    from fluxnb.report import site
+    from fluxnb.report import publish
 
-    root = params.find_folder().parent
-    for found in site.configurations(root):
-        site.write_progress(found.name, found.folder, found.pages)
-        site.write_index(root, found)
-    site.write_readme(root)
-    _say_where(site.write_site(root)[:1])
-    return 0
+    return _say_where(publish.site(_root()))
 
 
 def analysis(options) -> int:
     """Configurations beside each other: speedups, and what an image costs."""
     from fluxnb.report.analysis import write
 
-    _say_where(write(params.find_folder().parent, options.prices))
+    return _say_where(write(_root(), options.prices)[-1])
+
+
+def rows(options) -> int:
+    """One row with everything about it, or a list of rows."""
+    from fluxnb.report import rows as tables
+
+    if options.id:
+        print(tables.one(_root(), options.id))
+    else:
+        print(tables.listed(_root(), options.notebook, options.gpu, options.technique))
+    return 0
+
+
+def techniques(options) -> int:
+    """Every technique: what it is, its class, its notebook."""
+    from fluxnb.report import catalogue
+
+    print(catalogue.text())
     return 0
 
 
@@ -89,7 +75,7 @@ def clean_caches(options) -> int:
     from fluxnb.report import disk
 
     try:
-        disk.clean(params.find_folder().parent)
+        disk.clean(_root())
     except EOFError:
         raise UserError("Nothing was deleted: run it in a terminal, where it can ask.") from None
     return 0
@@ -116,56 +102,82 @@ def fit_teacache(options) -> int:
 
 def list_params(options) -> int:
     """Every parameter: what it means and what is allowed."""
+    from fluxnb import params
+
     for key in params.describe():
         print(f"{key.path}: {key.help}\n    {key.type}; allowed: {key.allowed}; default: {key.default}")
     return 0
 
 
-def _say_where(pages: list[Path]) -> None:
-    if pages:
-        print(f"read it: {pages[-1]}")
+def _root() -> Path:
+    from fluxnb import params
+
+    return params.find_folder().parent
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """0: done; 1: a notebook failed; 2: something the user can put right, said in one sentence."""
+def _chosen(options) -> tuple:
+    """(Params, project's folder) of the configuration that was asked for."""
+    from fluxnb import params
+
+    return params.load(options.gpu), _root()
+
+
+def _say_where(page: Path) -> int:
+    print(f"read it: {page}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fluxnb", description="A reproducible study of fast FLUX inference.")
     commands = parser.add_subparsers(required=True, metavar="command")
+    made = {}
     for name, run, words in (
-        ("report", report, "run the notebooks that changed and render the reports"),
-        ("render", render_again, "render the reports again, without running anything"),
-        ("site", make_site, "make the front page, the ledger and the progress files again"),
+        ("report", report, "run the notebooks that changed and render your own reports, below reports/own/"),
+        ("render", render, "render your own reports again, without running anything"),
+        ("reference", reference, "take your own run of a configuration over into the committed reference"),
+        ("site", site, "make the front page, the ledger and the progress files again"),
         ("analysis", analysis, "set configurations beside each other"),
+        ("rows", rows, "print a row with everything about it, or list rows"),
+        ("techniques", techniques, "list every technique"),
         ("clean-caches", clean_caches, "list downloaded models and compiled code, and delete what you agree to"),
         ("fit-teacache", fit_teacache, "fit TeaCache's polynomial to a model"),
         ("params", list_params, "list every parameter"),
     ):
-        command = commands.add_parser(name, help=words, description=words)
-        command.set_defaults(run=run)
-        if name in ("report", "render", "fit-teacache"):
-            command.add_argument("--gpu", default="cpu", help="a configuration: the name of a file in params/")
-        if name == "report":
-            command.add_argument("--only", action="append", help="a notebook, by name or number; may be repeated")
-            command.add_argument("--force", action="store_true", help="run all of it again, on any GPU")
-            command.add_argument(
-                "--replay",
-                action="store_true",
-                help="make pages anew from the rows that are there, on any machine; measures nothing",
-            )
-            command.add_argument(
-                "--launch",
-                default="here",
-                help="here: a notebook per free GPU of this machine; slurm: as Slurm's jobs",
-            )
-        if name == "analysis":
-            command.add_argument("prices", nargs="*", help="what a GPU hour costs, such as h200=3.5")
-        if name == "fit-teacache":
-            command.add_argument("--model", default="embedded", help="a model by name")
-            command.add_argument("--steps", type=int, default=28, help="denoising steps")
-    options = parser.parse_args(arguments)
+        made[name] = commands.add_parser(name, help=words, description=words)
+        made[name].set_defaults(run=run)
+    for name in ("report", "render", "reference", "fit-teacache"):
+        made[name].add_argument("--gpu", default="cpu", help="a configuration: the name of a file in params/")
+    add = made["report"].add_argument
+    add("--only", action="append", help="a notebook, by name or number; may be repeated")
+    add("--force", action="store_true", help="run all of it again, on any GPU")
+    words = "make the reference's pages anew from its rows, on any machine; measures nothing"
+    add("--replay", action="store_true", help=words)
+    add("--launch", default="here", help="here: a notebook per free GPU of this machine; slurm: as Slurm's jobs")
+    add = made["rows"].add_argument
+    add("id", nargs="?", help="of a row, or its beginning")
+    add("--notebook", help="list the rows of a notebook, by name or number")
+    add("--gpu", help="list the rows of a configuration")
+    add("--technique", help="list the rows whose technique, family or stack has this in its name")
+    made["analysis"].add_argument("prices", nargs="*", help="what a GPU hour costs, such as h200=3.5")
+    made["fit-teacache"].add_argument("--model", default="embedded", help="a model by name")
+    made["fit-teacache"].add_argument("--steps", type=int, default=28, help="denoising steps")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0: done; 1: a notebook failed; 2: something the user can put right, said in one sentence."""
+    from fluxnb.report import preflight
+
+    options = _parser().parse_args(arguments)
     try:
         return options.run(options)
     except UserError as error:
         print(f"fluxnb: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError:
+        if not (lacking := preflight.lacking()):
+            raise
+        print(f"fluxnb: {lacking}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("fluxnb: interrupted; what was finished is kept, and the same command goes on", file=sys.stderr)

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TARGETS = "help report render site analysis explore test train-embedded lock clean clean-caches".split()
+TARGETS = "help report render site reference analysis explore test lint train-embedded lock clean clean-caches".split()
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
 
 def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
     """Run make as from a fresh terminal: without what the make that runs these tests has handed down."""
-    ours = {"MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "MAKEFILES",
-            "PYTHON", "BASE_PYTHON", "GPU", "ONLY", "FORCE", "ARGS", "UPGRADE", "PRICES"}  # fmt: skip
+    ours = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES MAKEFILES PYTHON BASE_PYTHON GPU ONLY FORCE REPLAY HOST".split()
+    ours += "FLUXNB_HOST ARGS UPGRADE PRICES".split()
     env = {k: v for k, v in os.environ.items() if k not in ours} | variables
     command = ["make", *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
@@ -50,7 +50,7 @@ def test_every_target_is_documented():
 
 
 @pytest.mark.parametrize("gpu", ["nonsense", "base", "", "%", "h%", "cpu h100", "../params/cpu"])
-@pytest.mark.parametrize("target", ["report", "render"])
+@pytest.mark.parametrize("target", ["report", "render", "reference"])
 def test_unknown_gpu_lists_the_choices(fresh, target, gpu):
     answer = make(target, f"GPU={gpu}", folder=fresh)
     assert answer.returncode != 0 and answer.stdout == ""
@@ -102,11 +102,44 @@ def test_python_runs_with_the_project_on_its_path(fresh):
 def test_variables_become_options(fresh):
     plan = make("-n", "report", "ONLY=05", "FORCE=1", "PYTHON=p", folder=fresh).stdout
     assert plan == "p -m fluxnb report --gpu cpu --only 05 --force\n"
+    replayed = make("-n", "report", "GPU=h100", "REPLAY=1", "PYTHON=p", folder=fresh).stdout
+    assert replayed == "p -m fluxnb report --gpu h100 --replay\n"
+    taken = make("-n", "reference", "GPU=h100", "PYTHON=p", folder=fresh).stdout
+    assert taken == "p -m fluxnb reference --gpu h100\n"
     assert "--force" not in make("-n", "report", "FORCE=0", "PYTHON=p", folder=fresh).stdout
     tests = make("-n", "test", "ARGS=-k make", "PYTHON=p", folder=fresh).stdout
     assert tests == "p -m pytest -n 2 --dist loadfile -k make\n"
     priced = make("-n", "analysis", "PRICES=h200=3.5 cpu=0.1", "PYTHON=p", folder=fresh).stdout
     assert priced == "p -m fluxnb analysis h200=3.5 cpu=0.1\n"
+
+
+def test_the_name_of_the_machine_is_passed_on_only_as_it_is_given_to_make(fresh):
+    (fresh / "spy").write_text('#!/bin/sh\necho "host: $FLUXNB_HOST"\n')
+    (fresh / "spy").chmod(0o755)
+    named = make("-s", "report", "PYTHON=./spy", "HOST=lab-3", folder=fresh)
+    assert named.stdout == "host: lab-3\n"
+    assert make("-s", "report", "PYTHON=./spy", folder=fresh, HOST="shell").stdout == "host: \n"  # as tcsh sets it
+    assert make("-s", "report", "PYTHON=./spy", folder=fresh, FLUXNB_HOST="lab-4").stdout == "host: lab-4\n"
+
+
+def test_lint_looks_at_everything(fresh):
+    (plan,) = make("-n", "lint", "PYTHON=p", folder=fresh).stdout.splitlines()
+    assert plan == "p -m ruff check . && p -m ruff format --check . && p -m mypy fluxnb"
+    script = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert script.endswith("make lint\nmake test\n")
+
+
+def test_a_run_is_no_change_to_the_repository(tmp_path):
+    if not shutil.which("git"):
+        pytest.skip("needs git")
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    own, reference = (tmp_path / f"reports/{name}/results.csv" for name in ("own/single_gpu/cpu", "single_gpu/cpu"))
+    for path in (own, own.with_name("index.html"), tmp_path / "reports/own/hosts.json", reference):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    status = subprocess.run(["git", "status", "--porcelain", "-uall"], cwd=tmp_path, capture_output=True, text=True)
+    assert status.stdout.splitlines() == ["?? .gitignore", "?? reports/single_gpu/cpu/results.csv"]
 
 
 def test_failure_is_passed_on(fresh):
@@ -115,7 +148,9 @@ def test_failure_is_passed_on(fresh):
 
 def test_clean_keeps_results(fresh):
     (fresh / "build/cpu").mkdir(parents=True)
-    (fresh / "reports/single_gpu/cpu").mkdir(parents=True)
-    (fresh / "reports/single_gpu/cpu/results.csv").touch()
+    (fresh / "reports/own/single_gpu/cpu").mkdir(parents=True)
+    kept = [fresh / "reports/own" / name for name in ("single_gpu/cpu/results.csv", "hosts.json")]
+    for path in kept:
+        path.touch()
     assert make("clean", folder=fresh).returncode == 0
-    assert not (fresh / "build").exists() and (fresh / "reports/single_gpu/cpu/results.csv").exists()
+    assert not (fresh / "build").exists() and all(path.exists() for path in kept)

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -21,11 +20,16 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from fluxnb import report
 from fluxnb.errors import UserError
-from fluxnb.report import html, read_state
-from fluxnb.report.render import MAX_PAGE_MB, check_page, prepare, render
-from fluxnb.report.run import KERNEL, Progress, check_parameters, fingerprint, run
-from fluxnb.study.results import COLUMNS, Results
+from fluxnb.report import html, kernel, publish, read_state
+from fluxnb.report.audit import MAX_PAGE_MB, check_page
+from fluxnb.report.console import Progress
+from fluxnb.report.render import prepare
+from fluxnb.report.run import check_parameters, fingerprint
+from fluxnb.report.run import run as run_notebooks
+from fluxnb.study.results import Results
+from fluxnb.study.row import COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROVENANCE = {
@@ -53,11 +57,32 @@ class FakeParams:
     def report_dir(self):
         return Path("reports/single_gpu") / self.name
 
+    @property
+    def own_dir(self):
+        return Path("reports/own/single_gpu") / self.name
+
     def resolved(self):
         return {"gpu": {"match": "cpu"}, "study": {"steps": self.steps}}
 
     def for_notebook(self, stem):
         return {"gpu": self.name, **dict(self.extra)}
+
+
+OWN = "reports/own/single_gpu/cpu"  # where a run of one's own goes
+ROW = {"technique": "baseline", "family": "baseline", "gpu": "cpu", "host": "h", "versions": "v", "weights": "random"}
+ROW |= {"status": "ok", "run_id": "r"}
+
+
+def run(params, root, provenance=None, replay=False, **options):
+    """Runs what is due in a project, as `make report` does."""
+    place = report.reference(params, root) if replay else report.own(params, root)
+    return run_notebooks(params, place, prepare=lambda: provenance or {}, **{"stream": io.StringIO()} | options)
+
+
+def render(params, root, max_page_mb=None, replay=False):
+    """The pages that `make render` writes."""
+    place = report.reference(params, root) if replay else report.own(params, root)
+    return publish.publish(place, max_page_mb)
 
 
 def cell(source, *tags):
@@ -91,12 +116,13 @@ GOOD = """
     image = np.zeros((32, 32, 3), np.uint8)
     html.image_grid(["apple"], ["0", "0.2"], [[(image, "baseline"), (image, "2.1×")]], caption="Images")
     with open(os.environ["FLUXNB_PROGRESS"], "a") as file:
-        file.write(json.dumps({"notebook": "01_good", "done": 1, "total": 2, "label": "FBCache 0.1"}) + "\\n")
+        event = {"notebook": "01_good", "done": 2, "found": 1, "total": 2, "label": "FBCache 0.1"}
+        file.write(json.dumps(event) + "\\n")
     from fluxnb.study.results import Results
     for technique in ("baseline", "fbcache"):
-        key = {"notebook": "01_good", "technique": technique, "gpu": "cpu", "machine": "m", "versions": "v"}
-        row = {**key, "weights": "random", "status": "ok", "run_id": "r"}
-        Results("reports/single_gpu/cpu/results.csv").append(row)
+        key = {"notebook": "01_good", "technique": technique, "gpu": "cpu", "host": "m", "versions": "v"}
+        row = {**key, "family": "baseline", "weights": "random", "status": "ok", "run_id": "r"}
+        Results("reports/own/single_gpu/cpu/results.csv").append(row)
 """
 NOISY = """
     import os
@@ -122,13 +148,13 @@ def project(tmp_path_factory):
     output = io.StringIO()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
-        status = run(FakeParams(), provenance=PROVENANCE, root=root, stream=output)
+        status = run(FakeParams(), root, PROVENANCE, stream=output)
         written = render(FakeParams(), root)
         yield {"root": root, "status": status, "output": output.getvalue(), "written": written}
 
 
 def page(project, name):
-    return (project["root"] / "reports/single_gpu/cpu" / name).read_text(encoding="utf-8")
+    return (project["root"] / OWN / name).read_text(encoding="utf-8")
 
 
 # --- running ---------------------------------------------------------------------------------------------
@@ -147,7 +173,7 @@ def test_failing_notebook_fails_the_run_and_is_kept_while_the_others_run(project
 
 
 def test_run_json_has_the_provenance_and_how_each_notebook_went(project):
-    record = json.loads((project["root"] / "reports/single_gpu/cpu/run.json").read_text())
+    record = json.loads((project["root"] / OWN / "run.json").read_text())
     assert record["commit"] == PROVENANCE["commit"]
     assert record["notebooks"]["01_good"]["rows"] == 2
     assert record["notebooks"]["01_good"]["executed_cells"] == record["notebooks"]["01_good"]["cells"] == 4
@@ -155,39 +181,87 @@ def test_run_json_has_the_provenance_and_how_each_notebook_went(project):
     assert (failed["status"], failed["failed_cell"], failed["executed_cells"]) == ("failed", 4, 3)
 
 
+def appended(table, stem, day):
+    """A row that was measured on that day of the month."""
+    Results(table).append(ROW | {"notebook": stem, "measured_at": f"2026-11-{day}T10:00:00+00:00"})
+
+
 def test_a_replay_that_fails_leaves_everything_as_it_was(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     write_notebook(tmp_path, "01_once", cell("import os; assert not os.environ.get('FLUXNB_REPLAY')"))
-    assert run(FakeParams(), provenance=PROVENANCE, root=tmp_path, stream=io.StringIO()) == 0
+    assert run(FakeParams(), tmp_path, PROVENANCE) == 0
     render(FakeParams(), tmp_path)
+    appended(tmp_path / OWN / "results.csv", "01_once", "01")
+    publish.to_reference(FakeParams(), tmp_path)
+    folder = tmp_path / "reports/single_gpu/cpu"
     kept = {p: p.read_bytes() for p in tmp_path.rglob("*.*") if p.is_file() and p.suffix != ".log"}
-    monkeypatch.setenv("FLUXNB_REPLAY", str(tmp_path / "reports/single_gpu/cpu/run.json"))
+    monkeypatch.setenv("FLUXNB_REPLAY", str(folder / "run.json"))
     output, later = io.StringIO(), PROVENANCE | {"commit": "fedcba9876543210", "replayed": True}
-    again = {"provenance": later, "root": tmp_path, "stream": output, "force": True, "replay": True}
+    again = {"provenance": later, "root": tmp_path, "stream": output, "replay": True}
     assert run(FakeParams(), **again) == 1 and "01_once FAILED at cell 3: AssertionError" in output.getvalue()
-    render(FakeParams(), tmp_path)
+    render(FakeParams(), tmp_path, replay=True)
     assert {p: p.read_bytes() for p in kept} == kept
     write_notebook(tmp_path, "01_once", cell("print('shown again')"))
-    table = tmp_path / "reports/single_gpu/cpu/results.csv"
-    for stem, day in (("01_once", "01"), ("02_other", "09")):
-        key = {"notebook": stem, "technique": "baseline", "gpu": "cpu", "machine": "m", "versions": "v"}
-        rest = {"weights": "random", "status": "ok", "run_id": "r", "measured_at": f"2026-11-{day}T10:00:00+00:00"}
-        Results(table).append(key | rest)
-    before = json.loads((table.parent / "pages.json").read_text())["01_once"]["state"]
+    appended(folder / "results.csv", "02_other", "09")
+    before = json.loads((folder / "pages.json").read_text())["01_once"]["state"]
     assert run(FakeParams(), **again) == 0
-    render(FakeParams(), tmp_path)
-    page = (tmp_path / "reports/single_gpu/cpu/01_once.html").read_text()
+    render(FakeParams(), tmp_path, replay=True)
+    page = (folder / "01_once.html").read_text()
     assert "shown again" in page and "fedcba9876" in page and "Page made anew" in page and "2026-11-01 10:00" in page
-    state = json.loads((table.parent / "pages.json").read_text())["01_once"]["state"]
+    state = json.loads((folder / "pages.json").read_text())["01_once"]["state"]
     assert (state["seconds"], state["finished"]) == (before["seconds"], before["finished"])  # of the measuring
-    run_json = tmp_path / "reports/single_gpu/cpu/run.json"
-    assert run_json.read_bytes() == kept[run_json]  # of the run that measured
+    assert (folder / "run.json").read_bytes() == kept[folder / "run.json"]  # of the run that measured
+    mine = {p: data for p, data in kept.items() if p.is_relative_to(tmp_path / OWN) or p.parent.name == "cpu"}
+    assert {p: p.read_bytes() for p in mine if p.parent != folder} == {p: mine[p] for p in mine if p.parent != folder}
+
+
+def test_a_run_of_ones_own_leaves_the_reference_alone_and_shows_it_beside(tmp_path):
+    write_notebook(tmp_path, "01_once", cell("1"))
+    write_notebook(tmp_path, "02_never", cell("2"))
+    theirs = tmp_path / "reports/single_gpu/cpu"
+    appended(theirs / "results.csv", "01_once", "01")
+    (theirs / "01_once.html").write_text("theirs")
+    (theirs / "pages.json").write_text("{}")
+    publish.site(tmp_path)
+    kept = {p: p.read_bytes() for p in (tmp_path / "reports").rglob("*.*")}
+    assert run(FakeParams(), tmp_path, only=["01"]) == 0
+    appended(tmp_path / OWN / "results.csv", "01_once", "02")
+    render(FakeParams(), tmp_path)
+    assert {p: p.read_bytes() for p in kept} == kept
+    index = (tmp_path / OWN / "index.html").read_text()
+    for address in ("../../../single_gpu/cpu/index.html", "../../../single_gpu/cpu/01_once.html", "../../index.html"):
+        assert f'href="{address}"' in index and (tmp_path / OWN / address).is_file(), address
+    front = (tmp_path / "reports/own/index.html").read_text()
+    for address in ("single_gpu/cpu/index.html", "../single_gpu/cpu/index.html"):
+        assert f'href="{address}"' in front, address
+
+
+def test_what_is_taken_over_into_the_reference_is_beside_what_was_there(tmp_path):
+    write_notebook(tmp_path, "01_once", cell("1"))
+    write_notebook(tmp_path, "02_theirs", cell("2"))
+    with pytest.raises(UserError, match="run 'make report GPU=cpu' first"):
+        publish.to_reference(FakeParams(), tmp_path)
+    theirs = tmp_path / "reports/single_gpu/cpu"
+    appended(theirs / "results.csv", "02_theirs", "01")
+    (theirs / "02_theirs.html").write_text("theirs")
+    facts = {"title": "Theirs", "status": "ok", "finding": "", "problem": "", "state": {"started": "2026-11-01"}}
+    (theirs / "pages.json").write_text(json.dumps({"02_theirs": facts}))
+    assert run(FakeParams(), tmp_path, PROVENANCE, only=["01"]) == 0
+    appended(tmp_path / OWN / "results.csv", "01_once", "02")
+    render(FakeParams(), tmp_path)
+    index = publish.to_reference(FakeParams(), tmp_path)
+    assert index == theirs / "index.html"
+    assert [r.notebook for r in Results(theirs / "results.csv").rows()] == ["02_theirs", "01_once"]
+    assert "Report 01_once" in (theirs / "01_once.html").read_text() and (theirs / "02_theirs.html").exists()
+    assert 'href="01_once.html"' in index.read_text() and 'href="02_theirs.html"' in index.read_text()
+    assert json.loads((theirs / "run.json").read_text())["commit"] == PROVENANCE["commit"]
+    assert 'href="single_gpu/cpu/01_once.html"' in (tmp_path / "reports/index.html").read_text()
 
 
 def test_kernel_is_not_installed_for_other_programs(project):
     from jupyter_client.kernelspec import KernelSpecManager
 
-    assert KERNEL not in KernelSpecManager().find_kernel_specs()
+    assert kernel.KERNEL not in KernelSpecManager().find_kernel_specs()
     assert "JUPYTER_PATH" not in os.environ or "fluxnb-" not in os.environ["JUPYTER_PATH"]
 
 
@@ -195,14 +269,18 @@ def test_second_run_skips_what_succeeded_and_imports_no_torch(project):
     code = """
         import sys, time
         sys.path.insert(0, {tests!r})
-        from test_report import FakeParams, PROVENANCE
-        from fluxnb.report.run import run
-        for name in ("torch", "diffusers", "papermill", "matplotlib"):
+        from pathlib import Path
+        import test_report
+        for name in ("torch", "diffusers", "papermill", "matplotlib", "nbconvert"):
+            assert name not in sys.modules, name
             sys.modules[name] = None  # importing it from here on is an error
-        status = run(FakeParams(), provenance=lambda: 1 / 0, only=["01", "03_after"], root={root!r})
-        sys.exit(status)
+        def prepare():
+            raise AssertionError("nothing has to be prepared")
+        params = test_report.FakeParams()
+        place = test_report.report.own(params, Path({root!r}))
+        sys.exit(test_report.run_notebooks(params, place, prepare=prepare, only=["01", "03_after"]))
     """
-    before = (project["root"] / "reports/single_gpu/cpu/run.json").read_bytes()
+    before = (project["root"] / OWN / "run.json").read_bytes()
     start = time.monotonic()
     again = subprocess.run(
         [
@@ -217,7 +295,7 @@ def test_second_run_skips_what_succeeded_and_imports_no_torch(project):
     assert again.returncode == 0, again.stderr
     assert "2 of 2 notebooks unchanged" in again.stdout
     assert time.monotonic() - start < 10
-    assert (project["root"] / "reports/single_gpu/cpu/run.json").read_bytes() == before
+    assert (project["root"] / OWN / "run.json").read_bytes() == before
 
 
 def test_notebooks_run_beside_a_package_that_hides_what_papermill_imports(tmp_path):
@@ -226,8 +304,8 @@ def test_notebooks_run_beside_a_package_that_hides_what_papermill_imports(tmp_pa
     (tmp_path / "site/entrypoints/__init__.py").touch()
     code = (
         "import entrypoints; assert not hasattr(entrypoints, 'get_group_all')\n"
-        "from test_report import FakeParams\nfrom fluxnb.report.run import run\n"
-        f"raise SystemExit(run(FakeParams(), provenance={{}}, root={str(tmp_path)!r}))"
+        "from pathlib import Path\nfrom test_report import FakeParams, run\n"
+        f"raise SystemExit(run(FakeParams(), Path({str(tmp_path)!r})))"
     )
     path = os.pathsep.join(str(folder) for folder in (tmp_path / "site", REPOSITORY / "tests", REPOSITORY))
     done = subprocess.run(
@@ -243,9 +321,9 @@ def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
         "01_slow",
         cell("import pathlib, time; pathlib.Path('started').touch(); time.sleep(120)"),
     )
-    (tmp_path / "reports/single_gpu/cpu").mkdir(parents=True)
-    (tmp_path / "reports/single_gpu/cpu/results.csv").write_text(",".join(COLUMNS) + "\n")
-    (tmp_path / "reports/single_gpu/cpu/01_slow.html").write_text("from an earlier run")
+    (tmp_path / OWN).mkdir(parents=True)
+    (tmp_path / OWN / "results.csv").write_text(",".join(COLUMNS) + "\n")
+    (tmp_path / OWN / "01_slow.html").write_text("from an earlier run")
     params = FakeParams()
     # even an earlier success with the same fingerprint doesn't count once a new execution has begun
     build = tmp_path / "build/cpu"
@@ -256,15 +334,15 @@ def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
     (build / "01_slow.json").write_text(json.dumps(state))
     code = (
         f"import sys; sys.path[:0] = [{str(REPOSITORY / 'tests')!r}, {str(REPOSITORY)!r}]\n"
-        "from test_report import FakeParams\nfrom fluxnb.report.run import run\n"
-        f"run(FakeParams(), provenance={{}}, root={str(tmp_path)!r}, force=True)"
+        "from pathlib import Path\nfrom test_report import FakeParams, run\n"
+        f"run(FakeParams(), Path({str(tmp_path)!r}), force=True)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     with pytest.raises(UserError, match="Another run of cpu"):
-        run(params, provenance={}, root=tmp_path, stream=io.StringIO())
+        run(params, root=tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (tmp_path / "started").exists()
@@ -274,7 +352,7 @@ def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
     assert "the last run was interrupted" in index.read_text()
     # repaired and run again, it is executed although its page and an executed notebook are there
     write_notebook(tmp_path, "01_slow", cell("print('quick now')"))
-    assert run(params, provenance={}, root=tmp_path, stream=io.StringIO()) == 0
+    assert run(params, root=tmp_path) == 0
     assert "quick now" in (build / "01_slow.ipynb").read_text()
     assert not (build / "01_slow.tmp.ipynb").exists()
 
@@ -282,27 +360,27 @@ def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
 def test_dead_kernel_is_a_failure_with_a_sentence(tmp_path):
     write_notebook(tmp_path, "01_dies", cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
     output = io.StringIO()
-    assert run(FakeParams(), provenance={}, root=tmp_path, stream=output) == 1
+    assert run(FakeParams(), root=tmp_path, stream=output) == 1
     assert "FAILED at cell 3: DeadKernelError: the notebook's process died" in output.getvalue()
     render(FakeParams(), tmp_path)
-    assert "process died" in (tmp_path / "reports/single_gpu/cpu/01_dies.html").read_text()
+    assert "process died" in (tmp_path / OWN / "01_dies.html").read_text()
 
 
 def test_parameters_the_notebook_does_not_define_are_refused(tmp_path):
     path = write_notebook(tmp_path, "01_good")
     check_parameters(path, {"gpu": "cpu"})
     with pytest.raises(UserError, match="thresold.*it defines gpu"):
-        run(FakeParams(extra=(("thresold", 0.2),)), provenance={}, root=tmp_path)
+        run(FakeParams(extra=(("thresold", 0.2),)), root=tmp_path)
     assert not (tmp_path / "build").exists()
 
 
 def test_notebook_without_parameters_cell_and_unknown_notebook_are_refused(tmp_path):
     path = write_notebook(tmp_path, "01_good")
     with pytest.raises(UserError, match="choose from 01_good"):
-        run(FakeParams(), provenance={}, only=["07"], root=tmp_path)
+        run(FakeParams(), root=tmp_path, only=["07"])
     nbformat.write(new_notebook(cells=[new_code_cell("x = 1")]), path)
     with pytest.raises(UserError, match="no cell tagged 'parameters'"):
-        run(FakeParams(), provenance={}, root=tmp_path)
+        run(FakeParams(), root=tmp_path)
 
 
 def test_fingerprint_follows_source_tags_and_params_but_not_outputs(tmp_path):
@@ -327,17 +405,19 @@ class Terminal(io.StringIO):
         return True
 
 
-def follow(stream, tmp_path, *events):
-    progress = Progress([Path("01_a.ipynb"), Path("02_b.ipynb")], stream)
+def follow(stream, tmp_path, *events, before=None):
+    progress = Progress(["01_a", "02_b"], stream, before)
     file = tmp_path / "progress.jsonl"
-    file.touch()
+    file.write_text("")
     progress.start("01_a", file)
     for event in events:
         with open(file, "a") as out:
             out.write(json.dumps(event) + "\n")
         time.sleep(0.6)
     text = progress.text()
-    progress.finished("01_a", {"status": "ok", "seconds": 75, "rows": 12})
+    last = progress.stop()
+    state = {"status": "ok", "seconds": 75, "asked": last.get("done"), "found": last.get("found", 0)}
+    progress.finished("01_a", state)
     progress.close()
     return text
 
@@ -345,17 +425,53 @@ def follow(stream, tmp_path, *events):
 def test_progress_on_a_terminal_is_one_line_that_updates(tmp_path):
     stream = Terminal()
     events = [{"done": n, "total": 12, "label": f"FBCache {n}"} for n in (2, 3)]
-    text = follow(stream, tmp_path, *events)
-    assert text.startswith("[1/2] 01_a · row 4 of 12 · FBCache 3 · ") and "left in this notebook" in text
+    text = follow(stream, tmp_path, *events, before={"01_a": {"rows": 12}})
+    assert text.startswith("[1/2] 01_a · 3 of 12 rows · FBCache 3 · ") and "left in this notebook" in text
     written = stream.getvalue()
-    assert written.count("\n") == 1 and written.count("\r") >= 4
-    assert written.endswith("[1/2] 01_a done in 1:15 min, 12 rows\n")
+    assert written.count("\r") >= 4
+    assert written.endswith("[1/2] 01_a done in 1:15 min, 3 rows\n")
 
 
 def test_progress_elsewhere_is_plain_lines(tmp_path):
     stream = io.StringIO()
     follow(stream, tmp_path, {"done": 1, "total": 12}, {"done": 2, "total": 12})
-    assert stream.getvalue() == "[1/2] 01_a started\n[1/2] 01_a done in 1:15 min, 12 rows\n"
+    assert stream.getvalue() == "[1/2] 01_a started\n[1/2] 01_a done in 1:15 min, 2 rows\n"
+
+
+def test_progress_says_of_rows_and_time_only_what_is_known(tmp_path):
+    all_asked = {"done": 3, "total": 3, "label": "a"}  # so far: the notebook may ask for more
+    assert follow(Terminal(), tmp_path, all_asked) == "[1/2] 01_a · 3 rows · a · 1 s so far"
+    more = follow(Terminal(), tmp_path, {"done": 2, "total": 13}, before={"01_a": {"rows": 12}})
+    assert more == "[1/2] 01_a · 2 rows · 1 s so far"  # it wasn't the same after all
+    over = follow(Terminal(), tmp_path, {"done": 2, "total": 3}, before={"01_a": {"seconds": 0.4}})
+    assert "left" not in over  # it takes longer than last time, nobody knows how much
+    known = follow(Terminal(), tmp_path, {"done": 2, "total": 3}, before={"01_a": {"seconds": 60}, "02_b": {}})
+    assert known.endswith(" · about 59 s left in this notebook")
+    both = {"01_a": {"seconds": 60}, "02_b": {"seconds": 30}}
+    assert follow(Terminal(), tmp_path, {"done": 2, "total": 3}, before=both).endswith(" · about 1:29 min left")
+    last = [{"done": n, "total": 3} for n in (2, 3)]
+    assert "left" not in follow(Terminal(), tmp_path, *last, before={"01_a": {"rows": 3}})
+
+
+def test_progress_counts_found_rows_as_found(tmp_path):
+    found = {"done": 3, "found": 3, "total": 3, "label": "found in the results"}
+    stream, before = Terminal(), {"01_a": {"rows": 12, "seconds": 60}}
+    text = follow(stream, tmp_path, found, before=before)
+    assert text == "[1/2] 01_a · 3 of 12 rows, all found · found in the results · 1 s so far"  # how long is not known
+    assert stream.getvalue().endswith("done in 1:15 min, 3 rows, all found\n")
+    text = follow(Terminal(), tmp_path, found, {"done": 4, "found": 3, "total": 12}, before=before)
+    assert "4 of 12 rows, 3 of them found" in text and "left in this notebook" in text  # by the one that was measured
+
+
+def test_rows_in_all_are_known_from_a_run_of_the_very_same_notebook(project):
+    from fluxnb.report.run import _before
+
+    state = read_state(project["root"] / "build/cpu", "01_good")
+    assert (state["asked"], state["found"]) == (2, 1)
+    assert _before(state, state["fingerprint"]) == {"rows": 2}  # its seconds are of fewer rows than will be measured
+    assert _before(state | {"found": 0}, "another") == {"seconds": state["seconds"]}
+    running = {"status": "running", "before": {"fingerprint": "f", "asked": 7, "seconds": 3}}
+    assert _before(running, "f") == {"rows": 7, "seconds": 3} and _before({}, "f") == {"seconds": None}
 
 
 # --- rendering -------------------------------------------------------------------------------------------
@@ -419,27 +535,37 @@ def test_rendering_again_changes_no_file(project):
     assert [p.stat().st_mtime_ns for p in render(FakeParams(), project["root"])] == stamps
 
 
-def test_a_page_that_came_with_the_repository_stays_linked(tmp_path):
+def test_a_page_that_is_there_stays_as_it_is_and_linked(tmp_path):
     target = executed(tmp_path, new_code_cell("1"))
     write_notebook(tmp_path, "02_other")
     render(FakeParams(), tmp_path)
-    shutil.rmtree(tmp_path / "build")  # a fresh clone has the pages only
+    before = target.read_text()
+    assert before.count('rel="next" href="index.html#02_other"') == 2  # until it has a page: its line in the index
+    shutil.rmtree(tmp_path / "build")  # `make clean`
     build = tmp_path / "build/cpu"
     build.mkdir(parents=True)
     nbformat.write(nbformat.read(tmp_path / "notebooks/02_other.ipynb", 4), build / "02_other.ipynb")
     (build / "02_other.json").write_text('{"status": "ok"}')
-    before = target.read_text()
-    target.write_text(before.replace("<style>\n", "<style>\nstale { color: red; }\n", 1))
     render(FakeParams(), tmp_path)
     index = (target.parent / "index.html").read_text()
     assert '<a href="01_good.html">' in index and '<a href="02_other.html">' in index and "not run" not in index
-    text = target.read_text()  # in today's style, and with a link to a page that there wasn't
-    assert "stale {" not in text and text.count('rel="next" href="02_other.html"') == 2
-    own = re.compile(r"<main.*</main>", re.DOTALL)
-    assert own.search(text).group() == own.search(before).group()
+    assert 'id="02_other"' in index and target.read_text() == before
+    assert (target.parent / "02_other.html").read_text().count('rel="prev" href="01_good.html"') == 2
     target.unlink()
     render(FakeParams(), tmp_path)
     assert "not run yet" in (target.parent / "index.html").read_text()
+
+
+def test_a_page_is_published_when_a_run_was_killed_before_that(tmp_path):
+    target, place = executed(tmp_path, new_code_cell("1")), report.own(FakeParams(), tmp_path)
+    assert not publish._is_published(place)
+    render(FakeParams(), tmp_path)
+    assert publish._is_published(place)
+    (tmp_path / "build/cpu/01_good.json").write_text('{"status": "ok", "started": "2026-11-26"}')
+    assert not publish._is_published(place)
+    render(FakeParams(), tmp_path)
+    (target.parent / "index.html").unlink()
+    assert not publish._is_published(place)
 
 
 def test_a_later_page_that_came_with_the_repository_is_not_replaced_by_an_earlier_one(tmp_path):
@@ -471,7 +597,7 @@ def executed(root, *cells):
     notebook.cells.extend(cells)
     nbformat.write(notebook, build / "01_good.ipynb")
     (build / "01_good.json").write_text('{"status": "ok"}')
-    return root / "reports/single_gpu/cpu/01_good.html"
+    return root / OWN / "01_good.html"
 
 
 def shown(data, **metadata):
@@ -552,7 +678,7 @@ def test_page_over_the_limit_is_refused_naming_its_size(tmp_path):
 def test_render_without_executed_notebooks_says_what_to_do(tmp_path):
     write_notebook(tmp_path, "01_good")
     with pytest.raises(UserError, match="run 'make report GPU=cpu' first"):
-        render(FakeParams(), tmp_path)
+        publish.render(FakeParams(), tmp_path)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------
@@ -624,6 +750,16 @@ def test_image_grid_keeps_small_images_exact_and_names_what_is_absent():
         html.image_grid_html(["p"], ["0", "1"], [[None]])
 
 
+def test_a_finding_is_said_beside_the_result_that_is_shown(monkeypatch):
+    import IPython.display
+
+    given = []
+    monkeypatch.setattr(IPython.display, "display", lambda shown, metadata=None: given.append(metadata))
+    html.callout("Threshold `0.2` is **2.1×** as fast; 2 * 3 <is> 6.")
+    html.callout("careful", "warning")
+    assert given == [{"fluxnb": {"finding": "Threshold 0.2 is 2.1× as fast; 2 * 3 <is> 6."}}, None]
+
+
 def test_callout_refuses_an_unknown_kind():
     with pytest.raises(ValueError, match="choose from result, note"):
         html.callout_html("text", "results")
@@ -649,8 +785,6 @@ def test_provenance_leaves_out_what_is_not_known():
 
 
 def test_written_files_are_whole_or_absent(tmp_path, monkeypatch):
-    from fluxnb import report
-
     path = tmp_path / "page.html"
     report.write_atomic(path, "old")
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))

@@ -11,16 +11,16 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from fluxnb import params
 from fluxnb.errors import UserError
-from fluxnb.report import read_state, sweep
+from fluxnb.report import own, read_state, sweep
 from fluxnb.study.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 ROW = """
 import os
 from fluxnb.study.results import Results
-table = Results("reports/single_gpu/cpu/results.csv")
+table = Results("reports/own/single_gpu/cpu/results.csv")
 table.append(dict(notebook={stem!r}, technique=os.environ.get("CUDA_VISIBLE_DEVICES", "none"), settings={{}}, gpu="cpu",
-                  weights="random", status="ok", machine="m", versions="v", n=len(table.rows())))
+                  weights="random", status="ok", host="m", versions="v", n=len(table.rows())))
 """
 MEET = """
 import time, pathlib
@@ -51,24 +51,25 @@ def write(root, stem, *sources):
 
 def run(root, *stems, **more):
     said = []
-    found = sweep.sweep(params.load("cpu", root / "params"), root, list(stems), "here", False, said.append, **more)
+    chosen = params.load("cpu", root / "params")
+    found = sweep.sweep(chosen, own(chosen, root), list(stems), "here", False, said.append, **more)
     return found, said
 
 
 def test_jobs_run_side_by_side_and_their_rows_are_in_one_table(root, monkeypatch):
     monkeypatch.setattr(sweep, "places", lambda chosen: [[0], [1]])
-    table = Results(root / "reports/single_gpu/cpu/results.csv")
+    table = Results(root / "reports/own/single_gpu/cpu/results.csv")
     table.append(
-        dict(notebook="before", technique="t", gpu="cpu", weights="random", status="ok", machine="m", versions="v")
+        dict(notebook="before", technique="t", gpu="cpu", weights="random", status="ok", host="m", versions="v")
     )
     write(root, "00_environment", MEET.format(root=root, own="a", other="b"), ROW.format(stem="00_environment"))
     write(root, "01_baseline", MEET.format(root=root, own="b", other="a"), ROW.format(stem="01_baseline"), "1 / 0")
     found, said = run(root, "00_environment", "01_baseline")
     assert found == {"00_environment": "", "01_baseline": ""} and len(said) == 2
     rows = table.rows()
-    assert [r["notebook"] for r in rows][0] == "before" and len(rows) == 3
-    assert {r["technique"] for r in rows[1:]} == {"0", "1"}  # a GPU each
-    assert {r["n"] for r in rows[1:]} == {1}  # each began with what was there before
+    assert [r.notebook for r in rows][0] == "before" and len(rows) == 3
+    assert {r.technique for r in rows[1:]} == {"0", "1"}  # a GPU each
+    assert {r.n for r in rows[1:]} == {1}  # each began with what was there before
     build = root / "build" / "cpu"
     assert read_state(build, "00_environment")["status"] == "ok" and (build / "00_environment.ipynb").is_file()
     failed = read_state(build, "01_baseline")
@@ -87,12 +88,22 @@ def test_a_job_that_dies_is_a_failed_notebook_and_what_it_measured_is_kept(root)
     assert found["00_environment"].startswith("its process was ended by signal 9")
     state = read_state(root / "build" / "cpu", "00_environment")
     assert state["status"] == "failed" and "signal 9" in state["error"]
-    assert [r["notebook"] for r in Results(root / "reports/single_gpu/cpu/results.csv").rows()] == ["00_environment"]
+    assert [r.notebook for r in Results(root / "reports/own/single_gpu/cpu/results.csv").rows()] == ["00_environment"]
+
+
+def test_jobs_call_the_machine_by_one_name(root):
+    """A job has a table of its own; the name made up for a machine without GPUs is everybody's."""
+    asks = "from pathlib import Path\nfrom fluxnb.measure import identity\nname = identity.host(Path('reports/own'))\n"
+    for stem in ("00_environment", "01_baseline"):
+        write(root, stem, asks + ROW.format(stem=stem).replace('host="m"', "host=name"))
+        assert run(root, stem)[0] == {stem: ""}
+    assert len({r.host for r in Results(root / "reports/own/single_gpu/cpu/results.csv").rows()}) == 1
+    assert (root / "reports/own/hosts.json").is_file()
 
 
 def test_a_way_that_is_not_there(root):
     with pytest.raises(UserError, match="^LAUNCH=cloud is no way to run notebooks: choose one of here, slurm"):
-        sweep.sweep(params.load("cpu"), root, [], "cloud", False)
+        sweep.sweep(params.load("cpu"), own(params.load("cpu"), root), [], "cloud", False)
 
 
 def test_slurm_that_is_not_there(monkeypatch, tmp_path):

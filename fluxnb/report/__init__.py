@@ -1,15 +1,19 @@
-"""Executing the notebooks, rendering them, and the pieces of HTML they show.
+"""Executing the notebooks, rendering them, and publishing what people read.
 
 Where a configuration keeps things, relative to the project root:
 
     notebooks/NN_name.ipynb               sources, outputs stripped
     build/<gpu>/NN_name.ipynb             executed (NN_name.failed.ipynb when a cell failed)
-    build/<gpu>/NN_name.json              its last execution: status, fingerprint, seconds, provenance
-    <params.report_dir>/NN_name.html      rendered, beside index.html, results.csv and run.json
+    build/<gpu>/NN_name.json              its last execution: status, fingerprint, seconds, rows, provenance
+    <params.own_dir>/NN_name.html         a user's own run, beside index.html, results.csv and run.json
+    <params.report_dir>/NN_name.html      the committed reference, alike
+    build/<gpu>/reference/                executed by a replay of the reference
 
-This module holds only what running, rendering and the index share, and imports nothing heavy: an unchanged
+This module holds only what running, rendering and the indexes share, and imports nothing heavy: an unchanged
 run has to be over in a moment.
 """
+
+from __future__ import annotations
 
 import csv
 import json
@@ -17,29 +21,42 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-PAGES = "pages.json"  # what the index says of each page
-STATUSES = ("ok", "failed", "running")
+PAGES = "pages.json"  # what the indexes say of each page
+RUN = "run.json"  # the provenance of the last run, and how each notebook went
+TABLE = "results.csv"
 
 
-SEVERAL_GPUS = ("00", "11", "12")  # what a configuration of several GPUs is for; the rest needs only one
+@dataclass(frozen=True)
+class Place:
+    """Where one configuration's notebooks, rows and pages lie: a user's own, or those of the committed reference."""
+
+    gpu: str
+    gpus: int
+    root: Path
+    build: Path
+    reports: Path
+    own: bool = True
+
+    @property
+    def table(self) -> Path:
+        """The rows."""
+        return self.reports / TABLE
 
 
-def sources(root: Path, gpus: int = 1) -> list[Path]:
-    """The notebooks of the project in reading order; on several GPUs those that use them."""
-    found = sorted(p for p in (root / "notebooks").glob("*.ipynb") if not p.name.startswith("."))
-    return [p for p in found if gpus == 1 or p.name.startswith(SEVERAL_GPUS)]
+def own(params, root: Path) -> Place:
+    """Where `make report` writes."""
+    root = Path(root).resolve()
+    return Place(params.name, params.gpu.count, root, root / "build" / params.name, root / params.own_dir)
 
 
-def build_dir(params, root: Path) -> Path:
-    """The folder of executed notebooks of one configuration."""
-    return root / "build" / params.name
-
-
-def report_dir(params, root: Path) -> Path:
-    """The folder people read, of one configuration."""
-    return root / params.report_dir
+def reference(params, root: Path) -> Place:
+    """Where the committed results of a configuration lie, which only `REPLAY=1` and `make reference` write to."""
+    root = Path(root).resolve()
+    build = root / "build" / params.name / "reference"
+    return Place(params.name, params.gpu.count, root, build, root / params.report_dir, own=False)
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -54,6 +71,21 @@ def write_atomic(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_changed(path: Path, text: str) -> None:
+    """Write a page, but leave the file alone when it says the same already."""
+    try:
+        if path.read_text(encoding="utf-8") == text:
+            return
+    except (OSError, UnicodeDecodeError):
+        pass
+    write_atomic(path, text)
+
+
+def write_json(path: Path, value: dict) -> None:
+    """A mapping as a JSON file."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def read_json(path: Path) -> dict:
@@ -78,23 +110,39 @@ def executed_notebook(build: Path, stem: str) -> Path | None:
     return None
 
 
-def count_rows(results: Path) -> dict[str, int]:
+def count_rows(table: Path) -> dict[str, int]:
     """Rows of results.csv per notebook; {} without a table. Checking the table is not done here."""
-    return dict(Counter(row["notebook"] for row in _rows(results)))
+    return dict(Counter(row["notebook"] for row in _rows(table)))
 
 
-def last_measured(results: Path, stem: str) -> str | None:
+def last_measured(table: Path, stem: str) -> str | None:
     """When the newest row of a notebook was measured."""
-    moments = [row["measured_at"] for row in _rows(results) if row["notebook"] == stem and row.get("measured_at")]
+    moments = [row["measured_at"] for row in _rows(table) if row["notebook"] == stem and row.get("measured_at")]
     return max(moments, default=None)
 
 
-def _rows(results: Path) -> Iterator[dict]:
+def describe_failure(state: dict) -> str:
+    """ "FAILED at cell 5: ValueError: …" from the state of a failed notebook."""
+    where = f" at cell {state['failed_cell']}" if state.get("failed_cell") else ""
+    return f"FAILED{where}: {state.get('error') or 'unknown error'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3:07 min, 1:02 h."""
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02d} min"
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d} h"
+
+
+def _rows(table: Path) -> Iterator[dict]:
     """The table's lines as far as they can be read."""
     # the column of single latencies may be longer than csv's default field limit of 128 KiB
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
-        with open(results, newline="", encoding="utf-8", errors="replace") as file:
+        with open(table, newline="", encoding="utf-8", errors="replace") as file:
             yield from (row for row in csv.DictReader(file) if row.get("notebook"))
     except (OSError, csv.Error):
         pass

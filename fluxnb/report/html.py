@@ -42,8 +42,12 @@ def table(frame, caption: str, formats: dict | None = None, units: dict | None =
 
 
 def callout(text: str, kind: str = "result") -> None:
-    """Display the one-sentence result of a notebook, or a note. See callout_html."""
-    _show(callout_html(text, kind))
+    """Display the one-sentence result of a notebook, or a note. See callout_html.
+
+    The first result of a notebook is its page's finding, which the indexes show too.
+    """
+    found = {"fluxnb": {"finding": plain(text)}} if kind == "result" else None
+    _show(callout_html(text, kind), found)
 
 
 def provenance(run: dict, n: int | None = None) -> None:
@@ -218,10 +222,15 @@ def inline(text: str) -> str:
     return re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", text)
 
 
-def _show(markup: str) -> None:
+def plain(text: str) -> str:
+    """The same without its marks."""
+    return re.sub(r"`([^`]+)`|\*\*([^*]+)\*\*", lambda m: m[1] or m[2], text).strip()
+
+
+def _show(markup: str, metadata: dict | None = None) -> None:
     from IPython.display import HTML, display
 
-    display(HTML(markup))
+    display(HTML(markup), metadata=metadata)
 
 
 def _figure(inner: str, caption: str | None, kind: str) -> str:

@@ -1,51 +1,56 @@
 """The index page of one configuration: which reports there are, how they went, and where they come from."""
 
+from __future__ import annotations
+
+from fluxnb.report import duration
 from fluxnb.report.html import provenance_html
-from fluxnb.report.run import duration
-
-STATUS = {
-    "ok": "done",
-    "failed": "failed",
-    "interrupted": "interrupted",
-    "missing": "not run",
-    "unrendered": "not rendered",
-}
+from fluxnb.report.pages import STATUS, WITH_PAGE, Page
+from fluxnb.report.render import render_template
 
 
-def index_html(pages: list, run: dict, gpu: str, above: str = "", explorer: str | None = None) -> str:
+def index_html(
+    pages: list[Page],
+    run: dict,
+    gpu: str,
+    above: str,
+    explorer: str | None = None,
+    reference: tuple[str, set[str]] | None = None,
+) -> str:
     """The page as HTML.
 
-    pages     fluxnb.report.render.Page of every notebook, in reading order
-    run       the content of run.json
-    gpu       name of the configuration
-    above     address of the front page of all configurations, relative to this page
-    explorer  address of the explorer, where there is one
+    Args:
+        pages: of every notebook, in reading order.
+        run: the content of run.json.
+        gpu: name of the configuration.
+        above: address of the front page of all configurations, relative to this page.
+        explorer: address of the explorer, where there is one.
+        reference: of a user's own reports, the address of the folder of the committed reference and its pages' files.
     """
-    from fluxnb.report.render import render_template
-
-    crumbs = [("index.html", f"fluxnb {gpu}"), *([(above, "All configurations")] if above else [])]
+    folder, there = reference or ("", set())
     return render_template(
         "configuration.html.j2",
         "index.html",
-        crumbs,
+        [("index.html", f"fluxnb {gpu}"), (above, "All configurations")],
         gpu=gpu,
         explorer=explorer,
+        reference=folder,
         provenance=provenance_html(run, sum(page.rows for page in pages) or None),
         troubled=[page for page in pages if page.status != "ok"],
-        pages=[_line(page) for page in pages],
+        pages=[line(p) | {"reference": f"{folder}/{p.href}" if p.href in there else None} for p in pages],
     )
 
 
-def _line(page) -> dict:
+def line(page: Page) -> dict:
+    """What a table of reports says of a page."""
     seconds = page.state.get("seconds")
     commit = page.state.get("provenance", {}).get("commit")
     return {
+        "stem": page.stem,
         "title": page.title,
-        "number": page.stem.partition("_")[0],
-        "href": page.href if page.status in ("ok", "failed", "interrupted") else None,
+        "number": page.number,
+        "href": page.href if page.status in WITH_PAGE else None,
         "status": page.status,
         "status_text": STATUS[page.status],
-        "problem": page.problem,
         "finding": page.finding,
         "time": duration(seconds) if seconds is not None else "–",
         "rows": page.rows or "–",

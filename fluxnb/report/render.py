@@ -1,36 +1,23 @@
-"""Turn executed notebooks into HTML pages that load nothing, and refuse a page that breaks that promise.
+"""Turns one executed notebook into one HTML page that loads nothing, and refuses a page that breaks that promise.
 
 nbconvert does the conversion with the template in templates/fluxnb. Its stock templates load scripts from
 the network and drop descriptions of images, so ours starts from nbconvert's structure only.
 """
 
+from __future__ import annotations
+
 import html
-import json
 import os
 import re
 import sys
-from dataclasses import dataclass, field
-from html.parser import HTMLParser
 from pathlib import Path
 
-from fluxnb.errors import UserError
 from fluxnb.measure import telemetry
-from fluxnb.report import (
-    PAGES,
-    build_dir,
-    count_rows,
-    executed_notebook,
-    read_json,
-    read_state,
-    report_dir,
-    sources,
-    write_atomic,
-)
+from fluxnb.report.audit import MAX_PAGE_MB, check_page
 from fluxnb.report.html import provenance_html
-from fluxnb.report.run import describe_failure
+from fluxnb.report.pages import Page
 
 TEMPLATES = Path(__file__).parent / "templates"
-MAX_PAGE_MB = 15.0
 WIDGET = "application/vnd.jupyter.widget-view+json"
 # Only what can be shown without a script of ours; of several forms of one output, the first is taken.
 SHOWN = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
@@ -44,153 +31,41 @@ TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
 
-@dataclass
-class Page:
-    """One report: what its navigation, its header and the index say about it."""
+def page_html(
+    page: Page,
+    run: dict,
+    gpu: str,
+    root: Path,
+    around: tuple[Page | None, Page | None] = (None, None),
+    max_page_mb: float = MAX_PAGE_MB,
+) -> str:
+    """The HTML of the notebook that a page is rendered from.
 
-    stem: str
-    title: str
-    status: str  # "ok", "failed", "interrupted", "missing" or "unrendered"
-    state: dict = field(default_factory=dict)
-    rows: int = 0
-    finding: str = ""  # the sentence of the first result callout, plain text
-    problem: str = ""  # why the page isn't ok, plain text
+    Args:
+        run: the content of run.json, for a page that doesn't know its own provenance.
+        gpu: name of the configuration.
+        root: the project's folder, which no page names.
+        around: the pages before and after it, for the navigation.
+        max_page_mb: how large it may be.
 
-    @property
-    def href(self) -> str:
-        return f"{self.stem}.html"
-
-
-def render(params, root: Path = Path("."), max_page_mb: float = MAX_PAGE_MB) -> list[Path]:
-    """Render every executed notebook of a configuration and its index; the paths written, index last.
-
-    Needs no GPU and executes nothing. All pages that can be rendered are, then a UserError names those that
-    can't: an image without a description, something loaded from elsewhere, a page over `max_page_mb` MB. The
-    older version of such a page is removed, so that it isn't taken for the new one.
-    """
-    from fluxnb.report import site
-    from fluxnb.report.index import index_html
-
-    root = Path(root).resolve()
-    build, reports = build_dir(params, root), report_dir(params, root)
-    run = read_json(reports / "run.json")
-    notebooks = {s.stem: executed_notebook(build, s.stem) for s in sources(root, params.gpu.count)}
-    if not any(notebooks.values()):
-        raise UserError(
-            f"No notebook of {params.name} has been executed yet; run 'make report GPU={params.name}' first."
-        )
-    rows = count_rows(reports / "results.csv")
-    pages = [_page(stem, path, read_state(build, stem), rows.get(stem, 0)) for stem, path in notebooks.items()]
-    recalled = _recall(pages, reports)
-    linked = [page for page in pages if page.status != "missing"]
-    written, problems = [], []
-    for position, page in enumerate(linked):
-        target = reports / page.href
-        around = {
-            "previous": linked[position - 1] if position else None,
-            "next": linked[position + 1] if position + 1 < len(linked) else None,
-        }
-        if page.stem in recalled:
-            _write_changed(target, _dressed(target.read_text(encoding="utf-8"), around))
-            continue
-        try:
-            text = page_html(notebooks[page.stem], page, run, params.name, root, around)
-            check_page(text, page.stem, max_page_mb)
-        except UserError as error:
-            page.status, page.problem = "unrendered", str(error)
-            problems.append(str(error))
-            target.unlink(missing_ok=True)
-            continue
-        _write_changed(target, text)
-        written.append(target)
-    _remember(pages, reports)
-    index = reports / "index.html"
-    site.write_explorer(params.name, reports, build)
-    above = "../" * len(params.report_dir.parts[1:]) + "index.html"
-    explorer = site.EXPLORER if (reports / site.EXPLORER).is_file() else None
-    text = index_html(pages, run, params.name, above, explorer)
-    check_page(text, "index", max_page_mb)
-    _write_changed(index, text)
-    site.write_progress(params.name, reports, pages)
-    site.write_site(root)
-    if problems:
-        raise UserError(" ".join(problems))
-    return [*written, index]
-
-
-def _remember(pages: list[Page], reports: Path) -> None:
-    """Writes what the index says of each page beside the pages, for clones that have the pages only."""
-    kept = {}
-    for page in pages:
-        if page.status in ("ok", "failed", "interrupted"):
-            commit = page.state.get("provenance", {}).get("commit")
-            state = {name: page.state.get(name) for name in ("seconds", "started", "finished")}
-            facts = {name: getattr(page, name) for name in ("title", "status", "finding", "problem")}
-            kept[page.stem] = facts | {"state": state | {"provenance": {"commit": commit}}}
-    _write_changed(reports / PAGES, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-
-
-def _recall(pages: list[Page], reports: Path) -> set[str]:
-    """Takes pages that came with the repository where none was executed here, or an earlier one; which these are."""
-    kept, recalled = read_json(reports / PAGES), set()
-    for page in pages:
-        facts = kept.get(page.stem)
-        if facts and (reports / page.href).is_file() and _is_later(facts["state"], page):
-            recalled.add(page.stem)
-            for name, value in facts.items():
-                setattr(page, name, value)
-    return recalled
-
-
-def _is_later(state: dict, page: Page) -> bool:
-    """Whether a page of this state was executed after the one here, if there is one here."""
-    when = "started" if state.get("started") else "finished"  # a page made anew finished when its rows were measured
-    return page.status == "missing" or (state.get(when) or "") > (page.state.get(when) or "")
-
-
-def _dressed(text: str, around: dict) -> str:
-    """A page that was rendered before, in today's style and with links to its neighbours of today."""
-    steps, onward = _navigation(around)
-    for pattern, new in (
-        (r"<style>\n.*?\n</style>", f"<style>\n{style_sheet()}\n</style>"),
-        (r'<span class="steps">.*?\n</span>(?=\n</nav>)', steps),
-        (r'<nav aria-label="Continue">.*?</nav>', onward),
-    ):
-        text = re.sub(pattern, lambda _, new=new: new, text, count=1, flags=re.DOTALL)
-    return text
-
-
-def _navigation(around: dict) -> tuple[str, str]:
-    """The links to a page's neighbours above and below it."""
-    found = {kind: (html.escape(page.href), html.escape(page.title)) for kind, page in around.items() if page}
-    above, below = '<span class="steps">', '<nav aria-label="Continue">'
-    if "previous" in found:
-        href, title = found["previous"]
-        above += f'\n<a rel="prev" href="{href}" aria-label="Previous: {title}">← <span>{title}</span></a>'
-        below += f'<a rel="prev" href="{href}">← {title}</a>'
-    below += '\n<a href="index.html">All reports</a>'
-    if "next" in found:
-        href, title = found["next"]
-        above += f'\n<a rel="next" href="{href}" aria-label="Next: {title}"><span>{title}</span> →</a>'
-        below += f'<a rel="next" href="{href}">{title} →</a>'
-    return above + "\n</span>", below + "\n</nav>"
-
-
-def page_html(notebook: Path, page: Page, run: dict, gpu: str, root: Path, around: dict | None = None) -> str:
-    """The HTML of one executed notebook, not yet checked.
-
-    around  {"previous": Page | None, "next": Page | None} for the navigation
+    Raises UserError for an image without a description, something loaded from elsewhere, or a page over the limit.
     """
     import nbformat
 
-    content = nbformat.read(notebook, as_version=4)
-    contents = prepare(content, root)
-    strip = provenance_html(page.state.get("provenance") or run, page.rows or None)
-    steps, onward = _navigation(around or {})
-    facts = {"page": page, "gpu": gpu, "contents": contents, "provenance": strip, "style": style_sheet()}
-    resources = {"metadata": {"name": page.stem}, "fluxnb": facts | {"steps": steps, "onward": onward}}
-    text, _ = _exporter().from_notebook_node(content, resources)
-    return _without_secrets(text)
+    content = nbformat.read(page.notebook, as_version=4)
+    facts = {
+        "page": page,
+        "gpu": gpu,
+        "contents": prepare(content, root),
+        "provenance": provenance_html(page.state.get("provenance") or run, page.rows or None),
+        "style": style_sheet(),
+        "previous": around[0],
+        "next": around[1],
+    }
+    text, _ = _exporter().from_notebook_node(content, {"metadata": {"name": page.stem}, "fluxnb": facts})
+    text = _without_secrets(text)
+    check_page(text, page.stem, max_page_mb)
+    return text
 
 
 def prepare(notebook, root: Path) -> list[dict]:
@@ -208,7 +83,9 @@ def prepare(notebook, root: Path) -> list[dict]:
             cell.metadata["number"] = number
     notebook.cells = [c for c in notebook.cells if not hidden & set(c.metadata.get("tags", []))]
     notebook.metadata.pop("widgets", None)
-    contents, used, title_taken = [], set(), False
+    contents: list[dict] = []
+    used: set[str] = set()
+    title_taken = False
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             markup = markdown2html(cell.source)
@@ -219,30 +96,6 @@ def prepare(notebook, root: Path) -> list[dict]:
         elif cell.cell_type == "code":
             cell.outputs = list(_readable_outputs(cell.outputs, root))
     return contents
-
-
-def check_page(text: str, name: str, max_mb: float = MAX_PAGE_MB) -> None:
-    """UserError unless a page is small enough, describes every image, and loads nothing from elsewhere."""
-    size = len(text.encode()) / 1e6
-    if size > max_mb:
-        raise UserError(
-            f"The report {name} is {size:.1f} MB, more than the {max_mb:g} MB allowed; "
-            "show fewer or smaller images in it."
-        )
-    audit = _Audit()
-    audit.feed(text)
-    audit.close()
-    if audit.undescribed:
-        raise UserError(
-            f"The report {name} has an image without alt text in {audit.undescribed[0]}; show figures with "
-            "fluxnb.report.html.figure(fig, alt=…), which asks for one."
-        )
-    if audit.loads:
-        where, what = audit.loads[0]
-        raise UserError(
-            f"The report {name} would load {what[:120]!r} in {where}; a report has to stand alone, "
-            "so embed it as a data URI."
-        )
 
 
 def style_sheet() -> str:
@@ -258,46 +111,6 @@ def render_template(template: str, here: str, crumbs: list[tuple[str, str]], **v
         loader=FileSystemLoader(TEMPLATES / "fluxnb"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.get_template(template).render(style=style_sheet(), crumbs=crumbs, here=here, **values)
-
-
-# --- pages -----------------------------------------------------------------------------------------------
-
-
-def _page(stem: str, notebook: Path | None, state: dict, rows: int) -> Page:
-    if notebook is None:
-        return Page(stem, _title(None, stem), "missing", state, rows, problem="not run yet")
-    content = read_json(notebook)
-    page = Page(stem, _title(content, stem), "ok", state, rows, _finding(content))
-    if notebook.name.endswith(".failed.ipynb"):
-        page.status, page.problem = "failed", describe_failure(state)
-    elif state.get("status") != "ok":
-        page.status = "interrupted"
-        page.problem = "the last run was interrupted; this page is from the run before it"
-    return page
-
-
-def title_of(source: Path) -> str:
-    """The title of a notebook: its first heading."""
-    return _title(read_json(source), source.stem)
-
-
-def _title(content: dict | None, stem: str) -> str:
-    for cell in (content or {}).get("cells", []):
-        if cell.get("cell_type") == "markdown":
-            heading = re.search(r"^#\s+(.+?)\s*#*$", "".join(cell.get("source", "")), flags=re.MULTILINE)
-            if heading:
-                return re.sub(r"[`*_]{1,2}(?=\S)(.+?)[`*_]{1,2}", r"\1", heading.group(1))
-    return stem.partition("_")[2].replace("_", " ").capitalize() or stem
-
-
-def _finding(content: dict) -> str:
-    for cell in content.get("cells", []):
-        for output in cell.get("outputs", []):
-            markup = "".join(output.get("data", {}).get("text/html", ""))
-            found = re.search(r'<div class="fx-callout fx-result".*?<p class="fx-label">.*?</p><p>(.*?)</p>', markup)
-            if found:
-                return html.unescape(re.sub(r"<[^>]+>", "", found.group(1)))
-    return ""
 
 
 def _exporter():
@@ -316,16 +129,6 @@ def _exporter():
     config.NbConvertBase.display_data_priority = SHOWN
     config.CoalesceStreamsPreprocessor.enabled = True
     return Exporter(template_name="fluxnb", extra_template_basedirs=[str(TEMPLATES)], config=config)
-
-
-def _write_changed(path: Path, text: str) -> None:
-    """Write a page, but leave the file alone when it says the same already."""
-    try:
-        if path.read_text(encoding="utf-8") == text:
-            return
-    except (OSError, UnicodeDecodeError):
-        pass
-    write_atomic(path, text)
 
 
 # --- cells -----------------------------------------------------------------------------------------------
@@ -406,72 +209,3 @@ def _without_secrets(text: str) -> str:
         if len(value) >= 8:
             text = text.replace(value, f"[{name}]")
     return TOKEN.sub("[token removed]", text)
-
-
-# --- the promise -----------------------------------------------------------------------------------------
-
-# Attributes that make a browser fetch something. <a href> doesn't: it is the reader's own step.
-LOADING = {
-    "img": ("src", "srcset"),
-    "image": ("href", "xlink:href"),
-    "use": ("href", "xlink:href"),
-    "script": ("src",),
-    "link": ("href",),
-    "iframe": ("src",),
-    "frame": ("src",),
-    "embed": ("src",),
-    "object": ("data",),
-    "source": ("src", "srcset"),
-    "video": ("src", "poster"),
-    "audio": ("src",),
-    "track": ("src",),
-    "input": ("src",),
-    "base": ("href",),
-    "body": ("background",),
-}
-CSS_LOAD = re.compile(r"""url\(\s*['"]?([^'")]*)|@import\s+['"]([^'"]+)""", re.IGNORECASE)
-
-
-class _Audit(HTMLParser):
-    """Collects images without a description and everything a page would load, each with its place."""
-
-    def __init__(self):
-        super().__init__(convert_charrefs=True)
-        self.undescribed: list[str] = []
-        self.loads: list[tuple[str, str]] = []
-        self._where = "the page's frame"
-        self._in_style = False
-
-    def handle_starttag(self, tag, attrs):
-        values = {name: value or "" for name, value in attrs}
-        if "data-cell" in values:
-            self._where = f"cell {values['data-cell']}"
-        if tag == "img" and not values.get("alt", "").strip():
-            self.undescribed.append(self._where)
-        for name in LOADING.get(tag, ()):
-            self._load(values.get(name, ""))
-        if tag == "meta" and values.get("http-equiv", "").lower() == "refresh":
-            self._load(values.get("content", ""))
-        self._css(values.get("style", ""))
-        self._in_style = tag == "style"
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self._in_style = False
-
-    def handle_endtag(self, tag):
-        if tag == "style":
-            self._in_style = False
-
-    def handle_data(self, data):
-        if self._in_style:
-            self._css(data)
-
-    def _css(self, text: str) -> None:
-        for match in CSS_LOAD.finditer(text):
-            self._load(match.group(1) or match.group(2) or "")
-
-    def _load(self, target: str) -> None:
-        target = target.strip()
-        if target and not target.startswith(("data:", "#", "about:blank")):
-            self.loads.append((self._where, target))

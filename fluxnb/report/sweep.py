@@ -7,7 +7,6 @@ executed is put where a run without jobs would have left it: rendering and resum
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -20,8 +19,10 @@ from pathlib import Path
 
 from fluxnb import params
 from fluxnb.errors import UserError
-from fluxnb.report import build_dir, read_state, report_dir, write_atomic
+from fluxnb.measure.identity import HOSTS
+from fluxnb.report import Place, own, read_state, write_json
 
+MACHINES = Path("reports", "own", HOSTS)
 LAUNCHES = ("here", "slurm")
 ANSWER_S = 20.0  # for a command of Slurm's
 POLL_S = 2.0
@@ -53,10 +54,11 @@ def places(chosen: params.Params) -> list[list[int] | None]:
     return [list(range(i, i + each)) for i in range(0, count - each + 1, each)] if count >= 2 * each else [None]
 
 
-def sweep(chosen: params.Params, root: Path, stems: list[str], launch: str, force: bool, say=print) -> dict[str, str]:
+def sweep(chosen: params.Params, place: Place, stems: list[str], launch: str, force: bool, say=print) -> dict[str, str]:
     """Runs notebooks as jobs and collects what they made; stem -> what kept a job from running, empty if nothing did.
 
     Args:
+        place: where it all ends.
         stems: notebooks, by name.
         launch: one of `LAUNCHES`.
         say: called with a line of progress.
@@ -67,13 +69,13 @@ def sweep(chosen: params.Params, root: Path, stems: list[str], launch: str, forc
         raise UserError(f"LAUNCH={launch} is no way to run notebooks: choose one of {', '.join(LAUNCHES)}.")
     if launch == "slurm":
         check_slurm()
-    jobs = [_prepare(chosen, root, stem, force) for stem in stems]
+    jobs = [_prepare(chosen, place, stem, force) for stem in stems]
     run = _on_slurm if launch == "slurm" else _here
     troubles = {}
     for job, trouble in run(chosen, jobs):
-        rows = _collect(chosen, root, job, trouble)
+        rows = _collect(chosen, place, job, trouble)
         troubles[job.stem] = trouble
-        status = read_state(build_dir(chosen, root), job.stem).get("status", "lost")
+        status = read_state(place.build, job.stem).get("status", "lost")
         say(f"[{len(troubles)}/{len(jobs)}] {job.stem} {status}, {rows} new rows {trouble}".rstrip())
     return troubles
 
@@ -81,41 +83,40 @@ def sweep(chosen: params.Params, root: Path, stems: list[str], launch: str, forc
 # --- a job's folder ---------------------------------------------------------------------------------------
 
 
-def _prepare(chosen: params.Params, root: Path, stem: str, force: bool) -> Job:
-    build = build_dir(chosen, root)
-    folder = build / "jobs" / stem
+def _prepare(chosen: params.Params, place: Place, stem: str, force: bool) -> Job:
+    folder = place.build / "jobs" / stem
     shutil.rmtree(folder, ignore_errors=True)
-    table, own = report_dir(chosen, root) / "results.csv", folder / chosen.report_dir / "results.csv"
-    own.parent.mkdir(parents=True)
-    if table.is_file():
-        shutil.copy2(table, own)
+    there = own(chosen, folder)
+    there.reports.mkdir(parents=True)
+    if place.table.is_file():
+        shutil.copy2(place.table, there.table)
     for name in ("notebooks", "params"):
-        (folder / name).symlink_to(root / name, target_is_directory=True)
-    for shared in (build / "images", build.parent / "torch-compile"):  # kept by what they are of, so safe to share
+        (folder / name).symlink_to(place.root / name, target_is_directory=True)
+    # the names of machines; what is kept by what it is of, so safe to share
+    (folder / MACHINES).symlink_to(place.root / MACHINES)
+    for shared in (place.build / "images", place.build.parent / "torch-compile"):
         shared.mkdir(parents=True, exist_ok=True)
-        link = folder / shared.relative_to(root)
+        link = folder / shared.relative_to(place.root)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(shared, target_is_directory=True)
     return Job(chosen.name, stem, folder, force)
 
 
-def _collect(chosen: params.Params, root: Path, job: Job, trouble: str) -> int:
+def _collect(chosen: params.Params, place: Place, job: Job, trouble: str) -> int:
     """Takes over a job's rows and its executed notebook; gives the number of rows."""
     from fluxnb.study.results import Results
 
-    own = job.folder / chosen.report_dir / "results.csv"
-    rows = Results(report_dir(chosen, root) / "results.csv").merge(own) if own.is_file() else 0
-    build, made = build_dir(chosen, root), job.folder / "build" / chosen.name
-    for path in made.glob(f"{job.stem}.*"):
+    there, build = own(chosen, job.folder), place.build
+    rows = Results(place.table).merge(there.table) if there.table.is_file() else 0
+    for path in there.build.glob(f"{job.stem}.*"):
         if path.is_file() and not path.name.endswith(".tmp.ipynb"):
             shutil.copy2(path, build / path.name)
-    ended = "failed" if (made / f"{job.stem}.failed.ipynb").exists() else "good"
+    ended = "failed" if (there.build / f"{job.stem}.failed.ipynb").exists() else "good"
     for path in (build / f"{job.stem}.failed.ipynb", build / f"{job.stem}.ipynb"):
-        if path.name.endswith(".failed.ipynb") != (ended == "failed") and (made / f"{job.stem}.json").exists():
+        if path.name.endswith(".failed.ipynb") != (ended == "failed") and (there.build / f"{job.stem}.json").exists():
             path.unlink(missing_ok=True)  # of an earlier run
     if trouble and read_state(build, job.stem).get("status") != "ok":
-        state = {**read_state(build, job.stem), "status": "failed", "error": trouble}
-        write_atomic(build / f"{job.stem}.json", json.dumps(state, indent=2) + "\n")
+        write_json(build / f"{job.stem}.json", read_state(build, job.stem) | {"status": "failed", "error": trouble})
     if not trouble:
         shutil.rmtree(job.folder, ignore_errors=True)
     return rows
@@ -130,10 +131,10 @@ def work(folder: Path, gpu: str, stem: str, force: bool) -> int:
     chosen = params.load(gpu)
     return run(
         chosen,
-        provenance=lambda: telemetry.provenance(chosen, Path(__file__).resolve().parents[2]),
+        own(chosen, folder),
+        prepare=lambda: telemetry.provenance(chosen, Path(__file__).resolve().parents[2]),
         only=[stem],
         force=force,
-        root=folder,
     )
 
 

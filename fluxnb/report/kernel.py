@@ -1,0 +1,142 @@
+"""One notebook in a kernel of its own, through papermill: a fresh process, so a clean CUDA context."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from fluxnb.report import read_json
+
+KERNEL = "fluxnb-report"
+
+
+def execute(notebook: Path, target: Path, parameters: dict, root: Path, log: Path, compiled: Path, progress) -> dict:
+    """Executes a notebook and says how it went; only a kill or Ctrl-C is not caught.
+
+    Args:
+        target: where the executed notebook is written.
+        root: the folder that it runs in.
+        log: takes what the process itself prints (a crash, a C library), instead of the middle of the progress line.
+        compiled: keeps what torch.compile makes, so that the next run needn't wait for it again.
+        progress: a fluxnb.report.console.Progress.
+
+    The result has status ("ok" or "failed"), cells, executed_cells and, of a failure, failed_cell and error; asked and
+    found count the rows that it asked for and those that were there.
+    """
+    papermill = _import_papermill()
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # failures are reported here, once
+    target.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fluxnb-") as folder, _kernel(Path(folder), log, compiled) as events:
+        progress.start(notebook.stem, events)
+        error = None
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(target),
+                parameters=parameters,
+                kernel_name=KERNEL,
+                language="python",  # a stripped notebook doesn't say
+                progress_bar=False,
+                cwd=str(root),
+                start_timeout=300,  # a busy laptop's first kernel start
+            )
+        except Exception as caught:  # a failing cell, a dead kernel, one that didn't start
+            error = caught
+        finally:
+            last = progress.stop()
+    rows = {"asked": last["done"], "found": last["found"]} if last else {}
+    return {"status": "failed" if error else "ok", **_outcome(target, error, log), **rows}
+
+
+def _import_papermill():
+    """Import papermill, also beside xfuser: its wheel (0.7.0) has a package `entrypoints`, which hides the module."""
+    import entrypoints
+
+    if not hasattr(entrypoints, "get_group_all"):
+        file = importlib.metadata.distribution("entrypoints").locate_file("entrypoints.py")
+        spec = importlib.util.spec_from_file_location("entrypoints", str(file))
+        sys.modules["entrypoints"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    import papermill
+
+    return papermill
+
+
+@contextlib.contextmanager
+def _kernel(folder: Path, log: Path, compiled: Path) -> Iterator[Path]:
+    """Make a kernel of this very interpreter known to Jupyter, through files in `folder` only.
+
+    Yields the path of the progress file that the kernel finds in FLUXNB_PROGRESS.
+    """
+    events = folder / "progress.jsonl"
+    events.touch()
+    spec = folder / "kernels" / KERNEL
+    spec.mkdir(parents=True)
+    launch = (
+        f"import os; log = os.open({str(log)!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644); "
+        "os.dup2(log, 1); os.dup2(log, 2); from ipykernel.kernelapp import launch_new_instance as go; go()"
+    )
+    kernel = {
+        "argv": [sys.executable, "-Xfrozen_modules=off", "-c", launch, "-f", "{connection_file}"],
+        "display_name": KERNEL,
+        "language": "python",
+        # Waiting threads that spin for long get in each other's way where cores are shared: seen to cost a factor of
+        # 7 with a second process on two cores. Spinning briefly costs 3 % where they are not.
+        "env": {
+            "FLUXNB_PROGRESS": str(events),
+            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
+            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled)),
+        },
+    }
+    (spec / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
+    before = os.environ.get("JUPYTER_PATH")
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder), before]))
+    try:
+        yield events
+    finally:
+        if before is None:
+            del os.environ["JUPYTER_PATH"]
+        else:
+            os.environ["JUPYTER_PATH"] = before
+        if log.exists() and not log.stat().st_size:
+            log.unlink()
+
+
+def _outcome(executed: Path, error: Exception | None, log: Path) -> dict:
+    """How far the notebook got, and, of a failure, the cell and the last line of the error."""
+    # Cells are numbered as the report does: code cells only, from 1.
+    cells = [c for c in read_json(executed).get("cells", []) if c.get("cell_type") == "code"]
+    failed = [n for n, c in enumerate(cells, 1) if any(o["output_type"] == "error" for o in c["outputs"])]
+    ended = [n for n, c in enumerate(cells, 1) if c["metadata"].get("papermill", {}).get("status") == "completed"]
+    if error is None:
+        return {"cells": len(cells), "executed_cells": len(ended)}
+    if failed:
+        output = next(o for o in cells[failed[0] - 1]["outputs"] if o["output_type"] == "error")
+        message = f"{output.get('ename')}: {_plain(output.get('evalue', ''))}"
+    else:  # no cell says so: the kernel itself went away, or never came
+        failed = ended[-1:]  # papermill calls also the cell completed in which it died
+        message = f"{type(error).__name__}: {_plain(str(error)) or 'no message'}"
+        if type(error).__name__ == "DeadKernelError":
+            seen = f" (see {log.name})" if log.exists() else ""
+            message = f"DeadKernelError: the notebook's process died, mostly for lack of memory{seen}"
+    return {
+        "cells": len(cells),
+        "executed_cells": len(set(ended) - set(failed)),
+        "failed_cell": failed[0] if failed else None,
+        "error": message,
+    }
+
+
+def _plain(text: str) -> str:
+    """The first line with anything on it, without terminal colours, at most 300 characters."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines() if line.strip()]
+    return lines[0][:300] if lines else ""

@@ -1,0 +1,134 @@
+"""What a run will need, looked at before anything is measured: one sentence names all that is missing.
+
+Imports the standard library only: it has to answer on an interpreter that lacks every package.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from fluxnb.errors import UserError
+
+OLDEST = (3, 11)
+NEEDED = {  # module -> what pip calls it. Without a technique's own package its rows say so; it isn't needed.
+    "torch": "torch",
+    "diffusers": "diffusers",
+    "transformers": "transformers",
+    "accelerate": "accelerate",
+    "safetensors": "safetensors",
+    "tokenizers": "tokenizers",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "matplotlib": "matplotlib",
+    "seaborn": "seaborn",
+    "papermill": "papermill",
+    "nbconvert": "nbconvert",
+    "nbclient": "nbclient",
+    "ipykernel": "ipykernel",
+    "yaml": "pyyaml",
+    "psutil": "psutil",
+}
+FREE_GIB = 2.0  # of disk: pages, kept images, compiled kernels
+FULL_SIZE_GIB = 38.0  # of a GPU: FLUX.1 in bfloat16 with its text encoders, and one image
+TEMPLATE = Path("base", "display_priority.j2")  # of nbconvert's, that ours starts from
+
+
+def check(root: Path | None = None) -> None:
+    """Raises UserError unless the interpreter, its packages, nbconvert's templates and the disk are fit for a run."""
+    problems = [*_version(), *_packages(), *_templates(), *_disk(root or project())]
+    if problems:
+        raise UserError(f"Nothing was measured, because {'; and '.join(problems)}.")
+
+
+def missing() -> list[str]:
+    """The needed packages that this interpreter lacks, as pip calls them."""
+    return [name for module, name in NEEDED.items() if importlib.util.find_spec(module) is None]
+
+
+def check_memory(chosen) -> None:
+    """Raises UserError unless every GPU that a run uses has room for the configuration's models of full size."""
+    large = [m for m in chosen.study.models if not m.startswith("embedded") and not Path(m).expanduser().is_dir()]
+    if not large or chosen.gpu.match == "cpu":
+        return
+    for index, free in enumerate(_free_gib()[: chosen.gpu.count]):
+        if free < FULL_SIZE_GIB:
+            raise UserError(
+                f"GPU {index} has {free:.0f} GiB free and {', '.join(large)} needs {FULL_SIZE_GIB:.0f}: end what else "
+                f"runs there, leave the model out of study.models in params/{chosen.name}.yaml, or set FORCE=1 to go "
+                "on anyway."
+            )
+
+
+def project() -> Path:
+    """The project's folder, as fluxnb.params finds it."""
+    here = Path.cwd()
+    found = (folder for folder in (here, *here.parents) if (folder / "params" / "base.yaml").is_file())
+    return next(found, Path(__file__).resolve().parents[2])
+
+
+def lacking() -> str:
+    """What packages are missing and how they are installed, to follow "because"; empty if none is."""
+    names = missing()
+    if not names:
+        return ""
+    return (
+        f"{sys.executable} lacks {', '.join(names)} (install with: {sys.executable} -m pip install {' '.join(names)})"
+    )
+
+
+def _version() -> list[str]:
+    if sys.version_info[:2] >= OLDEST:
+        return []
+    return [f"{sys.executable} is Python {sys.version.split()[0]} and 3.11 or newer is needed"]
+
+
+def _packages() -> list[str]:
+    return [said] if (said := lacking()) else []
+
+
+def _templates() -> list[str]:
+    """nbconvert looks for them in Jupyter's folders, which a package installed beside an interpreter may not be in."""
+    if importlib.util.find_spec("jupyter_core") is None or importlib.util.find_spec("nbconvert") is None:
+        return []  # said already
+    from jupyter_core.paths import jupyter_path
+
+    searched = [Path(folder) for folder in jupyter_path("nbconvert", "templates")]
+    if any((folder / TEMPLATE).is_file() for folder in searched):
+        return []
+    package = Path(importlib.util.find_spec("nbconvert").origin).parent  # type: ignore[union-attr, arg-type]
+    near = [place / "share" / "jupyter" for place in package.parents]
+    found = next((place for place in near if (place / "nbconvert" / "templates" / TEMPLATE).is_file()), None)
+    how = f"set JUPYTER_PATH={found}" if found else "install nbconvert again, or set JUPYTER_PATH to its share/jupyter"
+    return [f"nbconvert's templates are in none of Jupyter's folders ({how})"]
+
+
+def _disk(root: Path) -> list[str]:
+    found = {}
+    for name in ("build", "reports"):
+        place = root / name
+        while not place.exists():
+            place = place.parent
+        if not os.access(place, os.W_OK):
+            found[f"{place} can't be written to (make it writable)"] = None
+        elif (free := shutil.disk_usage(place).free / 2**30) < FREE_GIB:
+            found[f"{place} has {free:.1f} GiB free and {FREE_GIB:.0f} are needed (make room)"] = None
+    return list(found)
+
+
+def _free_gib() -> list[float]:
+    """Free memory of the GPUs that a run would see, in their order; [] where nvidia-smi doesn't tell."""
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    if seen := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        command += ["-i", seen]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        return [float(line) / 1024 for line in answer.stdout.split()] if answer.returncode == 0 else []
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []

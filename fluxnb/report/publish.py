@@ -1,0 +1,273 @@
+"""On top of the reports: makes the pages and indexes of a configuration, and what lies above all of them.
+
+A user's own run is published below reports/own/, the committed reference beside it; the one is never written by the
+other's commands.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from fluxnb import params as parameters
+from fluxnb.errors import UserError
+from fluxnb.report import PAGES, RUN, Place, own, read_json, reference, write_atomic, write_changed
+from fluxnb.report.pages import Page, read, remember, write_remembered
+
+INDEX, EXPLORER, LEDGER, PROGRESS = "index.html", "explorer.html", "ledger.html", "progress.md"
+STAMP = ".published"  # in build/<gpu>/: a digest of what the pages were made from
+
+
+def report(chosen, root: Path, only=None, force: bool = False, replay: bool = False, launch: str = "here") -> int:
+    """`make report`: runs the notebooks that changed and publishes what is new; 0, or 1 if one failed.
+
+    Args:
+        chosen: fluxnb.params.Params of the configuration.
+        only, force: see fluxnb.report.run.run.
+        replay: makes the pages of the committed reference anew from its rows, on any machine.
+        launch: one of fluxnb.report.sweep.LAUNCHES.
+    """
+    from fluxnb.report.run import run
+
+    place = reference(chosen, root) if replay else own(chosen, root)
+    if replay:
+        _replay(place)
+    if force:
+        os.environ["FLUXNB_FORCE"] = "1"
+    status = run(
+        chosen,
+        place,
+        prepare=lambda: _prepare(chosen, place, force, launch),
+        only=only,
+        force=force,
+        jobs=None if replay else lambda stems: _as_jobs(chosen, place, stems, force, launch),
+    )
+    if not _is_published(place):
+        publish(place)
+    print(f"read it: {place.reports / INDEX}")
+    return status
+
+
+def render(chosen, root: Path) -> Path:
+    """`make render`: a user's own pages again, from the notebooks last run; the path of their index."""
+    place = own(chosen, root)
+    if not any(place.build.glob("[0-9]*.ipynb")):
+        raise UserError(f"No notebook of {place.gpu} has been executed yet; run 'make report GPU={place.gpu}' first.")
+    return publish(place)[-1]
+
+
+def site(root: Path) -> Path:
+    """`make site`: indexes, progress files, front page, ledger and README from the committed tables."""
+    from fluxnb.report import readme
+    from fluxnb.report.configurations import configurations
+
+    for found in configurations(root):
+        place = Place(found.name, 1, root, root / "build" / found.name / "reference", found.folder, own=False)
+        _write_index(place, found.pages)
+        _write_progress(place, found.pages)
+    readme.write(root)
+    if (root / "reports" / "own").is_dir():
+        front(root, own=True)
+    return front(root)[0]
+
+
+def to_reference(chosen, root: Path) -> Path:
+    """`make reference`: takes a user's own run over into the committed reference; the path of its index."""
+    from fluxnb.study.results import Results
+
+    mine, theirs = own(chosen, root), reference(chosen, root)
+    if not mine.table.is_file():
+        raise UserError(f"There is no run of yours to take over: run 'make report GPU={mine.gpu}' first.")
+    theirs.reports.mkdir(parents=True, exist_ok=True)
+    Results(theirs.table).merge(mine.table)
+    kept = read_json(mine.reports / PAGES)
+    for name in (*(f"{stem}.html" for stem in kept), EXPLORER, RUN):
+        if (mine.reports / name).is_file():
+            shutil.copyfile(mine.reports / name, theirs.reports / name)
+    write_remembered(read_json(theirs.reports / PAGES) | kept, theirs)
+    site(root)
+    return theirs.reports / INDEX
+
+
+# --- one configuration ------------------------------------------------------------------------------------
+
+
+def publish(place: Place, max_page_mb: float | None = None) -> list[Path]:
+    """Renders every executed notebook, the explorer, the index and the front page; the paths written, index last.
+
+    Needs no GPU and executes nothing. All pages that can be rendered are, then a UserError names those that
+    can't: an image without a description, something loaded from elsewhere, a page over `max_page_mb` MB. The
+    older version of such a page is removed, so that it isn't taken for the new one.
+    """
+    before, found = _made_from(place), read(place)
+    written, problems = _render_pages(place, found, max_page_mb)
+    remember(found, place)
+    _write_explorer(place)
+    index = _write_index(place, found)
+    _write_progress(place, found)
+    front(place.root, place.own)
+    if problems:
+        raise UserError(" ".join(problems))
+    write_atomic(place.build / STAMP, before)
+    return [*written, index]
+
+
+def _render_pages(place: Place, found: list[Page], max_page_mb: float | None) -> tuple[list[Path], list[str]]:
+    from fluxnb.report.audit import MAX_PAGE_MB
+    from fluxnb.report.render import page_html
+
+    run, written, problems = read_json(place.reports / RUN), [], []
+    for page, previous, following in zip(found, [None, *found], [*found[1:], None], strict=False):
+        if page.notebook is None:
+            continue
+        target = place.reports / page.href
+        try:
+            text = page_html(page, run, place.gpu, place.root, (previous, following), max_page_mb or MAX_PAGE_MB)
+        except UserError as error:
+            page.status, page.problem = "unrendered", str(error)
+            problems.append(str(error))
+            target.unlink(missing_ok=True)
+            continue
+        write_changed(target, text)
+        written.append(target)
+    return written, problems
+
+
+def _write_index(place: Place, found: list[Page]) -> Path:
+    from fluxnb.report.audit import check_page
+    from fluxnb.report.index import index_html
+
+    within = place.reports.relative_to(_top(place.root, place.own))
+    theirs, reference = _top(place.root, False) / within, None
+    if place.own and (theirs / INDEX).is_file():
+        reference = (_relative(theirs, place.reports), {path.name for path in theirs.glob("*.html")})
+    text = index_html(
+        found,
+        read_json(place.reports / RUN),
+        place.gpu,
+        above=f"{'../' * len(within.parts)}{INDEX}",
+        explorer=EXPLORER if (place.reports / EXPLORER).is_file() else None,
+        reference=reference,
+    )
+    check_page(text, INDEX)
+    write_changed(place.reports / INDEX, text)
+    return place.reports / INDEX
+
+
+def _write_explorer(place: Place) -> None:
+    """explorer.html; an older one stays where the images aren't here to make it again."""
+    from fluxnb.report.audit import check_page
+    from fluxnb.report.explorer import explorer_html
+    from fluxnb.study import kept
+    from fluxnb.study.results import Results
+
+    rows = [r for r in Results(place.table).rows() if r.ok] if place.table.is_file() else []
+    images = kept.every(place.root / "build" / place.gpu / "images")
+    text = explorer_html(place.gpu, rows, images, [(INDEX, f"fluxnb {place.gpu}"), (EXPLORER, "Explorer")])
+    if text is not None:
+        check_page(text, EXPLORER)
+        write_changed(place.reports / EXPLORER, text)
+
+
+def _write_progress(place: Place, found: list[Page]) -> None:
+    from fluxnb.findings import ledger
+    from fluxnb.report.progress import progress_md
+    from fluxnb.study.results import Results
+
+    rows = ledger.latest(Results(place.table).rows()) if place.table.is_file() else []
+    several = place.reports.parent.name != "single_gpu"
+    write_changed(place.reports / PROGRESS, progress_md(place.gpu, rows, found, several))
+
+
+# --- above all configurations -----------------------------------------------------------------------------
+
+
+def front(root: Path, own: bool = False) -> list[Path]:
+    """The front page of the committed reference and its ledger, or the front page of a user's own runs."""
+    from fluxnb.report import front as contents
+    from fluxnb.report.audit import check_page
+    from fluxnb.report.configurations import configurations
+    from fluxnb.report.render import render_template
+
+    folder, found = _top(root, own), configurations(root, own)
+    if not found and not own:
+        return []
+    crumbs = [(INDEX, "fluxnb, own runs" if own else "fluxnb"), (f"../{LEDGER}" if own else LEDGER, "Ledger of claims")]
+    pages = {INDEX: ("site.html.j2", contents.front(folder, found, configurations(root) if own else None))}
+    if not own:
+        pages[LEDGER] = ("ledger.html.j2", contents.ledger_page(found))
+    for name, (template, values) in pages.items():
+        text = render_template(template, name, crumbs, **values)
+        check_page(text, name)
+        write_changed(folder / name, text)
+    return [folder / name for name in pages]
+
+
+# --- running ----------------------------------------------------------------------------------------------
+
+
+def _prepare(chosen, place: Place, force: bool, launch: str) -> dict:
+    """Checks what is only worth checking when something will be executed; gives the provenance."""
+    from fluxnb.measure import telemetry
+    from fluxnb.models import pipelines
+    from fluxnb.report import preflight
+    from fluxnb.study.results import Results
+
+    Results(place.table).rows()  # a damaged table is said before anything starts
+    if place.own:
+        if launch == "here":  # a job looks by itself what it was given
+            name, count = parameters.detect_gpu()
+            parameters.check_gpu(chosen, name, force=force, detected_count=count)
+            if not force:
+                preflight.check_memory(chosen)
+        for model in chosen.study.models:
+            pipelines.check(model)
+    return telemetry.provenance(chosen, place.root)
+
+
+def _as_jobs(chosen, place: Place, stems: list[str], force: bool, launch: str) -> bool:
+    """Runs notebooks side by side where there is room for several; whether there is."""
+    from fluxnb.report import sweep
+
+    if launch == "here" and sweep.places(chosen) == [None]:
+        return False
+    sweep.sweep(chosen, place, stems, launch, force)
+    return True
+
+
+def _replay(place: Place) -> None:
+    from fluxnb.measure import telemetry
+
+    if not (place.reports / RUN).is_file():
+        raise UserError(
+            f"There is no committed reference for GPU={place.gpu}, so there is nothing to replay: measure on its GPU "
+            "and take that over with `make reference` first."
+        )
+    os.environ[telemetry.REPLAY] = str(place.reports / RUN)
+
+
+def _is_published(place: Place) -> bool:
+    """Whether the pages were made from what there is now."""
+    try:
+        stamp = (place.build / STAMP).read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return stamp == _made_from(place) and (place.reports / INDEX).is_file()
+
+
+def _made_from(place: Place) -> str:
+    """A digest of how each notebook's last execution went, and of the reference that the indexes link to."""
+    digest = hashlib.sha256()
+    for path in sorted([*place.build.glob("*.json"), *_top(place.root, False).glob(f"*_gpu/**/{PAGES}")]):
+        digest.update(str(path.relative_to(place.root)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _top(root: Path, own: bool) -> Path:
+    return root / "reports" / "own" if own else root / "reports"
+
+
+def _relative(target: Path, start: Path) -> str:
+    return Path(os.path.relpath(target, start)).as_posix()
