@@ -119,14 +119,7 @@ def test_the_sentence_says_so_when_no_setting_keeps_quality(rows):
 def test_identical_images_are_called_identical(rows):
     only = [r for r in rows if r.label in ("28 steps", "FBCache 0")]
     assert "identical" in findings.cache_sentence(only, FIRST_BLOCK)
-    assert "inf" not in findings.cache_sentence(only, FIRST_BLOCK) + findings.alt(only, "Speed")
-
-
-def test_the_description_of_a_chart_has_every_point(rows):
-    text = findings.alt(rows, "Speed against PSNR")
-    assert text.startswith("Speed against PSNR. 28 steps: 1.00 times, identical; FBCache 0: ")
-    for part in ("FBCache 0.05: 1.40 times, 45.0 dB", "FBCache 0: 0.99 times", "3 steps: 7.00 times, 23.0 dB"):
-        assert part in text
+    assert "inf" not in findings.cache_sentence(only, FIRST_BLOCK)
 
 
 def test_presets_follow_from_the_rows(rows):

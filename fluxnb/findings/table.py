@@ -14,7 +14,7 @@ EARLIER = "rows of an earlier format: their sessions aren't known"
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table, or one figure of an alt text.
+    """One column of a table, or one figure of a chart.
 
     Args:
         title: its header.

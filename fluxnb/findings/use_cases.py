@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fluxnb.families import Family
+from fluxnb.families import BASELINE, Family
 from fluxnb.findings.rows import LOSS, finished, keeps_adherence, of
 from fluxnb.findings.table import P50, PEAK, Column, Columns, table
 from fluxnb.findings.words import share
@@ -45,7 +45,7 @@ def use_case_table(cases: Cases):
 
     columns = (
         Column("steps run", "total_steps"),
-        Column("baseline", P50.value, "s"),
+        Column(BASELINE.name, P50.value, "s"),
         *(Column(label, speedups(label)) for label in labels),
         PEAK,
     )
