@@ -5,6 +5,7 @@ import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 
+from fluxnb import families
 from fluxnb.cache import (
     Both,
     Cache,
@@ -21,10 +22,11 @@ from fluxnb.cache import (
     prescribed,
     teacache,
 )
+from fluxnb.cache.gates.teacache import PUBLISHED
 from fluxnb.cache.para_attn import ParaAttention
 from fluxnb.errors import UserError
 from fluxnb.models import pipelines
-from fluxnb.technique import Unavailable, applied
+from fluxnb.technique import ANOTHER, IDENTICAL, Unavailable, applied
 from fluxnb.techniques.compilation import Regional
 
 MODEL = pipelines.describe("embedded")
@@ -377,6 +379,79 @@ def test_extrapolating_comes_nearer_than_holding(pipe):
         with applied(pipe, Cache(Interval(2, warm_up=8), predictor)):
             errors[predictor.name] = (latents(pipe, steps=28) - exact).abs().mean()
     assert errors["Taylor 1"] < errors["hold"]
+
+
+# --- what a row takes from it ---
+
+DEFAULT, MODEL_NAME = (1.0, 0.0), "embedded"
+SAID = [  # cache, label, mark
+    (first_block(0.12), "FBCache 0.12", "0.12"),
+    (first_block(0.2, warm_up=6, longest_run=2), "FBCache 0.2, first 6 computed, at most 2 reused in a row", "0.2"),
+    (first_block(0.2, warm_up=1, compute_last=True), "FBCache 0.2, first and the last computed", "0.2"),
+    (
+        Cache(Interval(4, warm_up=6, compute_last=True), Taylor(2)),
+        "every 4th step after the first 6, and the last + Taylor 2",
+        "4",
+    ),
+    (Cache(Interval(2, first_block=True)), "every 2nd step, first block run", "2"),
+    (Cache(Interval(1)), "every step", "1"),
+    (Cache(TeaCache(0.4, DEFAULT, warm_up=6), Taylor(1)), "TeaCache 0.4, first 6 computed + Taylor 1", "0.4"),
+    (Cache(TeaCache(0.4, DEFAULT, PUBLISHED)), "TeaCache 0.4, published polynomial", "0.4"),
+    (Cache(TeaCache(0.4, DEFAULT), hold_controlnet=True), "TeaCache 0.4, ControlNet held", "0.4"),
+    (
+        Cache(Cascade(TeaCache(0.1, DEFAULT), FirstBlock(0.2), warm_up=6)),
+        "TeaCache 0.1 then FBCache 0.2, first 6 computed",
+        "0.1/0.2",
+    ),
+    (Cache(Either(TeaCache(0.1, DEFAULT), FirstBlock(0.2))), "TeaCache 0.1 or FBCache 0.2", "0.1/0.2"),
+    (Cache(Both(TeaCache(0.1, DEFAULT), FirstBlock(0.2))), "TeaCache 0.1 and FBCache 0.2", "0.1/0.2"),
+    (prescribed("1010", "as published"), "as published: 2 of 4", "2 of 4"),
+    (prescribed("1010", "as published", first_block=False), "as published: 2 of 4, no block run", "2 of 4"),
+    (Cache(Schedule("110")), "schedule 2 of 3", "2 of 3"),
+]
+
+
+@pytest.mark.parametrize("cache, label, mark", SAID, ids=[label for _, label, _ in SAID])
+def test_a_label_says_all_that_distinguishes_a_cache_and_its_mark_where_it_is_turned(cache, label, mark):
+    assert (cache.label, cache.mark) == (label, mark)
+
+
+def test_caches_that_differ_have_other_settings():
+    settings = [cache.settings for cache, *_ in SAID]
+    assert all(a != b for i, a in enumerate(settings) for b in settings[:i])
+    assert "origin" not in prescribed("1010", "as published").settings
+
+
+@pytest.mark.parametrize(
+    "off, on",
+    [
+        (FirstBlock(0), FirstBlock(0.1)),
+        (TeaCache(0, DEFAULT), TeaCache(0.1, DEFAULT)),
+        (Interval(1), Interval(2)),
+        (Schedule("111"), Schedule("101")),
+        (Both(FirstBlock(0), Interval(2)), Both(FirstBlock(0.1), Interval(2))),
+        (Either(FirstBlock(0), Interval(1)), Either(FirstBlock(0), Interval(2))),
+    ],
+)
+def test_a_cache_that_can_never_reuse_is_identical(off, on):
+    assert (Cache(off).exact, Cache(on).exact) == (IDENTICAL, ANOTHER)
+
+
+@pytest.mark.parametrize("family", [family for family in families.ALL if family.cache], ids=lambda f: f.name)
+def test_a_family_s_gate_is_made_at_a_value_of_its_dial(family):
+    kind = family.gate_class()
+    gate = kind.at(2.0, MODEL_NAME, warm_up=3)
+    cache = Cache(gate)
+    assert type(gate) is kind and cache.family is family and cache.name == family.name
+    assert cache.settings == {family.dial: 2, "warm_up": 3} and cache.mark == "2"
+
+
+def test_gates_are_found_by_the_names_in_families():
+    import fluxnb.cache
+
+    assert fluxnb.cache.FirstBlock is families.FIRST_BLOCK.gate_class()
+    with pytest.raises(AttributeError, match="has no attribute LastBlock"):
+        _ = fluxnb.cache.LastBlock
 
 
 # --- composition -------------------------------------------------------------------------------------------

@@ -13,15 +13,14 @@ import psutil
 import pytest
 import torch
 
-from fluxnb import params, study
+from fluxnb import families, notebooks, params, study
 from fluxnb.cache import Cache, Cascade, FirstBlock, Taylor, TeaCache, teacache
 from fluxnb.errors import UserError
 from fluxnb.measure import ranks
-from fluxnb.study import scaling
-from fluxnb.technique import Unavailable
+from fluxnb.technique import ROUNDING, Unavailable
 from fluxnb.techniques import symmetric
 from fluxnb.techniques.compilation import Regional
-from fluxnb.techniques.parallel import ContextParallel, FullyShard
+from fluxnb.techniques.parallel import ContextParallel, FullyShard, Replicas
 from fluxnb.techniques.parallel_vae import ParallelVAE
 from fluxnb.techniques.xdit import PipeFusion, XDiT
 
@@ -197,42 +196,47 @@ def test_more_gpus_than_there_are(monkeypatch):
 
 @pytest.fixture
 def begun(tmp_path):
-    s = study.Study(params.load("cpu"), "11_parallel", tmp_path)
-    subject = s.subject("embedded")
-    return s, dataclasses.replace(subject, prompts=("a red ball", "a blue cup"), seeds=(0,), rounds=3)
+    s = study.Study(params.load("cpu"), notebooks.PARALLEL, tmp_path)
+    return s, dataclasses.replace(s.subject("embedded"), prompts=("a red ball", "a blue cup"), seeds=(0,), rounds=3)
 
 
-def candidate(*techniques, gpus=2, **more):
-    chosen = {name: v for t in techniques for name, v in t.settings.items()}
-    return study.Candidate(techniques[0].name, techniques[0].label, 3, techniques, chosen, gpus=gpus, **more)
+def candidate(*techniques, gpus=2):
+    return study.Candidate(3, techniques, gpus=gpus)
 
 
 def test_spreading_is_measured_beside_one_rank_alone(begun):
     s, subject = begun
     candidates = [
-        candidate(scaling.Replicas()),
+        candidate(Replicas()),
         candidate(ContextParallel(gather=2)),
         candidate(ContextParallel(gather=2), Cache(FirstBlock(0.5))),
         candidate(ContextParallel(ulysses=2)),
         candidate(XDiT(ulysses=2)),
     ]
     replicas, spread, cached, heads, xdit = s.spread(subject, candidates, limit_s=200)
-    assert replicas["gpus"] == spread["gpus"] == 2 and replicas["status"] == spread["status"] == "ok"
-    assert replicas["images_per_s"] == pytest.approx(2 * 3 / sum(replicas["samples"]))
-    assert spread["speedup"] == pytest.approx(spread["proof"]["alone_s"] / spread["latency_p50"], rel=1e-6)
-    assert spread["proof"]["alone_s"] == replicas["proof"]["alone_s"]  # timed once for both
-    assert cached["proof"]["alone_s"] != replicas["proof"]["alone_s"]  # with the cache, alone too
-    assert spread["psnr_identical"] or spread["psnr_db"] > 45
-    assert 0 < spread["proof"]["communication"] < 1
-    assert set(spread["proof"]["steps_ms"]) == {"computed", "computed, set off in"}
+    assert replicas.gpus == spread.gpus == 2 and replicas.ok and spread.ok
+    assert (replicas.family, spread.family, spread.exact) == (families.REPLICAS.name, families.PARALLEL.name, ROUNDING)
+    assert replicas.images_per_s == pytest.approx(2 * 3 / sum(replicas.samples))
+    assert replicas.speedup is None and replicas.baseline is None  # each image takes as long as it does alone
+    alone = {row.id: row for row in s.results.rows()}
+    for row in (spread, cached):  # what was timed in turn with it, at one rank
+        base = alone[row.baseline]
+        assert row.speedup == pytest.approx(base.latency_p50 / row.latency_p50, rel=1e-6)
+        assert row.shown("alone_s") == base.latency_p50 and len(base.samples) == len(row.samples) == 3
+    assert (
+        alone[cached.baseline].computed_steps < 3 == alone[spread.baseline].computed_steps
+    )  # with the cache, alone too
+    assert spread.psnr_identical or spread.psnr_db > 45
+    assert 0 < spread.shown("communication") < 1
+    assert set(spread.shown("steps_ms")) == {"computed", "computed, set off in"}
     stages = ("text_s", "denoise_s", "vae_s")
-    assert 0 < sum(spread[name] for name in stages) < max(spread["samples"])
-    assert spread["proof"]["alone_stages"] == {name: replicas[name] for name in stages}
-    assert spread["proof"]["alone_steps_ms"]["computed"] > 0 and cached["proof"]["alone_steps_ms"]["skipped"] > 0
-    assert cached["proof"]["steps_ms"]["skipped"] > 0
-    assert cached["proof"]["decisions"] == "identical on all ranks" and cached["computed_steps"] < 3
-    assert (heads["status"], heads["reason"][:28]) == ("unavailable", "needs a number of ranks that")
-    assert (xdit["status"], xdit["label"], xdit["reason"][:11]) == ("unavailable", "xDiT Ulysses 2", "needs GPUs:")
+    assert 0 < sum(getattr(spread, name) for name in stages) < max(spread.samples)
+    assert spread.shown("alone_stages") == {name: getattr(alone[spread.baseline], name) for name in stages}
+    assert spread.shown("alone_steps_ms")["computed"] > 0 and cached.shown("alone_steps_ms")["skipped"] > 0
+    assert cached.shown("steps_ms")["skipped"] > 0
+    assert cached.shown("decisions") == "identical on all ranks" and cached.computed_steps < 3
+    assert (heads.status, heads.reason[:28]) == ("unavailable", "needs a number of ranks that")
+    assert (xdit.status, xdit.label, xdit.reason[:11]) == ("unavailable", "xDiT Ulysses 2", "needs GPUs:")
     again = s.spread(subject, candidates, limit_s=1e-3)  # nothing is measured twice
     assert again == [replicas, spread, cached, heads, xdit]
 
@@ -241,4 +245,4 @@ def test_a_failing_rank_is_a_row_and_the_next_candidate_is_tried(begun):
     s, subject = begun
     wrong = [candidate(ContextParallel(gather=3)), candidate(ContextParallel(gather=5))]
     for row, degree in zip(s.spread(subject, wrong, limit_s=120), (3, 5), strict=True):
-        assert row["status"] == "error" and f"for {degree} ranks and there are 2: choose degrees" in row["reason"]
+        assert row.status == "error" and f"for {degree} ranks and there are 2: choose degrees" in row.reason

@@ -5,9 +5,10 @@ import sys
 import pytest
 import torch
 
-from fluxnb import study as studies
 from fluxnb.cache import first_block
 from fluxnb.models import pipelines
+from fluxnb.study import Subject
+from fluxnb.study.pool import Pool
 from fluxnb.technique import Unavailable, applied
 from fluxnb.techniques import precision, svdquant
 from fluxnb.techniques.precision import GGUF, BitsAndBytes, Nunchaku, Quanto, TorchAO, block_layers, gguf_blocks
@@ -196,18 +197,14 @@ def test_the_other_nunchaku_is_not_mistaken_for_it(pipe, monkeypatch):
 
 
 def test_built_in_techniques_have_a_pipeline_of_their_own():
-    plain = subject()
-    quantized = plain.having(TorchAO("int8 weight-only"))
-    assert quantized.pipe is not plain.pipe
-    assert quantized.load_gib < plain.load_gib
+    plain, pool = Subject(MODEL, "float32", ("a red ball",), (0,), 3.5, 128, 128, 3), Pool()
+    quantized = pool.get(plain.having(TorchAO("int8 weight-only")))
+    assert quantized.pipe is not pool.get(plain).pipe
+    assert quantized.load_gib < pool.get(plain).load_gib
     missing = plain.having(TorchAO("int4 weight-only"))
     for _ in range(2):  # the second time without loading it again
         with pytest.raises(Unavailable, match="^needs "):
-            _ = missing.pipe
-
-
-def subject():
-    return studies.Subject(MODEL, "float32", ("a red ball",), (0,), 3.5, 128, 128, 3, "x")
+            pool.get(missing)
 
 
 def test_a_kernel_for_matrices_gets_one_whatever_the_shape(monkeypatch):
