@@ -1,4 +1,4 @@
-"""The live explorer of explore.ipynb: any use case, gate, threshold, predictor, prompt and seed, on this machine.
+"""The live explorer of notebooks/explore.ipynb: any use case, gate, setting, predictor, prompt and seed, made here.
 
     from fluxnb.explore import Explorer
     Explorer()
@@ -14,19 +14,23 @@ import io
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from PIL import Image
 
-from fluxnb import params
-from fluxnb.cache import Cache, Cascade, FirstBlock, Hold, Interval, Taylor, TeaCache, teacache
+from fluxnb import families, params
+from fluxnb.cache import Cache, Cascade, Hold, Taylor
 from fluxnb.errors import UserError
+from fluxnb.families import COMBINED, FIRST_BLOCK, TEACACHE
 from fluxnb.measure import quality
-from fluxnb.models import control, material, pipelines
+from fluxnb.models import control, embedded, material, pipelines
 from fluxnb.study.results import Results
+from fluxnb.study.row import Row
 from fluxnb.technique import applied
 
-GATES = ("none", "First Block Cache", "TeaCache", "both, one after the other", "fixed interval")
+NONE = "none"
+GATES = (NONE, *(f.name for f in families.ALL if f.cache), COMBINED.name)  # what can be chosen
 PREDICTORS = {"hold": Hold, "Taylor 1": lambda: Taylor(1), "Taylor 2": lambda: Taylor(2)}
 PREVIEW_EVERY = 4  # steps between two previews: decoding one takes about as long as a step
 
@@ -34,14 +38,15 @@ PREVIEW_EVERY = 4  # steps between two previews: decoding one takes about as lon
 # --- what can be said without running ---------------------------------------------------------------------
 
 
-def measured(rows: list[dict], technique: str, use_case: str = "txt2img") -> dict[float, float]:
-    """Threshold -> measured speedup of a technique that has a threshold and nothing else set, on the embedded model."""
+def measured(rows: list[Row], gate: str, model: str, steps: int, use_case: str = "txt2img") -> dict[float, float]:
+    """Place on the dial -> measured speedup of a family by name, where nothing else is set, of one model."""
     found: dict[float, list[float]] = {}
+    dial = families.named(gate).dial if gate != NONE else None
     for r in rows:
-        plain = set(r["settings"]) <= {"threshold", "dtype", "inputs"} and r["technique"] == technique
-        same = r["model"] == "embedded" and r["steps"] == 28 and r["use_case"] == use_case
-        if plain and same and r["speedup"]:
-            found.setdefault(float(r["settings"]["threshold"]), []).append(r["speedup"])
+        plain = dial in r.settings and set(r.settings) <= {dial, "dtype", "inputs"} and r.family == gate
+        same = (r.model, r.steps, r.use_case) == (model, steps, use_case)
+        if plain and same and r.speedup:
+            found.setdefault(float(r.setting(dial)), []).append(r.speedup)
     return {t: sum(v) / len(v) for t, v in sorted(found.items())}
 
 
@@ -105,19 +110,28 @@ class Job:
         self.thread.join(timeout)
 
 
-def gate_of(name: str, threshold: float, second: float, every: int, model: str):
-    """The gate that the widgets describe; None for none. Raises UserError for values that make no sense."""
-    if name == "none":
+def gate_of(name: str, dials: dict[str, float], second: float, model: str):
+    """The gate that the widgets describe; None for none. Raises UserError for values that make no sense.
+
+    Args:
+        name: one of `GATES`.
+        dials: a family's dial -> where its widget stands.
+        second: threshold of the second gate of the combined cache, after the first block.
+    """
+    if name not in GATES:
+        raise UserError(f"There is no gate {name!r}: choose one of {', '.join(GATES)}.")
+    if name == NONE:
         return None
-    if name == "First Block Cache":
-        return FirstBlock(threshold)
-    if name == "TeaCache":
-        return TeaCache(threshold, teacache.coefficients(model))
-    if name == "both, one after the other":
-        return Cascade(TeaCache(threshold, teacache.coefficients(model)), FirstBlock(second))
-    if name == "fixed interval":
-        return Interval(every)
-    raise UserError(f"There is no gate {name!r}: choose one of {', '.join(GATES)}.")
+    first = TEACACHE if name == COMBINED.name else families.named(name)
+    gate = first.gate_class().at(dials[first.dial], model)
+    return Cascade(gate, FIRST_BLOCK.gate_class().at(second, model)) if name == COMBINED.name else gate
+
+
+def tables(gpu: params.Params, root: Path) -> dict[str, list[Row]]:
+    """The measured rows of a configuration, whose they are -> rows: the user's own first, then the reference's."""
+    folders = {"measured here": gpu.own_dir, "measured for the reference": gpu.report_dir}
+    found = {whose: root / folder / "results.csv" for whose, folder in folders.items()}
+    return {whose: [r for r in Results(path).rows() if r.ok] for whose, path in found.items() if path.is_file()}
 
 
 # --- the widgets ------------------------------------------------------------------------------------------
@@ -131,13 +145,14 @@ class Explorer:
         gpu: the configuration whose rows predictions are made from.
     """
 
-    def __init__(self, model: str = "embedded", gpu: str = "cpu"):
+    def __init__(self, model: str = embedded.NAME, gpu: str = "cpu"):
         import ipywidgets as w
 
         chosen, root = params.load(gpu), params.find_folder().parent
         self.model, self._pipes = pipelines.describe(model), {"txt2img": pipelines.load(model)}
-        table = root / chosen.report_dir / "results.csv"
-        self.rows = [r for r in Results(table).rows() if r["status"] == "ok"] if table.is_file() else []
+        self.tables = tables(chosen, root)
+        given = chosen.study if model == embedded.NAME else chosen.study.full_size
+        self.full = given.steps  # what speeds were measured at
         self.kept: list[Made] = []
         self.latest: Made | None = None
         self.job: Job | None = None
@@ -151,9 +166,7 @@ class Explorer:
         self.strength = w.FloatSlider(
             value=0.8, min=0.1, max=1, step=0.05, description="Strength", layout=_wide(), style=style
         )
-        self.gate = w.Dropdown(
-            options=GATES, value="First Block Cache", description="Gate", layout=_wide(), style=style
-        )
+        self.gate = w.Dropdown(options=GATES, value=FIRST_BLOCK.name, description="Gate", layout=_wide(), style=style)
         self.threshold = w.FloatSlider(
             value=0.12,
             min=0,
@@ -168,6 +181,7 @@ class Explorer:
             value=0.1, min=0, max=1, step=0.01, description="and after block 1", layout=_wide(), style=style
         )
         self.every = w.IntSlider(value=3, min=1, max=8, description="Every n-th step", layout=_wide(), style=style)
+        self.dials = {families.INTERVAL.dial: self.every}  # dial -> its widget; any other dial is the threshold's
         self.predictor = w.Dropdown(options=list(PREDICTORS), description="Reuse", layout=_wide(), style=style)
         self.warm_up = w.IntSlider(value=0, min=0, max=12, description="Computed first", layout=_wide(), style=style)
         self.prompt = w.Combobox(
@@ -175,11 +189,11 @@ class Explorer:
             style=style,
         )  # fmt: skip
         self.seed = w.IntText(value=0, description="Seed", layout=_wide(), style=style)
-        self.steps = w.IntSlider(value=28, min=2, max=50, description="Steps", layout=_wide(), style=style)
+        self.steps = w.IntSlider(value=self.full, min=2, max=50, description="Steps", layout=_wide(), style=style)
         self.run = w.Button(description="Run", button_style="primary", icon="play")
         self.stop = w.Button(description="Stop", icon="stop", disabled=True)
         self.keep = w.Button(description="Keep", icon="bookmark", disabled=True)
-        self.bar = w.IntProgress(value=0, min=0, max=28, layout=_wide())
+        self.bar = w.IntProgress(value=0, min=0, max=self.full, layout=_wide())
         self.said = w.HTML()
         self.predicted = w.HTML()
         nothing = _png(Image.new("RGB", (self.model.side, self.model.side), (128, 128, 128)))
@@ -200,7 +214,7 @@ class Explorer:
             layout=w.Layout(flex_flow="row wrap"),
         )
         self.box = w.VBox([w.HBox([w.VBox(controls), w.VBox([pictures, self.bar, self.said])]), self.shelf])
-        for widget in (self.use_case, self.gate, self.threshold):
+        for widget in (self.use_case, self.gate, self.threshold, self.every):
             widget.observe(lambda _: self._foresee(), "value")
         self.run.on_click(lambda _: self.start())
         self.stop.on_click(lambda _: self.job and self.job.stop())
@@ -212,33 +226,51 @@ class Explorer:
 
     # --- what is foreseen ---
 
+    def _dial(self, gate: str):
+        """The widget that a gate's dial is on; None for none."""
+        if gate == NONE:
+            return None
+        family = TEACACHE if gate == COMBINED.name else families.named(gate)
+        return self.dials.get(family.dial, self.threshold)
+
+    def _points(self, gate: str, use_case: str) -> tuple[str, dict[float, float]]:
+        """(whose they are, measured points) of the first table that has two to predict from, else of any."""
+        found = {
+            whose: measured(rows, gate, self.model.name, self.full, use_case) for whose, rows in self.tables.items()
+        }
+        return max(found.items(), key=lambda item: min(len(item[1]), 2), default=("", {}))
+
     def _foresee(self) -> None:
-        name, threshold, use_case = self.gate.value, self.threshold.value, self.use_case.value
+        gate, use_case = self.gate.value, self.use_case.value
+        dial = self._dial(gate)
         for widget, shown in (
-            (self.threshold, name in GATES[1:4]),
-            (self.second, name in GATES[3:4]),
-            (self.every, name in GATES[4:]),
+            (self.threshold, dial is self.threshold),
+            (self.second, gate == COMBINED.name),
+            (self.every, dial is self.every),
             (self.kind, pipelines.takes_condition(use_case)),
             (self.strength, pipelines.takes_image(use_case)),
             (self.beginning, use_case != "txt2img"),
         ):
             widget.layout.display = None if shown else "none"
-        points = measured(self.rows, name, use_case)
-        if threshold in points:
-            self.predicted.value = f"measured at this threshold: {points[threshold]:.2f}×"
-        elif (speed := predict(points, threshold)) is not None:
+        whose, points = self._points(gate, use_case)
+        if dial is not None and dial.value in points:
+            self.predicted.value = f"{whose}, {self.full} steps: {points[dial.value]:.2f}×"
+        elif dial is not None and (speed := predict(points, dial.value)) is not None:
             error = prediction_error(points)
-            beside = "" if error is None else f" (left out, measured points are missed by {error:.0%} on average)"
-            self.predicted.value = f"<em>predicted</em>: {speed:.2f}×{beside}"
+            beside = "" if error is None else f"; left out, measured points are missed by {error:.0%} on average"
+            self.predicted.value = (
+                f"<em>predicted</em>: {speed:.2f}× (from settings {whose}, {self.full} steps{beside})"
+            )
         else:
-            self.predicted.value = "no measured thresholds beside this one"
+            self.predicted.value = "no measured settings beside this one"
 
     # --- running ---
 
     def start(self) -> Job:
         """Begins to make the image of the current setting; the baseline first, if this input has none yet."""
         try:
-            gate = gate_of(self.gate.value, self.threshold.value, self.second.value, self.every.value, self.model.name)
+            turned = {f.dial: self.dials.get(f.dial, self.threshold).value for f in families.ALL if f.cache}
+            gate = gate_of(self.gate.value, turned, self.second.value, self.model.name)
             wanted = self._wanted()
         except UserError as error:
             self.said.value = str(error)
@@ -291,8 +323,8 @@ class Explorer:
             self.said.value = (
                 f"{made.label}: {speed:.2f}×, {made.computed} of {made.total} steps, {decibels}, {made.seconds:.2f} s"
             )
-            points = measured(self.rows, self.gate.value, wanted.use_case)
-            if (foreseen := predict(points, self.threshold.value)) is not None:
+            dial, (_, points) = self._dial(self.gate.value), self._points(self.gate.value, wanted.use_case)
+            if (foreseen := predict(points, dial.value)) is not None:
                 self.said.value += f"; predicted were {foreseen:.2f}× ({foreseen / speed - 1:+.0%})"
         except Exception as error:  # noqa: BLE001  a thread has no one else to tell
             self.said.value = f"{type(error).__name__}: {error}"

@@ -3,15 +3,20 @@
 import io
 import math
 import time
+from dataclasses import replace
 
+import measured
 import pytest
 from PIL import Image
 
-from fluxnb import explore
+from fluxnb import explore, families, params
+from fluxnb.cache import Cascade, FirstBlock, Interval, TeaCache
 from fluxnb.errors import UserError
 from fluxnb.measure import quality
 from fluxnb.models import material, pipelines
+from fluxnb.study.results import Results
 
+CACHE, COMBINED, INTERVAL = families.FIRST_BLOCK.name, families.COMBINED.name, families.INTERVAL.name
 POINTS = {0.0: 1.0, 0.1: 1.4, 0.2: 2.0, 0.4: 2.6}
 
 
@@ -28,22 +33,59 @@ def test_the_error_of_a_prediction_is_measured_by_leaving_points_out():
     assert explore.prediction_error({0.0: 1.0, 1.0: 2.0}) is None
 
 
-def test_only_plain_thresholds_are_predicted_from():
-    common = {"technique": "TeaCache", "model": "embedded", "steps": 28, "use_case": "txt2img"}
+def row(family, speedup, **settings):
+    kept = measured.row(family=family.name, technique=family.name, settings=settings)
+    return replace(kept, speedup=speedup)
+
+
+def test_only_plain_settings_of_the_same_model_and_steps_are_predicted_from():
+    tea = families.TEACACHE
     rows = [
-        {**common, "settings": {"threshold": 0.2, "inputs": "a"}, "speedup": 2.0},
-        {**common, "settings": {"threshold": 0.2, "inputs": "b"}, "speedup": 3.0},
-        {**common, "settings": {"threshold": 0.4, "warm_up": 6}, "speedup": 9.0},
-        {**common, "settings": {"threshold": 0.6}, "speedup": None},
-        {**common, "settings": {"threshold": 0.2}, "speedup": 1.5, "use_case": "inpainting"},
+        row(tea, 2.0, threshold=0.2, inputs="a"),
+        row(tea, 3.0, threshold=0.2, inputs="b", dtype="float32"),
+        row(tea, 9.0, threshold=0.4, warm_up=6),
+        row(tea, None, threshold=0.6),
+        row(families.FIRST_BLOCK, 7.0, threshold=0.2),
+        row(families.BASELINE, 1.0),
+        row(families.INTERVAL, 1.8, every=2),
+        replace(row(tea, 1.5, threshold=0.2), use_case="inpainting"),
+        replace(row(tea, 4.0, threshold=0.2), model="another"),
+        replace(row(tea, 5.0, threshold=0.2), steps=8),
     ]
-    assert explore.measured(rows, "TeaCache") == {0.2: 2.5}
-    assert explore.measured(rows, "TeaCache", "inpainting") == {0.2: 1.5}
+    assert explore.measured(rows, tea.name, "embedded", 28) == {0.2: 2.5}
+    assert explore.measured(rows, tea.name, "embedded", 28, "inpainting") == {0.2: 1.5}
+    assert explore.measured(rows, INTERVAL, "embedded", 28) == {2.0: 1.8}
+    assert (
+        explore.measured(rows, explore.NONE, "embedded", 28) == explore.measured(rows, COMBINED, "embedded", 28) == {}
+    )
+
+
+def test_every_family_of_caches_with_a_gate_can_be_chosen():
+    assert explore.GATES[0] == explore.NONE and explore.GATES[-1] == COMBINED
+    assert set(explore.GATES[1:-1]) == {f.name for f in families.ALL if f.cache} > {CACHE, INTERVAL}
+    dials = {"threshold": 0.3, "every": 4}
+    one, two, three = (explore.gate_of(name, dials, 0.1, "embedded") for name in (CACHE, COMBINED, INTERVAL))
+    assert isinstance(one, FirstBlock) and one.threshold == 0.3 and isinstance(three, Interval) and three.every == 4
+    first, second = two.gates
+    assert isinstance(two, Cascade) and isinstance(first, TeaCache) and isinstance(second, FirstBlock)
+    assert (first.threshold, second.threshold) == (0.3, 0.1)
+    assert explore.gate_of(explore.NONE, dials, 0.1, "embedded") is None
 
 
 def test_a_gate_that_is_not_there():
-    with pytest.raises(UserError, match="choose one of none, First Block Cache"):
-        explore.gate_of("clairvoyance", 0.1, 0.1, 2, "embedded")
+    with pytest.raises(UserError, match="choose one of none, "):
+        explore.gate_of("clairvoyance", {"threshold": 0.1, "every": 2}, 0.1, "embedded")
+
+
+def test_the_rows_of_a_user_come_before_those_of_the_reference(tmp_path):
+    gpu = params.load("cpu")
+    assert explore.tables(gpu, tmp_path) == {}
+    known = {name: value for name, value in measured.row().as_dict().items() if value is not None}
+    for folder, speedup in ((gpu.own_dir, 2.0), (gpu.report_dir, 3.0)):
+        Results(tmp_path / folder / "results.csv").append({**known, "speedup": speedup})
+    found = explore.tables(gpu, tmp_path)
+    assert list(found) == ["measured here", "measured for the reference"]
+    assert [rows[0].speedup for rows in found.values()] == [2.0, 3.0]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +101,10 @@ def test_each_gate_shows_its_own_settings(explorer):
         explorer.gate.value = gate
         widgets = ("threshold", "second", "every", "prompt")
         shown[gate] = {name for name in widgets if getattr(explorer, name).layout.display != "none"}
-    explorer.gate.value = "First Block Cache"
-    assert shown["none"] == {"prompt"} and shown["First Block Cache"] == {"prompt", "threshold"}
-    assert shown["both, one after the other"] == {"prompt", "threshold", "second"}
-    assert shown["fixed interval"] == {"prompt", "every"}
+    explorer.gate.value = CACHE
+    assert shown[explore.NONE] == {"prompt"} and shown[CACHE] == {"prompt", "threshold"}
+    assert shown[COMBINED] == {"prompt", "threshold", "second"}
+    assert shown[INTERVAL] == {"prompt", "every"}
 
 
 def test_the_first_image_is_there_within_seconds_and_follows_the_threshold(explorer):
@@ -87,7 +129,7 @@ def test_every_choice_runs(explorer, gate, predictor):
     explorer.gate.value, explorer.predictor.value = gate, predictor
     explorer.start().wait()
     assert "Error" not in explorer.said.value and "running" not in explorer.said.value
-    explorer.gate.value, explorer.predictor.value = "First Block Cache", "hold"
+    explorer.gate.value, explorer.predictor.value = CACHE, "hold"
 
 
 def test_stop_ends_it_and_the_next_run_is_whole(explorer):
@@ -137,21 +179,28 @@ def test_what_was_made_can_be_kept_once(explorer):
     assert len(explorer.kept) == len(explorer.shelf.children) == 1
 
 
-def test_thresholds_that_were_measured_say_so_and_others_are_predicted(explorer):
-    explorer.rows = [
-        {
-            "technique": "First Block Cache",
-            "model": "embedded",
-            "use_case": "txt2img",
-            "steps": 28,
-            "settings": {"threshold": t},
-            "speedup": v,
-        }
-        for t, v in POINTS.items()
-    ]
+def test_settings_that_were_measured_say_so_and_others_are_predicted(explorer):
+    rows = [row(families.FIRST_BLOCK, v, threshold=t) for t, v in POINTS.items()]
+    rows += [row(families.INTERVAL, v, every=n) for n, v in ((2, 1.8), (4, 3.0))]
+    explorer.tables = {"measured for the reference": rows}
     explorer.threshold.value = 0.2
-    assert explorer.predicted.value == "measured at this threshold: 2.00×"
+    assert explorer.predicted.value == "measured for the reference, 28 steps: 2.00×"
     explorer.threshold.value = 0.3
-    assert explorer.predicted.value.startswith("<em>predicted</em>: 2.30×")
+    assert explorer.predicted.value.startswith(
+        "<em>predicted</em>: 2.30× (from settings measured for the reference, 28"
+    )
     explorer.threshold.value = 0.9
     assert "no measured" in explorer.predicted.value
+    explorer.gate.value, explorer.every.value = INTERVAL, 3
+    assert explorer.predicted.value.startswith("<em>predicted</em>: 2.40×")
+    explorer.every.value = 4
+    assert explorer.predicted.value == "measured for the reference, 28 steps: 3.00×"
+    explorer.gate.value = COMBINED
+    assert "no measured" in explorer.predicted.value
+    explorer.gate.value, explorer.threshold.value = CACHE, 0.2
+    explorer.tables = {"measured here": rows[:2], "measured for the reference": rows}
+    explorer.threshold.value = 0.1
+    assert explorer.predicted.value == "measured here, 28 steps: 1.40×"
+    explorer.tables = {"measured here": rows[:1], "measured for the reference": rows}
+    explorer.threshold.value = 0.2
+    assert explorer.predicted.value == "measured for the reference, 28 steps: 2.00×"

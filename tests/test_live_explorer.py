@@ -34,7 +34,7 @@ def lab(tmp_path_factory):
         ignore = shutil.ignore_patterns("*.html")
         shutil.copytree(ROOT / name, root / name, ignore=ignore)
     (root / "notebooks").mkdir()
-    shutil.copy(ROOT / "explore.ipynb", root)
+    shutil.copy(ROOT / "notebooks/explore.ipynb", root / "notebooks")
     (root / "fluxnb").symlink_to(ROOT / "fluxnb", target_is_directory=True)
     env = {**os.environ, "PYTHONPATH": str(root), "JUPYTER_RUNTIME_DIR": str(root / "runtime")}
     env |= {"JUPYTER_CONFIG_DIR": str(root / "config"), "HOME": str(root)}
@@ -105,7 +105,7 @@ def driven(lab):
         for domain in ("Page", "Runtime"):
             await tab.call(f"{domain}.enable")
         await tab.call("Emulation.setDeviceMetricsOverride", width=1500, height=1400, deviceScaleFactor=1, mobile=False)
-        await tab.open(f"{lab}lab/tree/explore.ipynb?token={TOKEN}")
+        await tab.open(f"{lab}lab/tree/notebooks/explore.ipynb?token={TOKEN}")
         panel = "[...(window.jupyterapp?.shell?.widgets('main') ?? [])].find((w) => w.sessionContext)"
         await until(tab, f"{panel}?.context?.isReady", 90, "the notebook opens")
         await until(tab, f"{panel}.sessionContext.session?.kernel?.status === 'idle'", 90, "its kernel starts")

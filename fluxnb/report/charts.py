@@ -1,4 +1,4 @@
-"""The figures. One colour per technique everywhere, units in axis titles, bars from zero."""
+"""The figures. One colour per family of techniques everywhere, units in axis titles, bars from zero."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import seaborn as sns
 
+from fluxnb.families import BASELINE, PUBLISHED, Family
+from fluxnb.report.series import OTHERS, lines
+from fluxnb.study.row import Row
+
 _PALETTE = sns.color_palette("colorblind").as_hex()
-COLOURS = {
-    "baseline": "#444444",
-    "fewer steps": "#8c8c8c",
-    "First Block Cache": _PALETTE[0],
-    "TeaCache": _PALETTE[1],
-    "combined cache": _PALETTE[2],
-    "prescribed cache schedule": _PALETTE[4],
-    "TeaCache, published polynomial": _PALETTE[8],
-    "fixed interval": _PALETTE[5],
-    "fewer steps, DPM-Solver++": _PALETTE[6],
-    "engine": _PALETTE[9],
-    "published": _PALETTE[3],
-}
-MARKERS = {
-    "fewer steps": "s",
-    "fewer steps, DPM-Solver++": "x",
-    "fixed interval": "v",
-    "combined cache": "P",
-    "First Block Cache": "o",
-    "TeaCache": "^",
-    "published": "D",
+AXES = {  # column -> what it says at an axis, and the unit of a value
+    "speedup": ("Speedup over the baseline (wall clock, times)", "times"),
+    "computed_steps": ("Computed steps", "steps"),
+    "psnr_db": ("PSNR against the baseline's image (dB)", "dB"),
+    "ssim": ("SSIM", ""),
+    "adherence": ("Prompt adherence", ""),
+    "agreement": ("Agreement with the condition", ""),
+    "latency_p50": ("Seconds per image (median)", "s"),
+    "text_s": ("Seconds of the text encoders (median)", "s"),
+    "vae_s": ("Seconds of the VAE (median)", "s"),
+    "denoise_s": ("Seconds of denoising (median)", "s"),
+    "first_s": ("Seconds until the first image", "s"),
+    "load_s": ("Seconds until it is loaded", "s"),
+    "images_per_s": ("Images per second", "images/s"),
+    "memory_load_gib": ("GiB of the weights", "GiB"),
+    "memory_peak_gib": ("GiB at the peak", "GiB"),
 }
 
 
@@ -49,66 +48,77 @@ def style() -> None:
     )
 
 
-def _colour(name: str) -> str:
-    return COLOURS.get(name, _PALETTE[7])
+def identical(row: Row) -> bool:
+    """Whether every judged image of a row is its baseline's: its PSNR is infinite and has no place on a scale."""
+    return row.psnr_db is None and bool(row.psnr_identical)
 
 
-def frontier(rows: list[dict], quality: str = "psnr_db", x: str = "speedup", annotate: tuple | None = None):
-    """Speed against quality, one line for each technique, thresholds or steps written at the points.
+def on_frontier(rows: list[Row], x: str = "speedup", quality: str = "psnr_db") -> list[Row]:
+    """The rows that have both: what wasn't timed or judged has no place between speed and quality."""
+    judged = (r for r in rows if getattr(r, quality) is not None or (quality == "psnr_db" and identical(r)))
+    return [r for r in judged if r.ok and getattr(r, x) is not None]
+
+
+def frontier(rows: list[Row], quality: str = "psnr_db", x: str = "speedup", marks: tuple[Family, ...] | None = None):
+    """Speed against quality, a line along each family's dial; rows that `on_frontier` leaves out aren't drawn.
 
     Args:
-        rows: results rows with `label`; those identical to the baseline are drawn at the top edge.
+        rows: those identical to the baseline are drawn at the top edge.
         quality: psnr_db, ssim or adherence.
         x: speedup or computed_steps.
-        annotate: techniques whose points are labelled; None for all.
+        marks: families whose points are labelled; None for all.
     """
     style()
     figure, axes = plt.subplots(figsize=(8.4, 5.0))
-    names = {"psnr_db": "PSNR against the uncached image (dB)", "ssim": "SSIM", "adherence": "Prompt adherence"}
-    along = {"speedup": "Speedup over the baseline (wall clock, times)", "computed_steps": "Computed steps"}
-    finite = [r[quality] for r in rows if r[quality] is not None]
+    shown = on_frontier(rows, x, quality)
+    finite = [getattr(r, quality) for r in shown if getattr(r, quality) is not None]
     top = max(finite) + (0.06 * (max(finite) - min(finite)) or 1) if finite else 1
-    for name in dict.fromkeys(r["technique"] for r in rows):
-        line = sorted((r for r in rows if r["technique"] == name), key=lambda r: r[x])
-        xs, ys = [r[x] for r in line], [top if r[quality] is None else r[quality] for r in line]
-        colour, marker = _colour(name), MARKERS.get(name, "o")
+    for (family, words), line in _drawn(shown).items():
+        xs = [getattr(r, x) for r in line]
+        ys = [top if getattr(r, quality) is None else getattr(r, quality) for r in line]
+        joined = family.dial is not None and words != OTHERS
+        look = {"color": family.colour, "mfc": family.colour if not words else "white", "lw": 1.5}
+        look |= {"ls": (":" if words else "--" if family.control else "-") if joined else "none"}
         errors = {"xerr": _interval(line)} if x == "speedup" else {}
-        if name == "baseline":
-            axes.errorbar(xs, ys, fmt="*", color=colour, ms=13, label="baseline, twice", **errors)
+        name = f"{family.name}, twice" if family is BASELINE else ", ".join(filter(None, [family.name, words]))
+        size = 13 if family is BASELINE else 6
+        axes.errorbar(xs, ys, marker=family.marker, ms=size, capsize=2, label=name, **look, **errors)
+        if family is BASELINE or (marks is not None and family not in marks):
             continue
-        control = name.startswith("fewer steps")
-        fmt = marker + ("--" if control else "-")
-        axes.errorbar(xs, ys, fmt=fmt, color=colour, ms=6, lw=1.5, capsize=2, label=name, **errors)
         for a, b, row in zip(xs, ys, line, strict=True):
-            if annotate is not None and name not in annotate:
-                continue
-            words = str(row["steps"]) if control else row["label"].split()[-1]
-            place = (0, -13 if control else 8)
             axes.annotate(
-                words, (a, b), textcoords="offset points", xytext=place, ha="center", fontsize=8, color=colour
-            )
+                row.mark, (a, b), textcoords="offset points", xytext=(0, -13 if family.control else 8), ha="center",
+                fontsize=8, color=family.colour, gid=row.id,
+            )  # fmt: skip
     if x == "speedup":
         axes.axvline(1, color="#bbbbbb", lw=1, zorder=0)
         axes.set_xlim(left=min(0.9, axes.get_xlim()[0]))
-    axes.set(xlabel=along[x], ylabel=names[quality])
+    axes.set(xlabel=AXES[x][0], ylabel=AXES[quality][0])
     axes.legend(frameon=False)
     return figure
 
 
-def _interval(rows: list[dict]) -> list[list[float]]:
-    low = [max(0, r["speedup"] - r["speedup_ci_low"]) for r in rows]
-    return [low, [max(0, r["speedup_ci_high"] - r["speedup"]) for r in rows]]
+def _drawn(rows: list[Row]) -> dict[tuple[Family, str], list[Row]]:
+    """The lines of the rows, with single settings that no line is drawn through put together."""
+    found: dict[tuple[Family, str], list[Row]] = {}
+    for (family, words), line in lines(rows).items():
+        found.setdefault((family, OTHERS if words and len(line) == 1 else words), []).extend(line)
+    return found
 
 
-def shares(ours: dict[float, float], theirs: dict[float, float], ours_label: str, theirs_label: str):
-    """Threshold against the share of work left, 0 to 1, ours beside a published curve."""
+def _interval(rows: list[Row]) -> list[list[float]]:
+    low = [0 if r.speedup_ci_low is None else max(0, r.speedup - r.speedup_ci_low) for r in rows]
+    return [low, [0 if r.speedup_ci_high is None else max(0, r.speedup_ci_high - r.speedup) for r in rows]]
+
+
+def shares(ours: dict[float, float], theirs: dict[float, float], ours_label: str, theirs_label: str, family: Family):
+    """Threshold against the share of work left, 0 to 1, ours in its family's colour beside a published curve."""
     style()
     figure, axes = plt.subplots()
-    for curve, label, name in ((ours, ours_label, "First Block Cache"), (theirs, theirs_label, "published")):
+    for curve, label, kind, side in ((ours, ours_label, family, 8), (theirs, theirs_label, PUBLISHED, -14)):
         places = range(len(curve))
-        axes.plot(places, [100 * y for y in curve.values()], MARKERS[name] + "-", color=_colour(name), label=label)
+        axes.plot(places, [100 * y for y in curve.values()], kind.marker + "-", color=kind.colour, label=label)
         for x, y in zip(places, curve.values(), strict=True):
-            side = 8 if name == "First Block Cache" else -14
             axes.annotate(
                 f"{100 * y:.0f}",
                 (x, 100 * y),
@@ -123,13 +133,13 @@ def shares(ours: dict[float, float], theirs: dict[float, float], ours_label: str
     return figure
 
 
-def trace(decisions: list[tuple[str, dict]]):
-    """What the gate saw at each step; `decisions` is (label, trace) as in fluxnb.study.Study.traces."""
+def trace(decisions: list[tuple[str, dict]], family: Family):
+    """What a gate of the family saw at each step; `decisions` is (label, trace) as in fluxnb.study.Study.traces."""
     style()
     figure, all_axes = plt.subplots(
         len(decisions), 1, figsize=(8.4, 1.9 * len(decisions) + 0.6), sharex=True, squeeze=False
     )
-    colour = _colour("First Block Cache")
+    colour = family.colour
     for axes, (label, trace) in zip(all_axes[:, 0], decisions, strict=True):
         for i, (seen, computed) in enumerate(zip(trace["indicator"], trace["mask"], strict=True)):
             if seen is None:
@@ -149,17 +159,20 @@ def trace(decisions: list[tuple[str, dict]]):
     return figure
 
 
-def bars(labels: list[str], values: list[float], unit: str, names: list[str] | None = None, errors=None):
-    """Horizontal bars from zero, the value written at each end; `names` choose the colours."""
+def bars(labels: list[str], values: list[float], unit: str, families: list[Family] | None = None, errors=None):
+    """Horizontal bars from zero, the value written at each end; `families` choose the colours.
+
+    Args:
+        errors: (below, above) of each value, drawn as whiskers.
+    """
     style()
     figure, axes = plt.subplots(figsize=(7.6, 0.42 * len(labels) + 1.2))
-    colours = [_colour(name) for name in names] if names else _PALETTE[0]
-    axes.barh(labels, values, color=colours, xerr=errors, error_kw={"lw": 1, "capsize": 2})
+    colours = [family.colour for family in families] if families else _PALETTE[0]
+    axes.barh(range(len(labels)), values, color=colours, xerr=errors, error_kw={"lw": 1, "capsize": 2})
     for i, value in enumerate(values):
-        axes.annotate(f" {value:.3g}", (value, i), va="center", fontsize=9)
-    axes.invert_yaxis()
-    axes.set(xlabel=unit, xlim=(0, max(values) * 1.15))
-    axes.grid(axis="y", visible=False)
+        end = value + (errors[1][i] if errors else 0)
+        axes.annotate(f" {value:.3g}", (end, i), va="center", fontsize=9)
+    _horizontal(axes, labels, unit, max(v + (errors[1][i] if errors else 0) for i, v in enumerate(values)))
     return figure
 
 
@@ -169,43 +182,46 @@ def stacked(labels: list[str], parts: dict[str, list[float]], unit: str):
     figure, axes = plt.subplots(figsize=(7.6, 0.42 * len(labels) + 1.6))
     left = [0.0] * len(labels)
     for i, (name, values) in enumerate(parts.items()):
-        axes.barh(labels, values, left=left, color=_PALETTE[(0, 2, 1, 4)[i % 4]], label=name)
+        axes.barh(range(len(labels)), values, left=left, color=_PALETTE[(0, 2, 1, 4)[i % 4]], label=name)
         left = [a + b for a, b in zip(left, values, strict=True)]
     for i, total in enumerate(left):
         axes.annotate(f" {total:.3g}", (total, i), va="center", fontsize=9)
-    axes.invert_yaxis()
-    axes.set(xlabel=unit, xlim=(0, max(left) * 1.15))
-    axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, ncols=len(parts), loc="lower right", bbox_to_anchor=(1, 1))
+    _horizontal(axes, labels, unit, max(left), parts)
     return figure
 
 
-def grouped(labels: list[str], parts: dict[str, list[float]], unit: str):
-    """Horizontal bars from zero, several for each label, the value written at each end."""
+def grouped(labels: list[str], parts: dict[str, list[float | None]], unit: str):
+    """Horizontal bars from zero, several for each label, the value written at each end; None has no bar."""
     style()
     figure, axes = plt.subplots(figsize=(7.6, 0.3 * len(labels) * len(parts) + 1.4))
     height = 0.8 / len(parts)
     for i, (name, values) in enumerate(parts.items()):
-        places = [y + (i - (len(parts) - 1) / 2) * height for y in range(len(labels))]
-        axes.barh(places, values, height=height, color=_PALETTE[(0, 1, 2, 4)[i % 4]], label=name)
-        for y, value in zip(places, values, strict=True):
+        known = [(y + (i - (len(parts) - 1) / 2) * height, v) for y, v in enumerate(values) if v is not None]
+        places, lengths = zip(*known, strict=True) if known else ((), ())
+        axes.barh(places, lengths, height=height, color=_PALETTE[(0, 1, 2, 4)[i % 4]], label=name)
+        for y, value in known:
             axes.annotate(f" {value:.3g}", (value, y), va="center", fontsize=8)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.invert_yaxis()
-    axes.set(xlabel=unit, xlim=(0, 1.15 * max(v for values in parts.values() for v in values) or 1))
-    axes.grid(axis="y", visible=False)
-    axes.legend(frameon=False, ncols=len(parts), loc="lower right", bbox_to_anchor=(1, 1))
+    _horizontal(axes, labels, unit, max(v or 0 for values in parts.values() for v in values), parts)
     return figure
 
 
-def waterfall(phases: list[str], seconds: list[float], gib: list[float], psnr: list[float | None]):
-    """Time, memory and quality after each phase, over the same x axis; a phase without its own quality has no point.
+def _horizontal(axes, labels: list[str], unit: str, most: float, parts: dict | None = None) -> None:
+    """Names beside the bars, from the top; room for the values; a legend above where bars have parts."""
+    axes.set_yticks(range(len(labels)), labels)  # by place: two rows of one label are two bars
+    axes.invert_yaxis()
+    axes.set(xlabel=unit, xlim=(0, 1.15 * most or 1))
+    axes.grid(axis="y", visible=False)
+    if parts:
+        axes.legend(frameon=False, ncols=len(parts), loc="lower right", bbox_to_anchor=(1, 1))
+
+
+def waterfall(phases: list[str], seconds: list[float], gib: list[float | None], psnr: list[float | None]):
+    """Time, memory and quality after each phase, over the same x axis; what is None has no bar or point.
 
     Below a time stands its gain over the phase before.
     """
     style()
     figure, (time, memory, quality) = plt.subplots(3, 1, figsize=(max(8.4, 0.68 * len(phases)), 8.2), sharex=True)
-    places = range(len(phases))
     for i, value in enumerate(seconds):
         before = seconds[i - 1] if i else value
         time.bar(i, value, color=_PALETTE[0], width=0.6)
@@ -214,17 +230,18 @@ def waterfall(phases: list[str], seconds: list[float], gib: list[float], psnr: l
         gain = f"\n{before / value:.2f}×" if i else ""
         time.annotate(f"{value:.2f}{gain}", (i, value), ha="center", va="bottom", fontsize=8)
     time.set(ylabel="Seconds per image", ylim=(0, 1.25 * max(seconds)))
-    memory.bar(places, gib, color=_PALETTE[1], width=0.6)
-    for i, value in enumerate(gib):
+    known = [(i, value) for i, value in enumerate(gib) if value is not None]
+    for i, value in known:
+        memory.bar(i, value, color=_PALETTE[1], width=0.6)
         memory.annotate(f"{value:.1f}", (i, value), ha="center", va="bottom", fontsize=8)
-    memory.set(ylabel="Peak memory (GiB)", ylim=(0, 1.18 * max(gib)))
+    memory.set(ylabel="Peak memory (GiB)", ylim=(0, 1.18 * max((v for _, v in known), default=1)))
     known = [(i, value) for i, value in enumerate(psnr) if value is not None]
     quality.plot([i for i, _ in known], [v for _, v in known], "o", color=_PALETTE[2])
     for i, value in known:
         quality.annotate(f"{value:.1f}", (i, value), ha="center", xytext=(0, 6), textcoords="offset points", fontsize=8)
-    quality.set(ylabel="PSNR, embedded (dB)", xlim=(-0.6, len(phases) - 0.4))
+    quality.set(ylabel="PSNR, trained (dB)", xlim=(-0.6, len(phases) - 0.4))
     quality.set_ylim(bottom=0, top=1.25 * max((v for _, v in known), default=1))
-    quality.set_xticks(places, phases, rotation=30, ha="right", rotation_mode="anchor")
+    quality.set_xticks(range(len(phases)), phases, rotation=30, ha="right", rotation_mode="anchor")
     figure.tight_layout()
     return figure
 

@@ -1,196 +1,133 @@
-"""The static explorer: a threshold slider over measured settings, the image beside it, its steps, the frontier.
+"""The static explorer: a slider over measured settings, the image beside it, its steps, the frontier.
 
-One page for each configuration, made from the committed rows and the images that the notebooks kept in build/. It needs
-no server: without JavaScript the page is a plain grid of the same images.
+One page for each configuration, made from its rows and the images that the notebooks kept in build/. It needs no
+server: without JavaScript the page is a plain grid of the same images.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
+from fluxnb import families
+from fluxnb.families import Family
 from fluxnb.measure import quality
-from fluxnb.report import html, read_json
+from fluxnb.report import html
+from fluxnb.report.render import TEMPLATES, render_template
+from fluxnb.report.series import OTHERS, dial, lines
+from fluxnb.study import kept
+from fluxnb.study.kept import Kept
+from fluxnb.study.row import Row
 
-METHODS = (  # the techniques that have a slider, in this order
-    "First Block Cache",
-    "TeaCache",
-    "combined cache",
-    "fixed interval",
-    "fewer steps",
-    "fewer steps, DPM-Solver++",
-)
 SHOWN_PX = 256  # sides of the images on the page
 
 
-@dataclass
-class Kept:
-    """Images that a notebook kept: one for each input, with their traces."""
+class _Figures:
+    """Every image once, in the order in which it is first asked for."""
 
-    key: dict
-    label: str
-    inputs: list[tuple[str, int]]
-    folder: Path
-    traces: list[dict | None]
+    def __init__(self):
+        self.all: list[dict] = []
+        self._places: dict[tuple, int] = {}
 
-    def image(self, i: int):
-        """The i-th image as it was made."""
-        from PIL import Image
-
-        with Image.open(self.folder / f"{i}.png") as image:
-            return image.convert("RGB")
-
-
-def kept(images_dir: Path) -> list[Kept]:
-    """Everything that was kept below a folder."""
-    from fluxnb.study import ABOUT
-
-    found = []
-    for path in sorted(images_dir.glob(f"*/{ABOUT}")):
-        about, traces = read_json(path), path.parent / "traces.json"
-        if about and traces.is_file():
-            inputs = [tuple(pair) for pair in about["inputs"]]
-            found.append(Kept(about["key"], about["label"], inputs, path.parent, json.loads(traces.read_text())))
-    return found
+    def add(self, own: Kept, i: int, caption: str) -> int:
+        """The place of a candidate's i-th image on the page."""
+        if (own.name, i) not in self._places:
+            self._places[own.name, i] = len(self.all)
+            uri, size = html.webp_uri(own.image(i), SHOWN_PX)
+            prompt, seed = own.inputs[i]
+            self.all.append({"uri": uri, "size": size, "caption": caption, "alt": f"{prompt}, seed {seed}: {caption}"})
+        return self._places[own.name, i]
 
 
-def collect(rows: list[dict], images: list[Kept]) -> tuple[dict, list[dict]]:
+def collect(rows: list[Row], images: list[Kept]) -> tuple[dict, list[dict]]:
     """(data, figures): what the page's script needs, and every image once.
 
     Args:
-        rows: finished rows of a configuration.
-        images: of `kept`.
+        rows: of a configuration; shown are those that were timed, where their images and their baseline's were kept.
+        images: of `kept.every`.
     """
-    by_key = {_name(k.key): k for k in images}
-    cases: dict[str, dict] = {}
-    figures: list[dict] = []
-    shown: dict[tuple, int] = {}
-
-    def figure(own: Kept, i: int, caption: str) -> int:
-        place = (own.folder.name, i)
-        if place not in shown:
-            shown[place] = len(figures)
-            uri, size = html.webp_uri(own.image(i), SHOWN_PX)
-            prompt, seed = own.inputs[i]
-            figures.append({"uri": uri, "size": size, "caption": caption, "alt": f"{prompt}, seed {seed}: {caption}"})
-        return shown[place]
-
+    by_name = {k.name: k for k in images}
+    found, baselines = {}, {r.id: by_name.get(kept.digest(r)) for r in rows if r.family == families.BASELINE.name}
     for row in rows:
-        own = by_key.get(_name(row))
-        if own is None or row["technique"] not in (*METHODS, "baseline") or row["speedup"] is None:
-            continue
-        if row["model"] != "embedded" or row["batch"] != 1 or not _comparable(row, rows, by_key):
-            continue
-        case = cases.setdefault(row["use_case"], {"inputs": [], "baseline": {}, "methods": {}})
-        first = by_key[_name(_baseline(row, rows, by_key))]
-        for i, (prompt, seed) in enumerate(first.inputs):
-            case["baseline"][_input(case, prompt, seed)] = figure(first, i, "baseline")
-        if row["technique"] == "baseline":
-            continue
-        points = case["methods"].setdefault(_method(row, own), {})
-        point = points.setdefault(own.label, _point(row, own))
-        for i, (prompt, seed) in enumerate(own.inputs):
-            if (prompt, seed) not in first.inputs:
-                continue
-            reference = first.image(first.inputs.index((prompt, seed)))
-            decibels = quality.psnr(reference, own.image(i))
-            trace = own.traces[i] or {}
-            point["images"][_input(case, prompt, seed)] = {
-                "figure": figure(own, i, own.label),
-                "psnr": None if math.isinf(decibels) else round(decibels, 1),
-                "mask": trace.get("mask"),
-                "indicator": trace.get("indicator"),
-                "threshold": trace.get("threshold"),
-            }
-    return _ordered(cases), figures
-
-
-def _name(row: dict) -> str:
-    """What kept images and rows share: the key without notebook and configuration."""
-    from fluxnb.study.results import KEY
-
-    parts = {k: row.get(k) for k in KEY if k not in ("notebook", "gpu")}
-    return json.dumps(_whole({k: v for k, v in parts.items() if v is not None}), sort_keys=True)
-
-
-def _whole(value):
-    """Whole floats as integers: the table writes 0.0 and 0 alike."""
-    if isinstance(value, dict):
-        return {k: _whole(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_whole(v) for v in value]
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _baseline(row: dict, rows: list[dict], by_key: dict) -> dict | None:
-    """The baseline that a row was compared with: same inputs, use case and notebook, full steps."""
-    found = [
-        r
-        for r in rows
-        if r["technique"] == "baseline"
-        and all(r[k] == row[k] for k in ("notebook", "model", "use_case", "machine", "batch"))
-        and all(r["settings"].get(k) == row["settings"].get(k) for k in ("dtype", "inputs"))
-        and _name(r) in by_key
+        own, first = by_name.get(kept.digest(row)), baselines.get(row.baseline)
+        if own and first and row.ok and row.speedup and row.batch == 1 and on_a_slider(families.named(row.family)):
+            found.setdefault((row.model, row.use_case), {})[own.name] = (row, own, first)  # the newest of a setting
+    several, figures = len({model for model, _ in found}) > 1, _Figures()
+    cases = [
+        {
+            "name": f"{model}, {use_case}" if several else use_case,
+            "model": model,
+            **_case(list(settings.values()), figures),
+        }
+        for (model, use_case), settings in found.items()
     ]
-    return max(found, key=lambda r: r["steps"], default=None)
+    return {"cases": cases}, figures.all
 
 
-def _comparable(row: dict, rows: list[dict], by_key: dict) -> bool:
-    baseline = _baseline(row, rows, by_key)
-    fewer = row["technique"].startswith("fewer steps")
-    return baseline is not None and (fewer or row["steps"] == baseline["steps"])
+def on_a_slider(family: Family) -> bool:
+    """Whether settings of a family are places on one slider: along its dial, or by the steps that a rule computes."""
+    return family.dial is not None or family is families.COMBINED
 
 
-def _input(case: dict, prompt: str, seed: int) -> int:
-    pair = [prompt, seed]
-    if pair not in case["inputs"]:
-        case["inputs"].append(pair)
-    return case["inputs"].index(pair)
+def _case(settings: list[tuple[Row, Kept, Kept]], figures: _Figures) -> dict:
+    """One use case: its inputs, the baseline's images, and a slider for each method."""
+    inputs: list[tuple] = []
+    baseline, points = {}, {}
+    for row, own, first in settings:
+        for i, given in enumerate(first.inputs):
+            if given not in inputs:
+                inputs.append(given)
+                baseline[len(inputs) - 1] = figures.add(first, i, "baseline")
+        points[row.id] = _point(row) | {"images": _images(own, first, inputs, figures)}
+    methods: dict[str, dict] = {}
+    rows = [row for row, _, _ in settings]
+    for (family, beside), line in lines(sorted(rows, key=_order)).items():
+        name, joined = (f"{family.name}, {OTHERS}", False) if beside else (family.name, family.dial is not None)
+        made = methods.setdefault(name, {"name": name, "joined": joined, "points": []})
+        made["points"] += [points[row.id] for row in line]
+    for method in methods.values():
+        method["points"].sort(key=lambda p: (-p["steps"], p["dial"] or 0.0, p["speedup"]))
+    return {"inputs": inputs, "baseline": baseline, "methods": list(methods.values())}
 
 
-def _method(row: dict, own: Kept) -> str:
-    """The slider that a setting is on: what varies more than the threshold has one of its own."""
-    plain = own.label.split(" ")[0] in ("FBCache", "TeaCache") and "+" not in own.label and "," not in own.label
-    return row["technique"] if plain or row["technique"] not in METHODS[:2] else f"{row['technique']}, strategies"
+def _order(row: Row) -> int:
+    """Caches first, then what they have to beat."""
+    family = families.named(row.family)
+    return families.ALL.index(family) + len(families.ALL) * family.control
 
 
-def _point(row: dict, own: Kept) -> dict:
+def _point(row: Row) -> dict:
     return {
-        "label": own.label,
-        "threshold": row["settings"].get("threshold"),
-        "speedup": round(row["speedup"], 3),
-        "low": row["speedup_ci_low"],
-        "high": row["speedup_ci_high"],
-        "steps": row["computed_steps"],
-        "total": row["total_steps"],
-        "psnr": row["psnr_db"],
-        "adherence": row["adherence"],
-        "images": {},
+        "id": row.id,
+        "label": row.label,
+        "mark": row.mark,
+        "dial": dial(row),
+        "speedup": round(row.speedup, 3),
+        "steps": row.computed_steps,
+        "total": row.total_steps,
+        "psnr": row.psnr_db,
+        "adherence": row.adherence,
     }
 
 
-def _ordered(cases: dict[str, dict]) -> dict:
-    """Use cases with their methods as lists, each from the most computed steps to the fewest."""
-    made = []
-    for name, case in cases.items():
-        names = [name for m in METHODS for name in (m, f"{m}, strategies") if name in case["methods"]]
-        methods = [{"name": m, "points": sorted(case["methods"][m].values(), key=_place)} for m in names]
-        if methods:
-            made.append({"name": name, "inputs": case["inputs"], "baseline": case["baseline"], "methods": methods})
-    return {"cases": made}
+def _images(own: Kept, first: Kept, inputs: list[tuple], figures: _Figures) -> dict[int, dict]:
+    """Input -> its image, how far it is from the baseline's, and what the cache decided."""
+    shown = {}
+    for i, given in enumerate(own.inputs):
+        if given not in first.inputs:
+            continue
+        decibels = quality.psnr(first.image(first.inputs.index(given)), own.image(i))
+        trace = own.traces[i] or {}
+        shown[inputs.index(given)] = {
+            "figure": figures.add(own, i, own.label),
+            "psnr": None if math.isinf(decibels) else round(decibels, 1),
+            **{name: trace.get(name) for name in ("mask", "indicator", "threshold")},
+        }
+    return shown
 
 
-def _place(point: dict) -> tuple:
-    """Along the slider: from the most computed steps to the fewest, thresholds upwards where steps are alike."""
-    return -point["steps"], point["threshold"] or 0.0, point["speedup"]
-
-
-def explorer_html(gpu: str, rows: list[dict], images: list[Kept], crumbs: list) -> str | None:
+def explorer_html(gpu: str, rows: list[Row], images: list[Kept], crumbs: list) -> str | None:
     """The page; None where no method has two settings whose images were kept: a slider goes from one to another."""
-    from fluxnb.report.render import TEMPLATES, render_template
-
     data, figures = collect(rows, images)
     if not any(len(method["points"]) > 1 for case in data["cases"] for method in case["methods"]):
         return None
@@ -205,6 +142,7 @@ def explorer_html(gpu: str, rows: list[dict], images: list[Kept], crumbs: list) 
         "explorer.html",
         crumbs,
         gpu=gpu,
+        models=" and ".join(dict.fromkeys(case["model"] for case in data["cases"])),
         figures=figures,
         grid=grid,
         data=json.dumps(data, separators=(",", ":"), ensure_ascii=True).replace("</", "<\\/"),

@@ -7,31 +7,40 @@
   const state = { c: 0, m: 0, s: 0, i: 0, v: "beside" };
 
   const clamp = (value, count) => Math.min(Math.max(Number.parseInt(value, 10) || 0, 0), count - 1);
+  const middle = (method) => Math.floor((method.points.length - 1) / 2);
   const current = () => {
     const one = cases[state.c];
     const method = one.methods[state.m];
-    return { one, method, point: method.points[state.s], shown: method.points[state.s].images[state.i] };
+    const point = method.points[state.s];
+    return { one, method, point, shown: point.images[state.i] };
   };
 
-  // --- state and address ---
+  // --- state and address: a setting is named by its row's id, which stays when settings are added ---
+
+  function place(id) {
+    for (const [c, one] of cases.entries())
+      for (const [m, method] of one.methods.entries()) {
+        const s = method.points.findIndex((point) => point.id === id);
+        if (s >= 0) return { c, m, s };
+      }
+    return { c: 0, m: 0, s: middle(cases[0].methods[0]) };
+  }
 
   function read() {
     const given = new URLSearchParams(location.hash.slice(1));
-    state.c = clamp(given.get("c"), cases.length);
-    state.m = clamp(given.get("m"), cases[state.c].methods.length);
-    state.s = clamp(given.get("s"), cases[state.c].methods[state.m].points.length);
+    Object.assign(state, place(given.get("row")));
     state.i = clamp(given.get("i"), cases[state.c].inputs.length);
     state.v = views.some((view) => view.value === given.get("v")) ? given.get("v") : "beside";
   }
 
   function write() {
-    history.replaceState(null, "", `#${new URLSearchParams(state)}`);
+    history.replaceState(null, "", `#${new URLSearchParams({ row: current().point.id, i: state.i, v: state.v })}`);
   }
 
   function change(values) {
     Object.assign(state, values);
-    if ("c" in values) Object.assign(state, { m: 0, s: 0, i: clamp(state.i, cases[state.c].inputs.length) });
-    if ("m" in values || "c" in values) state.s = Math.floor((cases[state.c].methods[state.m].points.length - 1) / 2);
+    if ("c" in values) Object.assign(state, { m: 0, i: clamp(state.i, cases[state.c].inputs.length) });
+    if (("m" in values || "c" in values) && !("s" in values)) state.s = middle(cases[state.c].methods[state.m]);
     write();
     draw();
   }
@@ -64,7 +73,7 @@
     $("labels").replaceChildren(
       ...method.points.map((p, i) => {
         const item = document.createElement("li");
-        item.textContent = p.label.replace(/^(FBCache|TeaCache) /, "");
+        item.textContent = p.mark;
         item.className = i === state.s ? "chosen" : "";
         return item;
       }),
@@ -141,6 +150,7 @@
     }
     chart.append(svg("text", { x: right, y: bottom + 34, "text-anchor": "end" }, "speedup; up: PSNR in dB"));
     one.methods.forEach((method, m) => {
+      if (!method.joined) return;
       const line = method.points.map((p) => `${x(p.speedup)},${y(p.psnr)}`).join(" ");
       chart.append(svg("polyline", { points: line, class: m === state.m ? "path chosen" : "path" }));
     });
@@ -148,10 +158,7 @@
       const own = m === state.m && s === state.s;
       const dot = svg("circle", { cx: x(point.speedup), cy: y(point.psnr), r: own ? 8 : 5, class: own ? "point chosen" : m === state.m ? "point near" : "point" });
       dot.append(svg("title", {}, `${point.label}: ${point.speedup.toFixed(2)}×, ${decibels(point.psnr)}`));
-      dot.addEventListener("click", () => {
-        state.m = m;
-        change({ s });
-      });
+      dot.addEventListener("click", () => change({ m, s }));
       chart.append(dot);
     }
   }
@@ -174,7 +181,6 @@
 
   $("explorer").hidden = false;
   $("grid").hidden = true;
-  if (location.hash.length > 1) read();
-  else Object.assign(state, { s: Math.floor((cases[0].methods[0].points.length - 1) / 2) });
+  read();
   draw();
 })();

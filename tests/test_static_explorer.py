@@ -1,0 +1,275 @@
+"""explorer.html: what it is made of, from rows and kept images made here, and how it follows what is done to it."""
+
+import asyncio
+import importlib.util
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_browser import BROWSER, Tab, browser
+from test_charts import row as chart_row
+
+from fluxnb import families, notebooks, params, study
+from fluxnb.cache import first_block
+from fluxnb.models import embedded
+from fluxnb.report import explorer, html, show
+from fluxnb.study import kept
+
+ROOT = Path(__file__).resolve().parents[1]
+
+INPUTS = [("a red apple on a white table", 0), ("a cat", 0)]
+STEPS = 6
+
+
+def row(family, label, computed, speedup, steps=STEPS, **settings):
+    made = chart_row(family, label, computed, speedup, 30.0, **settings)
+    mark = label.rsplit(" ", 1)[-1]
+    where = {"gpu": "smoke", "use_case": "txt2img", "batch": 1, "baseline": "base", "mark": mark}
+    return replace(made, id=label.replace(" ", "-"), steps=steps, total_steps=steps, **where)
+
+
+def keep(folder, row, values, mask=None):
+    """Keeps one grey image for each input, with the trace of a mask."""
+    images = [Image.fromarray(np.full((64, 64, 3), value, dtype=np.uint8)) for value in values]
+    trace = mask and {"mask": mask, "indicator": [None] + [0.1 * i for i in range(1, STEPS)], "threshold": 0.2}
+    kept.keep(folder, kept.key_of(row.as_dict(), row.code), row.label, INPUTS, images, [trace] * len(images))
+
+
+BASE = replace(row(families.BASELINE, "6 steps", STEPS, 1.0), id="base", baseline=None)
+CACHED = [
+    row(families.FIRST_BLOCK, f"FBCache {t:g}", c, s, threshold=t)
+    for t, c, s in ((0, 6, 1), (0.1, 4, 1.4), (0.5, 2, 2))
+]
+FEWER = row(families.FEWER_STEPS, "3 steps", 3, 1.9, steps=3)
+WARM = row(families.FIRST_BLOCK, "FBCache 0.5, 2 steps computed", 3, 1.7, threshold=0.5, warm_up=2)
+RULE = row(families.COMBINED, "TeaCache 0.1 then FBCache 0.1", 3, 1.6, rule="Cascade")
+OTHER = row(families.QUANTIZATION, "INT8", 6, 1.1, quantization="int8")
+ROWS = [BASE, *CACHED, WARM, RULE, FEWER, OTHER]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """What was kept: a value of grey for each row, the first threshold's like the baseline's."""
+    folder = tmp_path_factory.mktemp("images")
+    masks = {"FBCache 0": "111111", "FBCache 0.1": "110101", "FBCache 0.5": "100100"}
+    for i, one in enumerate(ROWS):
+        values = (100, 100) if one in (BASE, CACHED[0]) else (100 + i, 90 - i)
+        keep(folder, one, values, masks.get(one.label))
+    return kept.every(folder)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory, images):
+    path = tmp_path_factory.mktemp("page") / "explorer.html"
+    path.write_text(explorer.explorer_html("smoke", [BASE, *CACHED, FEWER], images, []), encoding="utf-8")
+    return path
+
+
+def test_the_explorer_holds_every_measured_setting_and_its_image(images):
+    data, figures = explorer.collect(ROWS, images)
+    (case,) = data["cases"]
+    assert case["name"] == "txt2img" and case["inputs"] == INPUTS
+    methods = {m["name"]: m for m in case["methods"]}
+    assert list(methods) == [
+        "First Block Cache", "First Block Cache, other settings", "combined cache", "fewer steps",
+    ]  # fmt: skip
+    points = methods["First Block Cache"]["points"]
+    assert [p["mark"] for p in points] == ["0", "0.1", "0.5"] and [p["dial"] for p in points] == [0, 0.1, 0.5]
+    assert [m["joined"] for m in methods.values()] == [True, False, False, True]
+    free, last = points[0], points[-1]
+    assert free["images"][0]["psnr"] is None and free["images"][0]["mask"] == "111111"
+    assert last["images"][0]["psnr"] > 20 and "0" in last["images"][0]["mask"]
+    assert len(last["images"][0]["indicator"]) == STEPS and last["id"] == "FBCache-0.5"
+    assert len(figures) == 2 * (len(ROWS) - 1)  # what is on no slider isn't on the page
+    assert {f["alt"] for f in figures} >= {"a cat, seed 0: baseline", "a cat, seed 0: FBCache 0.1"}
+
+
+def test_a_setting_of_two_notebooks_is_one_point_and_the_newest_counts(images):
+    again = replace(CACHED[1], notebook="07_combined_cache", id="again", host="another", speedup=1.5)
+    (case,) = explorer.collect([*ROWS, again], images)[0]["cases"]
+    assert [p["speedup"] for p in case["methods"][0]["points"]] == [1.0, 1.5, 2.0]
+
+
+def test_several_models_are_cases_of_their_own(images, tmp_path):
+    both = [BASE, *CACHED, *(replace(r, model="another", id=f"{r.id}, too") for r in (BASE, CACHED[1]))]
+    both[-1] = replace(both[-1], baseline="base, too")
+    for one in both[-2:]:
+        keep(tmp_path, one, (1, 2))
+    cases = explorer.collect(both, images + kept.every(tmp_path))[0]["cases"]
+    assert [c["name"] for c in cases] == ["embedded, txt2img", "another, txt2img"]
+
+
+def test_an_explorer_without_images_is_not_made():
+    assert explorer.explorer_html("smoke", [], [], []) is None
+    assert explorer.explorer_html("smoke", ROWS, [], []) is None
+
+
+def test_an_explorer_of_one_setting_is_not_made(images):
+    assert explorer.explorer_html("smoke", [BASE, *CACHED[:2]], images, []) is not None
+    assert explorer.explorer_html("smoke", [BASE, CACHED[0]], images, []) is None
+
+
+def test_rows_of_other_inputs_or_of_another_baseline_are_not_mixed(images):
+    changed = [replace(r, settings={**r.settings, "inputs": "other"}) for r in ROWS]
+    assert explorer.collect(changed, images)[0]["cases"] == []
+    lost = [replace(r, baseline="one that is gone") for r in ROWS]
+    assert explorer.collect(lost, images)[0]["cases"] == []
+
+
+def test_rows_that_were_not_timed_are_left_out(images):
+    assert explorer.collect([BASE, replace(CACHED[1], speedup=None), replace(FEWER, status="error")], images) == (
+        {"cases": []}, [],
+    )  # fmt: skip
+
+
+def test_what_a_study_kept_is_found_by_its_rows_and_can_be_shown(tmp_path, monkeypatch):
+    root = tmp_path
+    shutil.copytree(ROOT / "params", root / "params")
+    chosen = params.load("smoke", root / "params")
+    small = {"prompts": [prompt for prompt, _ in INPUTS], "seeds": [0], "rounds": 2, "warmup": 2, "steps": STEPS}
+    s = study.Study(replace(chosen, study=replace(chosen.study, **small)), notebooks.FIRST_BLOCK, root)
+    subject, plain = s.subject(embedded.NAME, "float32"), study.plain(STEPS)
+    cached = [study.using(first_block(t), STEPS) for t in (0.0, 0.5)]
+    rows = s.compare(subject, plain, [*cached, study.fewer_steps(3)])
+    found = kept.every(s.images_dir)
+    (case,) = explorer.collect(s.results.rows(), found)[0]["cases"]
+    assert [(m["name"], [p["label"] for p in m["points"]]) for m in case["methods"]] == [
+        ("First Block Cache", [c.meaning["label"] for c in cached]), ("fewer steps", ["3 steps"]),
+    ]  # fmt: skip
+    free, last = case["methods"][0]["points"]
+    assert free["images"][0]["psnr"] is None and free["images"][0]["mask"] == "111111"
+    assert "0" in last["images"][0]["mask"] and len(last["images"][0]["indicator"]) == STEPS
+    assert explorer.explorer_html("smoke", rows, found, []).count("<img") > 2 * 4
+    shown = []
+    monkeypatch.setattr(html, "_show", lambda markup, *_: shown.append(markup))
+    show.grid(s, subject, plain, cached, rows)
+    show.steps(s, subject, cached)
+    show.frontier(rows)
+    assert shown[0].count("<img") == 6 and "identical" in shown[0] and f"({rows[2].speedup:.2f}×)" in shown[0]
+    assert "1 session" in shown[2] and "2 images judged" in shown[2]
+
+
+# --- in a browser ---
+
+STATE = """(() => ({
+  readout: document.getElementById("readout").textContent,
+  labels: [...document.querySelectorAll("#labels li")].map((item) => item.textContent),
+  image: document.getElementById("image").src.length + document.getElementById("image").src.slice(-99),
+  trace: document.querySelectorAll("#trace rect.reused").length,
+  chosen: document.querySelector("#frontier .point.chosen title").textContent,
+  view: document.querySelector(".stage").dataset.view,
+  hash: location.hash,
+  grid: document.getElementById("grid").hidden,
+}))()"""
+
+
+async def key(tab, name, code):
+    for kind in ("keyDown", "keyUp"):
+        await tab.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=code)
+
+
+async def drag(tab, selector, share):
+    """Presses the mouse on a slider at that share of its width."""
+    box = json.loads(
+        await tab.value(f"JSON.stringify(document.querySelector('{selector}').getBoundingClientRect().toJSON())")
+    )
+    x, y = box["x"] + 8 + share * (box["width"] - 16), box["y"] + box["height"] / 2
+    for kind in ("mousePressed", "mouseReleased"):
+        await tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+
+async def accessibility(tab):
+    """What axe-core (Deque), which axe-core-python brings along, finds in the page; no network."""
+    axe = Path(importlib.util.find_spec("axe_core_python").origin).with_name("axe.min.js").read_text(encoding="utf-8")
+    await tab.call("Runtime.evaluate", expression=axe)
+    await tab.value("void axe.run().then((r) => { window.found = r; })")
+    for _ in range(300):
+        if await tab.value("Boolean(window.found)"):
+            break
+        await asyncio.sleep(0.1)
+    return await tab.value("window.found.violations.map((v) => [v.impact, v.id, v.nodes[0].html.slice(0, 120)])")
+
+
+@pytest.fixture(scope="module")
+def driven(page):
+    """What the explorer showed after each thing that was done to it."""
+    if BROWSER is None:
+        pytest.skip("no browser")
+    from tornado.websocket import websocket_connect
+
+    async def run(address):
+        tab, seen = Tab(await websocket_connect(address, max_message_size=2**28)), {}
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            await tab.call(f"{domain}.enable")
+        await tab.open(page.as_uri())
+        seen["complaints"], seen["requests"] = tab.complaints(), tab.requests()
+        seen["start"] = await tab.value(STATE)
+        await tab.value("document.getElementById('setting').focus()")
+        await key(tab, "ArrowRight", 39)
+        seen["key"] = await tab.value(STATE)
+        await drag(tab, "#setting", 0.0)
+        seen["mouse"] = await tab.value(STATE)
+        await tab.value("document.querySelector('#frontier circle:last-of-type').dispatchEvent(new Event('click'))")
+        seen["frontier"] = await tab.value(STATE)
+        for view in ("wipe", "blink", "difference"):
+            await tab.value(f"document.querySelector('[value={view}]').click()")
+            seen[view] = await tab.value(STATE)
+        await tab.value("document.getElementById('input').value='1'")
+        await tab.value("document.getElementById('input').dispatchEvent(new Event('change'))")
+        seen["input"] = await tab.value(STATE)
+        address_kept = seen["input"]["hash"]
+        await tab.open("about:blank")
+        await tab.open(page.as_uri() + address_kept)
+        seen["again"] = await tab.value(STATE)
+        await tab.open("about:blank")
+        await tab.open(page.as_uri() + "#row=gone&i=99&v=upside-down")
+        seen["strange"] = await tab.value(STATE)
+        seen["late complaints"] = tab.complaints()
+        seen["axe"] = await accessibility(tab)
+        return seen
+
+    with browser() as address:
+        return asyncio.run(run(address))
+
+
+def test_the_explorer_starts_in_the_middle_and_needs_nothing(driven, page):
+    assert driven["complaints"] == [] and driven["late complaints"] == []
+    assert {url.split("#")[0] for url in driven["requests"]} == {page.as_uri()}
+    start = driven["start"]
+    assert start["readout"].startswith("FBCache 0.1: ") and " of 6 steps" in start["readout"] and start["grid"]
+    assert start["labels"] == ["0", "0.1", "0.5"]
+
+
+def test_the_keyboard_moves_the_slider_and_everything_follows(driven):
+    before, after = driven["start"], driven["key"]
+    assert after["readout"].startswith("FBCache 0.5: ") and " dB" in after["readout"]
+    assert after["image"] != before["image"]
+    assert after["trace"] > before["trace"]
+    assert after["chosen"].startswith("FBCache 0.5") and after["hash"] == "#row=FBCache-0.5&i=0&v=beside"
+
+
+def test_the_mouse_moves_the_slider(driven):
+    assert driven["mouse"]["readout"].startswith("FBCache 0: ") and "identical" in driven["mouse"]["readout"]
+    assert driven["mouse"]["trace"] == 0
+
+
+def test_a_point_of_the_frontier_can_be_chosen(driven):
+    assert driven["frontier"]["readout"].startswith("3 steps") and driven["frontier"]["chosen"].startswith("3 steps")
+
+
+def test_views_and_prompts_change_and_the_address_keeps_them(driven):
+    assert [driven[v]["view"] for v in ("wipe", "blink", "difference")] == ["wipe", "blink", "difference"]
+    assert driven["input"]["image"] != driven["difference"]["image"]
+    assert driven["again"] == driven["input"]
+
+
+def test_an_address_of_a_row_that_is_gone_shows_the_beginning(driven):
+    assert driven["strange"]["readout"].startswith("FBCache 0.1: ") and driven["strange"]["view"] == "beside"
+
+
+def test_axe_finds_nothing_serious_in_the_explorer(driven):
+    assert [v for v in driven["axe"] if v[0] in ("serious", "critical")] == []
