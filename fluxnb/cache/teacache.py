@@ -49,13 +49,13 @@ def coefficients(model: str) -> tuple[float, ...]:
     )
 
 
-def fit(subject, steps: int, degree: int = 4) -> Fit:
-    """Fits the polynomial to the uncached trajectories of every prompt and seed of a study.Subject."""
+def fit(loaded, steps: int, degree: int = 4) -> Fit:
+    """Fits the polynomial to the uncached trajectories of every prompt and seed of a subject that is loaded."""
     import numpy as np
 
     changes: list[tuple[float, float]] = []
-    for prompt, seed in subject.inputs:
-        inputs, outputs = _trajectory(subject, prompt, seed, steps)
+    for prompt, seed in loaded.inputs:
+        inputs, outputs = _trajectory(loaded, prompt, seed, steps)
         changes += zip(_changes(inputs), _changes(outputs), strict=True)
     x, y = np.array(changes).T
     found = np.polyfit(x, y, degree)
@@ -64,7 +64,7 @@ def fit(subject, steps: int, degree: int = 4) -> Fit:
         coefficients=tuple(float(c) for c in found),
         r2=float(1 - (left**2).sum() / ((y - y.mean()) ** 2).sum()),
         steps=steps,
-        images=len(subject.inputs),
+        images=len(loaded.inputs),
         changes=tuple((float(f"{a:.5g}"), float(f"{b:.5g}")) for a, b in changes),
     )
 
@@ -77,16 +77,16 @@ def save(result: Fit, folder: Path) -> Path:
 
 
 @torch.no_grad()
-def _trajectory(subject, prompt: str, seed: int, steps: int) -> tuple[list, list]:
+def _trajectory(loaded, prompt: str, seed: int, steps: int) -> tuple[list, list]:
     """The modulated inputs and the outputs of every step of one uncached image."""
-    transformer = subject.pipe.transformer
+    transformer = loaded.pipe.transformer
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     with ExitStack() as stack:
         norm = transformer.transformer_blocks[0].norm1
         stack.callback(norm.register_forward_hook(lambda m, i, o: inputs.append(o[0].float())).remove)
         stack.callback(transformer.register_forward_hook(lambda m, i, o: outputs.append(o[0].float())).remove)
-        subject.generate(prompt, seed, steps)
+        loaded.generate(prompt, seed, steps)
     return inputs, outputs
 
 

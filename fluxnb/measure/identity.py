@@ -44,7 +44,7 @@ def host(folder: Path) -> str:
         return given
     if uuids := telemetry.gpu_uuids():
         return hashlib.sha256(json.dumps(sorted(uuids)).encode()).hexdigest()[:12]
-    return _made_up(folder / HOSTS, kind())
+    return _made_up((folder / HOSTS).resolve(), kind())  # the folder of a job has a link
 
 
 def _made_up(path: Path, of: str) -> str:

@@ -72,14 +72,13 @@ class Comparison:
     _baseline_columns: dict = field(default_factory=dict)  # of the first time that it was warm
 
     def measure(self, due: list[Candidate], size: int) -> None:
-        """Appends a row for each candidate; the baseline's, too, each time that it is timed.
+        """Appends a row for each candidate; the baseline's, too, each time that it is timed, first against itself.
 
         Args:
-            due: the baseline is among them if it has no row yet: then it is timed against itself, too.
+            due: what has no row yet.
             size: candidates that share a baseline in a round.
         """
-        again = self.baseline in due
-        others = [c for c in due if c is not self.baseline]
+        again, others = True, [c for c in due if c is not self.baseline]
         if not others:
             self._together([], again)
         while others:

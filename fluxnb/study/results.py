@@ -28,7 +28,7 @@ try:
 except ImportError:  # Windows has no flock: one process at a time there
     fcntl = None
 
-_ALWAYS = ("notebook", "technique", "gpu", "host", "versions")  # without these a key would find strangers
+_ALWAYS = ("notebook", "technique", "gpu", "versions")  # without these, and a host, a key would find strangers
 _HERE = ("host", "versions")  # of the key: the machine and its software
 _HEADER = ",".join(COLUMNS)
 
@@ -94,13 +94,13 @@ class Results:
         strange = [name for name in key if name not in KEY]
         if strange:
             raise ValueError(f"not part of the key: {', '.join(strange)}; the key is {', '.join(KEY)}")
-        _check_always(key)
+        _check_there(key, (*_ALWAYS, "host"))
         self._read()
         names = tuple(name for name in KEY if not (anywhere and name in _HERE))
         wanted = tuple(_encoded(name, key.get(name)) for name in names)
         error = None
         for row in reversed(self._rows):
-            if (row.notebook, row.technique) != (key["notebook"], key["technique"]) or _key_of(row, names) != wanted:
+            if (row.notebook, row.technique) != (key["notebook"], key["technique"]) or key_of(row, names) != wanted:
                 continue
             if row.status in FINISHED and code in (None, row.code):
                 return row
@@ -307,14 +307,14 @@ def _cells(columns: dict) -> dict[str, str]:
     return cells
 
 
-def _check_always(row: dict) -> None:
-    for name in _ALWAYS:
+def _check_there(row: dict, names: tuple[str, ...]) -> None:
+    for name in names:
         if not row.get(name):
             raise ValueError(f"{name} is empty")
 
 
 def _check_row(row: dict) -> None:
-    _check_always(row)
+    _check_there(row, _ALWAYS)
     if row["status"] not in STATUSES:
         raise ValueError(f"status is {row['status']!r}, allowed are {', '.join(STATUSES)}")
     if row["status"] != "ok" and not row["reason"]:
@@ -394,7 +394,8 @@ def _time(value: str | datetime) -> str:
     return moment.isoformat()
 
 
-def _key_of(row: Row, names: tuple[str, ...] = KEY) -> tuple:
+def key_of(row: Row, names: tuple[str, ...] = KEY) -> tuple:
+    """What determines a row, to be compared with another's."""
     return tuple(_encoded(name, getattr(row, name)) for name in names)
 
 

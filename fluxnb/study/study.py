@@ -22,7 +22,7 @@ from fluxnb.study.candidate import Candidate
 from fluxnb.study.comparison import SLOW_S, Comparison, failure
 from fluxnb.study.judging import judge, trace_of
 from fluxnb.study.pool import Pool
-from fluxnb.study.results import Results, now
+from fluxnb.study.results import Results, key_of, now
 from fluxnb.study.row import KEY, Row
 from fluxnb.study.serving import Load
 from fluxnb.study.session import Session
@@ -67,7 +67,7 @@ class Study:
         self.ranks_log = root / "build" / chosen.name / "ranks.log"
         self.run_id = uuid.uuid4().hex[:12]
         self.pool = Pool()
-        self._done = self._total = 0
+        self._done = self._found = self._total = 0
 
     @property
     def given(self) -> SimpleNamespace:
@@ -197,7 +197,8 @@ class Study:
             )  # fmt: skip
             comparison.measure([of[task] for task in due], self.params.study.group)
 
-        return self._measured(tasks, timer)
+        rows = self._measured(tasks, timer)
+        return [self._noise_floor(rows[0]), *rows[1:]]
 
     def survey(self, subject: Subject, baseline: Candidate, candidates: list[Candidate]) -> list[Row]:
         """Quality and computed steps of candidates, untimed: rows without latencies, found again like any other."""
@@ -330,7 +331,7 @@ class Study:
         """The tasks' rows: those that are there, and those that the timer appends for the tasks it is given."""
         self._total += len(tasks)
         due = [task for task in tasks if self._find(task) is None]
-        self._progress(len(tasks) - len(due), "found in the results")
+        self._progress(len(tasks) - len(due), "found in the results", found=len(tasks) - len(due))
         if due:
             timer(due)
         return [self._find(task, shown=True) for task in tasks]
@@ -347,6 +348,11 @@ class Study:
             )
         return row
 
+    def _noise_floor(self, row: Row) -> Row:
+        """The baseline's row that was timed against itself, of the same session if there is one."""
+        same = (r for r in reversed(self.results.rows()) if r.again and r.session == row.session)
+        return row if row.again else next((r for r in same if key_of(r) == key_of(row)), row)
+
     def _append(self, task: Task, columns: dict) -> Row:
         session = self.session.current(self.results.rows())
         own = {"code": task.code, "session": session, "measured_at": now()}
@@ -359,10 +365,11 @@ class Study:
         key = {name: task.key.get(name) for name in KEY if name not in ("notebook", "gpu")}
         self.session.check(self.results.rows(), key, seconds)
 
-    def _progress(self, finished: int, label: str) -> None:
-        self._done += finished
+    def _progress(self, finished: int, label: str, found: int = 0) -> None:
+        self._done, self._found = self._done + finished, self._found + found
         if finished and (path := os.environ.get(PROGRESS)):
-            line = {"notebook": self.notebook, "done": self._done, "total": self._total, "label": label}
+            counts = {"done": self._done, "found": self._found, "total": self._total}
+            line = {"notebook": self.notebook, **counts, "label": label}
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
 
