@@ -20,10 +20,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-from test_report import PROVENANCE, FakeParams
+from test_report import OWN, PROVENANCE, FakeParams, render
 
 from fluxnb.report import html
-from fluxnb.report.render import render
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [
@@ -189,7 +188,8 @@ def report(tmp_path_factory):
     sections += ["## Images\n\n| a | b |\n|---|---|\n| 1 | `2` |", "## When not to use it"]
     notebook = new_notebook(cells=[new_markdown_cell("# First Block Cache\n\nReuse what hardly changes.")])
     for number, (section, markup) in enumerate(zip(sections, shown, strict=True), 1):
-        output = new_output("display_data", data={"text/html": markup})
+        said = {"fluxnb": {"finding": "At threshold 0.2 an image takes 2.2× less time."}} if number == 1 else {}
+        output = new_output("display_data", data={"text/html": markup}, metadata=said)
         code = f"# section {number}\nhtml.show({number}, 'text', True)"
         notebook.cells += [new_markdown_cell(section), new_code_cell(code, outputs=[output])]
     failing = new_notebook(cells=[new_markdown_cell("# Baseline"), new_code_cell("boom()")])
@@ -206,8 +206,11 @@ def report(tmp_path_factory):
         nbformat.write(content, build / f"{stem}{suffix}.ipynb")
         error = {"failed_cell": 1, "error": "ValueError: boom"} if status == "failed" else {}
         (build / f"{stem}.json").write_text(json.dumps(state | error | {"status": status}))
-    folder = root / "reports/single_gpu/cpu"
+    folder = root / OWN
     folder.mkdir(parents=True)
+    (root / "reports/single_gpu/cpu").mkdir(parents=True)  # a reference beside it
+    (root / "reports/single_gpu/cpu/index.html").write_text("")
+    (root / "reports/single_gpu/cpu/05_first_block_cache.html").write_text("")
     (folder / "run.json").write_text(json.dumps(PROVENANCE))
     render(FakeParams(), root)
     return folder

@@ -59,8 +59,8 @@ def render(chosen, root: Path) -> Path:
 
 
 def site(root: Path) -> Path:
-    """`make site`: indexes, progress files, front page, ledger and README from the committed tables."""
-    from fluxnb.report import readme
+    """`make site`: indexes, progress files, front page, ledger and the README's tables from what is committed."""
+    from fluxnb.report import catalogue, readme
     from fluxnb.report.configurations import configurations
 
     for found in configurations(root):
@@ -68,6 +68,7 @@ def site(root: Path) -> Path:
         _write_index(place, found.pages)
         _write_progress(place, found.pages)
     readme.write(root)
+    catalogue.write(root)
     if (root / "reports" / "own").is_dir():
         front(root, own=True)
     return front(root)[0]
