@@ -57,7 +57,7 @@ def check_page(text: str, name: str, max_mb: float = MAX_PAGE_MB) -> None:
 class _Audit(HTMLParser):
     """Collects images without a description and everything a page would load, each with its place."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
         self.undescribed: list[str] = []
         self.loads: list[tuple[str, str]] = []

@@ -31,6 +31,8 @@ class Progress:
         self.stems, self.stream, self.before = list(stems), stream, before or {}
         self.live = bool(getattr(stream, "isatty", lambda: False)())
         self.pending = list(stems)
+        self.first: tuple[float, dict] | None = None  # (time, event) of the first and the newest progress event
+        self.last: tuple[float, dict] | None = None
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
         self._width = 0
@@ -45,7 +47,7 @@ class Progress:
         """Begin to follow the progress file of one notebook."""
         self.stem, self.events, self.began = stem, events, time.monotonic()
         self.pending = [s for s in self.pending if s != stem]
-        self.first = self.last = None  # (time, event) of the first and the newest progress event
+        self.first = self.last = None
         self._offset = 0
         self._end.clear()
         if not self.live:
@@ -60,7 +62,7 @@ class Progress:
             self._thread.join()
             self._thread = None
             self._read()
-        return self.last[1] if getattr(self, "last", None) else {}
+        return self.last[1] if self.last else {}
 
     def finished(self, stem: str, state: dict) -> None:
         """Print how a notebook ended."""
@@ -97,24 +99,28 @@ class Progress:
 
     def _left(self, now: float) -> str | None:
         """Time left, where something is known of it, and never none while it goes on."""
-        remaining, rows = None, self._in_all()
-        measured = self._measured()
-        if rows and measured:
-            seconds, count = measured
-            remaining = seconds / count * (rows - self.last[1]["done"]) - (now - self.last[0])
-        elif seconds := self.before.get(self.stem, {}).get("seconds"):
-            if not (self.last and self.last[1]["found"]):  # what is found takes no time, so the rest isn't known
-                remaining = seconds - (now - self.began)
+        remaining = self._left_here(now)
         if remaining is None or remaining < 1:
             return None
-        others = [self.before.get(s, {}).get("seconds") for s in self.pending]
+        others = [self.before.get(s, {}).get("seconds") or 0.0 for s in self.pending]
         if all(others):  # also when there are none
             return f"about {duration(remaining + sum(others))} left"
         return f"about {duration(remaining)} left in this notebook"
 
+    def _left_here(self, now: float) -> float | None:
+        """Seconds left in this notebook, by the rate of its rows or by what it took last time."""
+        rows, measured = self._in_all(), self._measured()
+        if self.last and rows and measured:
+            seconds, count = measured
+            return seconds / count * (rows - self.last[1]["done"]) - (now - self.last[0])
+        took = self.before.get(self.stem, {}).get("seconds")
+        if took is None or (self.last and self.last[1]["found"]):  # what is found takes no time: the rest isn't known
+            return None
+        return took - (now - self.began)
+
     def _measured(self) -> tuple[float, int] | None:
         """(seconds, rows) measured since the first event; rows found again are left out, for they take no time."""
-        if not self.last:
+        if not (self.first and self.last):
             return None
         (start, first), (end, last) = self.first, self.last
         count = (last["done"] - last["found"]) - (first["done"] - first["found"])

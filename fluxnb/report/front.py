@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from fluxnb.report.index import line
 from fluxnb.report.progress import OWN_DIVISIONS, cannot_run
 from fluxnb.study.row import Row
 
+CONTROLS = tuple(f.name for f in families.ALL if f.control)
 LEDGER_COLUMNS = [
     ("technique", "text"),
     ("verdict", "text"),
@@ -98,7 +100,7 @@ def recipes(c: Configuration):
 def soonest(c: Configuration) -> Row | None:
     """The row of one image divided over GPUs that is there first, at full size, in BF16 and without a cache."""
     own = (r for r in findings.of(findings.divided(c.rows), *OWN_DIVISIONS) if r.speedup is not None)
-    return min(own, key=lambda r: r.latency_p50, default=None)
+    return min(own, key=lambda r: r.latency_p50 or math.inf, default=None)
 
 
 def judged_caches(c: Configuration) -> list[Row]:
@@ -106,7 +108,7 @@ def judged_caches(c: Configuration) -> list[Row]:
     own = [r for r in c.ok if r.notebook == notebooks.COMBINED and r.weights == "trained" and r.batch == 1]
     own = [r for r in own if r.speedup is not None]
     first = max((r.steps or 0 for r in own), default=0)  # of the baseline that the others are over
-    return [r for r in own if (r.steps == first or families.named(r.family).control) and _judged(r)]
+    return [r for r in own if (r.steps == first or r.family in CONTROLS) and _judged(r)]
 
 
 def frontier(c: Configuration) -> str | None:

@@ -271,10 +271,10 @@ def _as_pixels(fig) -> str:
 def _svg_width(svg: bytes) -> str:
     """The chart's natural size as attributes, so that a page doesn't move while it is drawn."""
     tag = svg[svg.find(b"<svg") :].split(b">")[0].decode()
-    sizes = [re.search(rf'\s{side}="([\d.]+)pt"', tag) for side in ("width", "height")]
-    if not all(sizes):
+    sizes = [size for side in ("width", "height") for size in re.findall(rf'\s{side}="([\d.]+)pt"', tag)[:1]]
+    if len(sizes) < 2:
         return ""
-    width, height = (round(float(size.group(1)) * 4 / 3) for size in sizes)
+    width, height = (round(float(size) * 4 / 3) for size in sizes)
     return f' width="{width}" height="{height}"'
 
 
@@ -338,7 +338,8 @@ def _provenance_items(run: dict, n: int | None) -> list[tuple[str, str | None]]:
     return [
         (
             "GPU",
-            ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counts.items()) or (machine and "none"),
+            ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counts.items())
+            or ("none" if machine else None),
         ),
         ("CPU", _cpu_text(machine)),
         ("GPUs used", (run.get("environment") or {}).get("CUDA_VISIBLE_DEVICES")),

@@ -110,7 +110,7 @@ def _templates() -> list[str]:
 
 
 def _disk(root: Path) -> list[str]:
-    found = {}
+    found: dict[str, None] = {}  # once, where both are in one folder
     for name in ("build", "reports"):
         place = root / name
         while not place.exists():

@@ -228,7 +228,7 @@ def _execute(notebook: Path, params, print_: str, provenance: dict, place: Place
     stem, build, replay = notebook.stem, place.build, not place.own
     if replay:
         provenance = provenance | {"measured_at": last_measured(place.table, stem)}
-    state = {"status": "running", "fingerprint": print_, "started": _now(), "provenance": provenance}
+    state: dict = {"status": "running", "fingerprint": print_, "started": _now(), "provenance": provenance}
     if not replay:
         write_json(build / f"{stem}.json", state | {"before": _last(read_state(build, stem))})
     start, temporary = time.monotonic(), build / f"{stem}.tmp.ipynb"

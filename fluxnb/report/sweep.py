@@ -201,7 +201,7 @@ def _on_slurm(chosen: params.Params, jobs: list[Job]):
         executor.update_parameters(name=f"fluxnb-{chosen.name}-{job.stem}"[:60])
         submitted[executor.submit(subprocess.run, job.command, check=False)] = job
     try:
-        waiting, gone = dict(submitted), set()
+        waiting, gone = dict(submitted), set[str]()
         while waiting:
             listed = _listed()
             for sent, job in list(waiting.items()):
