@@ -62,7 +62,7 @@ cp -r "$root/reports/embedded" "$work/project/reports"
 cd "$work/project"
 python=${PYTHON:-$root/.venv/bin/python}
 [ -x "$(command -v "$python")" ] || { echo "$python is missing: run make test once, or set PYTHON"; exit 2; }
-rows() { [ -f reports/single_gpu/cpu/results.csv ] && wc -l < reports/single_gpu/cpu/results.csv || echo 0; }
+rows() { [ -f reports/own/single_gpu/cpu/results.csv ] && wc -l < reports/own/single_gpu/cpu/results.csv || echo 0; }
 before=$(rows)
 PYTHONPATH=$work/project timeout 900 "$python" -m fluxnb report --gpu cpu --only 00 --only 02 --force --launch slurm
 [ "$(rows)" -gt "$before" ] || { echo "no row was added"; exit 1; }
