@@ -36,7 +36,7 @@ class Key:
         return typing.get_origin(self._bare) is list
 
     @property
-    def item(self) -> type:
+    def item(self) -> typing.Any:
         """The type of one value: int for both int and list[int]."""
         return typing.get_args(self._bare)[0] if self.many else self._bare
 
@@ -115,7 +115,7 @@ class StudyParams:
     rounds: int = _key("interleaved rounds of one comparison", low=3, high=1000)
     group: int = _key("candidates that share one baseline in a round", low=1, high=100)
     warmup: int = _key("most images made to warm up before a measurement", low=1, high=100)
-    full_size: FullSize = field()
+    full_size: FullSize = _key("how models of FLUX's real size are measured")
 
 
 _TORCHAO, _USE_CASES = tuple(kinds.TORCHAO), tuple(USE_CASES)

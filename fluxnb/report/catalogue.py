@@ -78,7 +78,8 @@ def techniques() -> list[Entry]:
 
 
 def _entry(made: type) -> Entry:
-    family = made.family if isinstance(getattr(made, "family", None), Family) else None
+    family = getattr(made, "family", None)
+    family = family if isinstance(family, Family) else None
     home = family or families.COMBINED
     text = inspect.getdoc(made) or ""
     source = re.search(r"\bSource: (.+?)(?:\n\s*\n|\Z)", text, re.S)

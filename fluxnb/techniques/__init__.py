@@ -30,3 +30,18 @@ def __getattr__(name: str):
     if name not in _OWNERS:
         raise AttributeError(f"fluxnb.techniques has no {name}; it has {', '.join(_OWNERS)}")
     return getattr(importlib.import_module(f"{__name__}.{_OWNERS[name]}"), name)
+
+
+def quantizers() -> list:
+    """Every format that weights can be quantized to, one technique each."""
+    from fluxnb.techniques import kinds, precision, sparsity, svdquant
+
+    return [
+        *map(precision.TorchAO, kinds.TORCHAO),
+        sparsity.SparseInt8(),
+        *map(precision.BitsAndBytes, kinds.BITSANDBYTES),
+        *map(precision.GGUF, kinds.GGUF),
+        *map(precision.Quanto, kinds.QUANTO),
+        svdquant.SimulatedSVDQuant(),
+        precision.Nunchaku(),
+    ]

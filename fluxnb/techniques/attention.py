@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from fluxnb.families import ATTENTION
+from fluxnb.measure import ceilings, latency
 from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Technique, Unavailable, attribute, networks
 from fluxnb.techniques.kinds import ATTENTION as KINDS
 
@@ -141,6 +143,30 @@ def error(kind: str, shape: tuple[int, int, int, int], dtype: torch.dtype = torc
     heads = range(shape[1])  # one head at a time: the score matrix of all of them is large in FP32
     exact = torch.cat([_exact(*(x[:, h : h + 1].float() for x in (q, k, v))) for h in heads], 1)
     return ((out - exact).norm() / exact.norm()).item()
+
+
+def timed(study, tokens: int, repeats: int) -> list:
+    """A row for each kernel by itself: FLUX's heads at so many tokens in bfloat16, its error, and what ran."""
+    batch, heads, _, width = ceilings.FLUX_ATTENTION
+    shape = (batch, heads, tokens, width)
+
+    @functools.cache
+    def inputs():
+        generator = torch.Generator(ceilings.device()).manual_seed(0)
+        made = (torch.randn(shape, device=ceilings.device(), generator=generator) for _ in range(3))
+        return tuple(x.to(torch.bfloat16) for x in made)
+
+    def row(kind: str, label: str):
+        def run():
+            return function(kind)(*inputs())
+
+        def also():
+            return {"proof": {"error": error(kind, shape), "kernels": latency.kernels(run, top=1)}}
+
+        settings = {"kernel": kind, "shape": list(shape)}
+        return study.time(ATTENTION.name, settings, run, repeats, family=ATTENTION, label=label, also=also)
+
+    return [row(kind, label) for kind, (label, *_) in KINDS.items()]
 
 
 def _exact(q, k, v):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -66,14 +67,14 @@ class FusedGELU(Technique):
             return stack.pop_all().close
 
 
-def _linears(part: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _linears(part) -> tuple[nn.Linear, nn.Linear]:
     """The product before the GELU and the one after it."""
     if isinstance(part, FluxSingleTransformerBlock):
         return part.proj_mlp, part.proj_out
     return part.net[0].proj, part.net[-1]
 
 
-def _last(part: nn.Module) -> nn.Module:
+def _last(part) -> nn.Linear:
     return _linears(part)[1]
 
 
@@ -82,7 +83,7 @@ def _plain(linear: nn.Module) -> bool:
     return type(linear) is nn.Linear and type(linear.weight.data) is torch.Tensor
 
 
-def _rounds(linear: nn.Module) -> bool:
+def _rounds(linear) -> bool:
     """Whether the layer's weight is torchao's FP8 with one scale per row, and its input is rounded to that too."""
     weight = linear.weight
     return (
@@ -190,11 +191,12 @@ def _(plain, mlp):
     return triton_kernels.gelu_round(plain, mlp)
 
 
-def rounded_product(rounded: torch.Tensor, scale: torch.Tensor, linear: nn.Module) -> torch.Tensor:
+def rounded_product(rounded: torch.Tensor, scale: torch.Tensor, linear) -> torch.Tensor:
     """The product of rows already in FP8 with a torchao FP8 layer, by torchao's own kernel.
 
     Args:
         rounded, scale: of `gelu_round`, (rows, in) and (rows, 1).
+        linear: an nn.Linear whose weight is torchao's.
 
     Returns:
         (rows, out) in the layer's high-precision format.
@@ -284,7 +286,8 @@ def norm_rope(
     normed = functional.rms_norm(x, weight.shape, weight, eps)
     if text is not None:
         normed = torch.cat([functional.rms_norm(text, text_weight.shape, text_weight, eps), normed], dim=1)
-    return apply_rotary_emb(normed, (cos, sin), sequence_dim=1).contiguous()
+    turned: Any = apply_rotary_emb(normed, cast(Any, (cos, sin)), sequence_dim=1)  # diffusers' own annotations are off
+    return turned.contiguous()
 
 
 @norm_rope.register_fake

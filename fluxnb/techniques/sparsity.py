@@ -34,6 +34,9 @@ def rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 class SparseInt8Linear(nn.Module):
     """A linear layer with 2:4 sparse INT8 weights and activations rounded row by row."""
 
+    weight: torch.Tensor  # compressed
+    scale: torch.Tensor
+
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias

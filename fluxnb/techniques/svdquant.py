@@ -45,6 +45,10 @@ def low_rank(weight: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
 class SimulatedLinear(nn.Module):
     """A linear layer in SVDQuant's arithmetic; the same interface as nn.Linear."""
 
+    up: torch.Tensor
+    down: torch.Tensor
+    rest: torch.Tensor  # the 4-bit part
+
     def __init__(self, linear: nn.Linear, rank: int):
         super().__init__()
         weight = linear.weight.detach().float()

@@ -80,8 +80,8 @@ class Board:
         self.side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.side):
             for other in self.others:
-                for part in range(2):
-                    full[part, other].copy_(self.theirs[other][self.place, part, other], non_blocking=True)
+                for i in range(2):
+                    full[i, other].copy_(self.theirs[other][self.place, i, other], non_blocking=True)
             self.came = self.side.record_event()
 
     def end(self) -> tuple[torch.Tensor, torch.Tensor]:

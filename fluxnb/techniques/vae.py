@@ -13,6 +13,7 @@ import torch
 
 from fluxnb.families import HOST, VAE
 from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Technique, attribute
+from fluxnb.techniques import kinds
 
 
 @dataclass
@@ -161,6 +162,15 @@ class BytesOnDevice(Technique):
         stack = contextlib.ExitStack()
         stack.enter_context(attribute(processor, "postprocess", postprocess))
         return stack.close
+
+
+def chosen(names: list[str], tiles: list[int]) -> list[Technique]:
+    """The techniques that parameters name (`kinds.VAE`), tiles once for each side in pixels."""
+    found: list[Technique] = []
+    for name in names:
+        made = globals()[kinds.VAE[name]]
+        found += [made(side) for side in tiles] if made is Tiled else [made()]
+    return found
 
 
 @torch.no_grad()
