@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from fluxnb.technique import applied
 
 NONE = "none"
 GATES = (NONE, *(f.name for f in families.ALL if f.cache), COMBINED.name)  # what can be chosen
-PREDICTORS = {"hold": Hold, "Taylor 1": lambda: Taylor(1), "Taylor 2": lambda: Taylor(2)}
+PREDICTORS: dict[str, Callable] = {"hold": Hold, "Taylor 1": lambda: Taylor(1), "Taylor 2": lambda: Taylor(2)}
 PREVIEW_EVERY = 4  # steps between two previews: decoding one takes about as long as a step
 
 
@@ -156,7 +157,7 @@ class Explorer:
         self.kept: list[Made] = []
         self.latest: Made | None = None
         self.job: Job | None = None
-        self._baselines: dict[tuple, Made] = {}
+        self._baselines: dict[Wanted, Made] = {}
 
         style = {"description_width": "7rem"}
         self.use_case = w.Dropdown(

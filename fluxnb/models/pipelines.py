@@ -14,6 +14,7 @@ import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -63,7 +64,7 @@ _FLUX_VAE = {
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-_T5_XXL = {
+_T5_XXL: dict[str, Any] = {
     "vocab_size": 32128,
     "d_model": 4096,
     "d_kv": 64,
@@ -75,7 +76,7 @@ _T5_XXL = {
     "is_encoder_decoder": False,
     "use_cache": False,
 }
-_CLIP_L = {
+_CLIP_L: dict[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -235,7 +236,7 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
         torch.set_default_dtype(kind)
         try:
             with torch.device(device):
-                made = FluxControlNetModel(**{**_FLUX_TRANSFORMER, **_CONTROLNET, "guidance_embeds": True})
+                made: Any = FluxControlNetModel(**{**_FLUX_TRANSFORMER, **_CONTROLNET, "guidance_embeds": True})
         finally:
             torch.set_default_dtype(default)
         randomize(made.to(kind), seed + 1)
@@ -526,7 +527,7 @@ def _random(name: str, dtype, device: str, seed: int):
     torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
-            parts = {
+            parts: dict[str, Any] = {
                 "vae": AutoencoderKL(**_FLUX_VAE),
                 "text_encoder": CLIPTextModel(clip_config),
                 "text_encoder_2": T5EncoderModel(T5Config(**_T5_XXL)),

@@ -62,7 +62,7 @@ def number(value: float | None) -> str:
 
 def _judged(rows: list[Row]) -> str:
     judged = [r.images for r in rows if r.ssim is not None]
-    return judged and (_range(judged, "images judged") or "how many images were judged isn't noted")
+    return (_range(judged, "images judged") or "how many images were judged isn't noted") if judged else ""
 
 
 def _range(values: list, what: str) -> str:

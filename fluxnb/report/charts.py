@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import matplotlib
 
@@ -77,9 +78,9 @@ def frontier(rows: list[Row], quality: str = "psnr_db", x: str = "speedup", mark
         xs = [getattr(r, x) for r in line]
         ys = [top if getattr(r, quality) is None else getattr(r, quality) for r in line]
         joined = family.dial is not None and words != OTHERS
-        look = {"color": family.colour, "mfc": family.colour if not words else "white", "lw": 1.5}
+        look: dict[str, Any] = {"color": family.colour, "mfc": family.colour if not words else "white", "lw": 1.5}
         look |= {"ls": (":" if words else "--" if family.control else "-") if joined else "none"}
-        errors = {"xerr": _interval(line)} if x == "speedup" else {}
+        errors: dict[str, Any] = {"xerr": _interval(line)} if x == "speedup" else {}
         name = f"{family.name}, twice" if family is BASELINE else ", ".join(filter(None, [family.name, words]))
         size = 13 if family is BASELINE else 6
         axes.errorbar(xs, ys, marker=family.marker, ms=size, capsize=2, label=name, **look, **errors)

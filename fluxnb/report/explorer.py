@@ -47,7 +47,8 @@ def collect(rows: list[Row], images: list[Kept]) -> tuple[dict, list[dict]]:
         images: of `kept.every`.
     """
     by_name = {k.name: k for k in images}
-    found, baselines = {}, {r.id: by_name.get(kept.digest(r)) for r in rows if r.family == families.BASELINE.name}
+    found: dict[tuple, dict] = {}
+    baselines = {r.id: by_name.get(kept.digest(r)) for r in rows if r.family == families.BASELINE.name}
     for row in rows:
         own, first = by_name.get(kept.digest(row)), baselines.get(row.baseline)
         if own and first and row.ok and row.speedup and row.batch == 1 and on_a_slider(families.named(row.family)):

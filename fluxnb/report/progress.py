@@ -149,19 +149,18 @@ CHECKLISTS: dict[str, list[Item]] = {
     ],
     "Scale": [Item("Concurrent users", _rows(notebooks.LOAD))],
 }
-_FULL_SIZE = {"weights": "random"}
 SEVERAL: dict[str, list[Item]] = {  # of a configuration of several GPUs, which runs the notebooks of these only
     "One image on several GPUs": [
         Item("Environment set up", _rows(notebooks.ENVIRONMENT)),
-        Item("Context parallelism", _rows(notebooks.PARALLEL, *OWN_DIVISIONS, **_FULL_SIZE)),
+        Item("Context parallelism", _rows(notebooks.PARALLEL, *OWN_DIVISIONS, weights="random")),
         Item("1.75× or more on 2 GPUs, 3× or more on 4 and on 8", _divided),
-        Item("xDiT", _rows(notebooks.PARALLEL, stacks.XDIT_ULYSSES, stacks.XDIT_RING, **_FULL_SIZE)),
-        Item(stacks.FSDP, _rows(notebooks.PARALLEL, stacks.FSDP, **_FULL_SIZE)),
+        Item("xDiT", _rows(notebooks.PARALLEL, stacks.XDIT_ULYSSES, stacks.XDIT_RING, weights="random")),
+        Item(stacks.FSDP, _rows(notebooks.PARALLEL, stacks.FSDP, weights="random")),
         Item("Parallel VAE", _parallel_vae),
         Item("Caches decide alike everywhere", _alike),
     ],
     "Many images": [
-        Item("Replicas", _rows(notebooks.PARALLEL, families.REPLICAS, stacks.REPLICAS, **_FULL_SIZE)),
+        Item("Replicas", _rows(notebooks.PARALLEL, families.REPLICAS, stacks.REPLICAS, weights="random")),
         Item("Concurrent users", _rows(notebooks.LOAD)),
     ],
 }

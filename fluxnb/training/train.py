@@ -27,6 +27,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ from torch import nn
 from fluxnb.measure import telemetry
 from fluxnb.models import embedded, pipelines
 from fluxnb.world import probe, scenes
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -161,9 +164,9 @@ class OutOfTime(Exception):
 
 
 class Run:
-    """One training run: its folder, its settings, its log and its clock."""
+    """One training run: its folder, its settings (a dataclass), its log and its clock."""
 
-    def __init__(self, work: Path, settings: Settings, device: str, minutes: float | None, workers: int):
+    def __init__(self, work: Path, settings: Any, device: str, minutes: float | None, workers: int):
         self.work, self.settings, self.device, self.workers = work, settings, device, workers
         self.clock = Clock(minutes)
         work.mkdir(parents=True, exist_ok=True)
@@ -201,7 +204,7 @@ def learning_rate(step: int, steps: int, peak: float, warm_up: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def fit(run: Run, stage: str, module: nn.Module, sample, objective, steps: int, rate: float) -> nn.Module:
+def fit(run: Run, stage: str, module: Network, sample, objective, steps: int, rate: float) -> Network:
     """Minimises `objective(*sample(generator))` over the parameters of `module`; returns its moving average.
 
     Resumes from `<work>/<stage>.pt`, saves there every two minutes and when the time is over. On a GPU the
@@ -209,8 +212,9 @@ def fit(run: Run, stage: str, module: nn.Module, sample, objective, steps: int, 
     """
     s = run.settings
     average = copy.deepcopy(module).requires_grad_(False)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    averages = [a for a, p in zip(average.parameters(), module.parameters(), strict=True) if p.requires_grad]
+    parameters: list[torch.Tensor] = [p for p in module.parameters() if p.requires_grad]
+    both = zip(average.parameters(), module.parameters(), strict=True)
+    averages: list[torch.Tensor] = [a for a, p in both if p.requires_grad]
     cuda = run.device != "cpu"
     optimizer = torch.optim.AdamW(
         parameters,
@@ -308,7 +312,7 @@ def capture(update, batch):
 # --- the stages -------------------------------------------------------------------------------------------
 
 
-def train_vae(run: Run, vae: nn.Module, pixels: torch.Tensor) -> nn.Module:
+def train_vae(run: Run, vae, pixels: torch.Tensor):
     """pixels: uint8 (n, 128, 128, 3) on the device."""
     s = run.settings
     vae = vae.to(run.device, memory_format=torch.channels_last)
@@ -359,7 +363,7 @@ def train_probe(run: Run, pixels: torch.Tensor, labels: torch.Tensor) -> nn.Modu
 
 
 @torch.no_grad()
-def encode(run: Run, vae: nn.Module, pixels, batch: int = 500) -> torch.Tensor:
+def encode(run: Run, vae, pixels, batch: int = 500) -> torch.Tensor:
     """Latent means of all scenes, bfloat16 (n, 16, 16, 16) on the device."""
     path = run.work / "latents.pt"
     if path.exists():
@@ -432,7 +436,7 @@ def noisy_batch(run: Run, latents: torch.Tensor, generator):
     return index, torch.lerp(clean, noise, t[:, None, None]), noise - clean, t
 
 
-def train_flow(run: Run, model: Conditioned, captions: Captions, latents: torch.Tensor) -> nn.Module:
+def train_flow(run: Run, model: Conditioned, captions: Captions, latents: torch.Tensor) -> Conditioned:
     """latents: normalised, (n, 16, 16, 16)."""
     s = run.settings
     model = model.to(run.device)
@@ -452,7 +456,7 @@ def train_flow(run: Run, model: Conditioned, captions: Captions, latents: torch.
     return fit(run, "flow", model, sample, objective, s.flow_steps, s.flow_rate)
 
 
-def distil(run: Run, model: Conditioned, teacher: Conditioned, captions: Captions, latents) -> nn.Module:
+def distil(run: Run, model: Conditioned, teacher: Conditioned, captions: Captions, latents) -> Conditioned:
     """The student's text encoders stay the teacher's; only its transformer learns."""
     s = run.settings
     model, teacher = model.to(run.device), teacher.to(run.device).requires_grad_(False)

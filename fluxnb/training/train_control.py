@@ -17,6 +17,7 @@ import csv
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ def build(transformer) -> nn.Module:
     config = {**dict(transformer.config), "num_layers": LAYERS, "num_single_layers": SINGLE_LAYERS}
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     config.pop("out_channels", None)
-    model = FluxControlNetModel(**config, num_mode=len(control.MODES))
+    model: Any = FluxControlNetModel(**config, num_mode=len(control.MODES))
     for name in ("time_text_embed", "context_embedder", "x_embedder"):
         getattr(model, name).load_state_dict(getattr(transformer, name).state_dict())
     for name in ("transformer_blocks", "single_transformer_blocks"):
