@@ -1,6 +1,7 @@
 """What is written about the project: docstrings, the README, and nothing that belongs to one machine only."""
 
 import ast
+import functools
 import importlib
 import inspect
 import itertools
@@ -18,7 +19,6 @@ from fluxnb.cache import FirstBlock, Gate
 from fluxnb.cache.gates.base import Thresholded
 from fluxnb.report import catalogue
 from fluxnb.technique import EXACTNESS, Technique
-from fluxnb.techniques import kinds
 from fluxnb.techniques.precision import Quantizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,14 +95,33 @@ def test_a_technique_has_all_that_a_row_takes_from_it(made):
         assert not re.search(r"True|False|None|_", technique.label.replace("Q8_0", "").replace("_0", ""))
 
 
+@functools.cache
+def notebook_and_what_it_calls(stem):
+    """A notebook, the functions of the library that it calls, and the tables of names that these read."""
+    cells = json.loads((ROOT / f"notebooks/{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    known = {}
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("fluxnb"):
+            for alias in node.names:
+                try:
+                    known[alias.asname or alias.name] = importlib.import_module(f"{node.module}.{alias.name}")
+                except ImportError:
+                    known[alias.asname or alias.name] = getattr(importlib.import_module(node.module), alias.name)
+    called = [value for value in known.values() if inspect.isfunction(value)]
+    for owner, name in re.findall(r"\b(\w+)\.(\w+)\(", code):
+        called += [value] if inspect.isfunction(value := getattr(known.get(owner), name, None)) else []
+    text = ["".join(cell["source"]) for cell in cells]
+    named = "\n".join([*text, *map(inspect.getsource, dict.fromkeys(called))])
+    tables = {"stacks": "stacks.py", "kinds": "techniques/kinds.py"}
+    return named + "".join((ROOT / "fluxnb" / tables[t]).read_text(encoding="utf-8") for t in tables if t in named)
+
+
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.made.__name__)
 def test_a_notebook_measures_it(entry):
-    source = (ROOT / f"notebooks/{entry.notebook}.ipynb").read_text(encoding="utf-8")
-    name = entry.made.__name__
     helpers = {"FirstBlock": "first_block", "Schedule": "prescribed"}  # what the notebook calls
-    named = [name, helpers.get(name, name), *(k for k, made in kinds.VAE.items() if made == name)]
-    through = (ROOT / "fluxnb/stacks.py").read_text(encoding="utf-8") if "stacks" in source else ""
-    assert any(re.search(rf"\b{re.escape(word)}\b", source + through) for word in named)
+    named = {entry.made.__name__, helpers.get(entry.made.__name__, entry.made.__name__)}
+    assert named & set(re.findall(r"\w+", notebook_and_what_it_calls(entry.notebook)))
 
 
 def test_the_readme_s_tables_are_those_of_the_classes(tmp_path):
