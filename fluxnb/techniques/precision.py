@@ -483,16 +483,3 @@ class Nunchaku(Technique):
                 f"compute capability 7.5 to 8.9 or 12{what}; its arithmetic is simulated instead"
             )
         return nunchaku
-
-
-def describe_proof(proof: dict | None) -> str:
-    """What a row's proof says, for a table."""
-    if not proof:
-        return "–"
-    words = []
-    if "layers" in proof:
-        words.append(f"{proof['layers']} of {proof['of']} layers: {proof['weight']}")
-    shown = ("layers", "of", "weight", "kernels", "step_ms", "steps_ms")  # otherwise, or elsewhere
-    words += [f"{name} {value}" for name, value in proof.items() if name not in shown]
-    words += proof.get("kernels", [])
-    return "; ".join(words)
