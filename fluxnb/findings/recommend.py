@@ -40,7 +40,7 @@ def quality_of(row: Row, judged: Iterable[Row]) -> Row | None:
 def quality_of_phases(rows: list[Row], judged: list[Row]) -> list[float | None]:
     """PSNR on trained weights for each phase; None where a phase only reorders operations or made identical images."""
     found = [None if same_image(r) else quality_of(r, judged) for r in rows]
-    return [other and other.psnr_db for other in found]
+    return [None if other is None else other.psnr_db for other in found]
 
 
 def recommendations(rows: list[Row], judged: list[Row]):

@@ -13,9 +13,10 @@ import re
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -93,12 +94,12 @@ def speedup(
 
 
 def interleave(
-    runs: dict[str, Callable[[], object]],
+    runs: dict[str, Callable[[], Any]],
     rounds: int,
     synchronize: Callable[[], None] = synchronize,
     clock: Callable[[], float] = time.perf_counter,
     progress: Callable[[str, int], None] | None = None,
-    around: dict[str, Callable[[], AbstractContextManager]] | None = None,
+    around: Mapping[str, Callable[[], AbstractContextManager]] | None = None,
 ) -> dict[str, list[float]]:
     """Times each of `runs` once per round, in reversed order every other round (ABBA).
 

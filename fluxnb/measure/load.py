@@ -21,6 +21,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from fluxnb.errors import UserError
 from fluxnb.measure import latency
@@ -219,7 +221,8 @@ class _Worker:
 
     def __init__(self, subject, index: int, counts: list[int]):
         self.subject, self.index, self.counts = subject, index, counts
-        self.process = self.pipe = None
+        self.process: BaseProcess | None = None
+        self.pipe: Connection | None = None
 
     def start(self) -> None:
         context = multiprocessing.get_context("spawn")

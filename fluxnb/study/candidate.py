@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from fluxnb import families
 from fluxnb.families import Family
@@ -116,7 +117,7 @@ def built(
     """The same model with techniques built in, in a pipeline of its own; `above` goes around every image."""
     label = label or ", ".join(t.label for t in (*techniques, *above))
     first = techniques[0]  # what it is about; compilation that comes with it is not
-    about = {} if above else {"family": first.family, "technique": first.name, "mark": first.mark}
+    about: dict[str, Any] = {} if above else {"family": first.family, "technique": first.name, "mark": first.mark}
     return Candidate(steps, above, techniques, label=label, batch=batch, patience_s=patience_s, **about)
 
 

@@ -45,7 +45,7 @@ def _without_docstrings(tree: ast.AST) -> ast.AST:
         body = getattr(node, "body", None)
         first = body[0] if isinstance(body, list) and body else None
         if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-            node.body = body[1:] or [ast.Pass()]
+            body[:] = body[1:] or [ast.Pass()]
     return tree
 
 

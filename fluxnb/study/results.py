@@ -17,6 +17,7 @@ import numbers
 import os
 import re
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -29,7 +30,7 @@ except ImportError:  # Windows has no flock: one process at a time there
     fcntl = None
 
 _ALWAYS = ("notebook", "technique", "gpu", "versions")  # without these, and a host, a key would find strangers
-_HERE = ("host", "versions")  # of the key: the machine and its software
+_ELSEWHERE = [i for i, name in enumerate(KEY) if name not in ("host", "versions")]  # the machine and its software
 _HEADER = ",".join(COLUMNS)
 
 
@@ -43,23 +44,23 @@ class Results:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._rows: list[Row] = []
-        self._seen = None  # the state of the file that _rows was read from
+        self._keys: list[tuple] = []  # of the first of these rows
+        self._seen: tuple | None = None  # the state of the file that _rows was read from
 
     def append(self, columns: dict) -> Row:
         """Writes one measurement, syncs it to the disk and gives its row; missing columns are left empty.
 
         Numbers keep their full precision. An infinite PSNR is written as empty and needs `psnr_identical`.
-        Raises ValueError for an unknown column or a value that its column can't hold.
+        Raises ValueError for an unknown column, a value that its column can't hold or a baseline that isn't there.
         """
-        columns = {"id": row_id(columns), **columns}
         cells = _cells(columns)
-        line = _line(cells.values())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT) as fd:
                 self._refresh(fd)
-                row = Row(**{name: _decoded(name, cell) for name, cell in cells.items()})
-                self._write(fd, line)
+                row = self._with_id(Row(**{name: _decoded(name, cell) for name, cell in cells.items()}))
+                self._check_new([row])
+                self._write(fd, _line(_encoded(name, getattr(row, name)) for name in COLUMNS))
                 self._rows.append(row)
                 self._seen = _state(fd)
         except OSError as error:
@@ -72,9 +73,11 @@ class Results:
         """Appends the rows of another table that this one lacks, such as another machine's; gives their number.
 
         Rows are told apart by their ids. Nothing is replaced: of two rows with one key the later one is found.
+        Raises UserError, before anything is appended, if machines of two kinds have one name.
         """
         known = {row.id for row in self.rows()}
         new = [row for row in Results(other).rows() if row.id not in known]
+        self._check_new(new)
         for row in new:
             self.append({name: value for name, value in row.as_dict().items() if value is not None})
         return len(new)
@@ -96,11 +99,12 @@ class Results:
             raise ValueError(f"not part of the key: {', '.join(strange)}; the key is {', '.join(KEY)}")
         _check_there(key, (*_ALWAYS, "host"))
         self._read()
-        names = tuple(name for name in KEY if not (anywhere and name in _HERE))
-        wanted = tuple(_encoded(name, key.get(name)) for name in names)
-        error = None
-        for row in reversed(self._rows):
-            if (row.notebook, row.technique) != (key["notebook"], key["technique"]) or key_of(row, names) != wanted:
+        self._keys += map(key_of, self._rows[len(self._keys) :])
+        wanted, error = key_of(key), None
+        if anywhere:
+            wanted = tuple(wanted[i] for i in _ELSEWHERE)
+        for row, own in zip(reversed(self._rows), reversed(self._keys), strict=True):
+            if (tuple(own[i] for i in _ELSEWHERE) if anywhere else own) != wanted:
                 continue
             if row.status in FINISHED and code in (None, row.code):
                 return row
@@ -111,6 +115,27 @@ class Results:
         """Every row of the file in its order, repeated measurements included."""
         self._read()
         return list(self._rows)
+
+    def _with_id(self, row: Row) -> Row:
+        """The row with an id that no other has: of two that are alike in all that determines them, too."""
+        known = {other.id for other in self._rows}
+        own = row.id or row_id(row.as_dict())
+        while row.id is None and own in known:
+            own = row_id({**row.as_dict(), "run_id": own})
+        return replace(row, id=own)
+
+    def _check_new(self, rows: list[Row]) -> None:
+        """Raises for what `_check_together` would find in the table with these rows."""
+        ids = {row.id for row in (*self._rows, *rows)}
+        kinds = {row.host: row.kind for row in self._rows if row.kind}
+        for row in rows:
+            if row.baseline and row.baseline not in ids:
+                raise ValueError(f"baseline {row.baseline} is no row of {self.path}")
+            if row.host and row.kind and kinds.setdefault(row.host, row.kind) != row.kind:
+                raise UserError(
+                    f"Another kind of machine has the name {row.host} in {self.path}: give this one another name with "
+                    "HOST=name; nothing was changed."
+                )
 
     @contextmanager
     def _open(self, flags: int):
@@ -152,7 +177,7 @@ class Results:
                 with self._open(os.O_RDONLY) as fd:
                     self._refresh(fd, repair=False)
         except FileNotFoundError:
-            self._rows, self._seen = [], None
+            self._rows, self._keys, self._seen = [], [], None
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror}.") from None
 
@@ -173,22 +198,27 @@ class Results:
             os.ftruncate(fd, whole)
         if rows and repair and not data.startswith(_HEADER.encode()):
             self._upgrade(fd, rows)
-        self._rows, self._seen = rows, _state(fd)
+        self._rows, self._keys, self._seen = rows, [], _state(fd)
 
     def _upgrade(self, fd: int, rows: list[Row]) -> None:
         """Puts a table with today's columns in the place of one that has fewer; `fd` then is that of the new one."""
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         lines = [_line(_encoded(name, getattr(row, name)) for name in COLUMNS) for row in rows]
-        with open(beside, "w+b") as file:
-            file.write("".join([f"{_HEADER}\n", *lines]).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        new = os.open(beside, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
+        try:
             if fcntl:
                 with suppress(OSError):
-                    fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+                    fcntl.flock(new, fcntl.LOCK_EX)  # who opens the new table waits until this one is done with it
+            with open(new, "wb", closefd=False) as file:
+                file.write("".join([f"{_HEADER}\n", *lines]).encode())
+            os.fsync(new)
             os.replace(beside, self.path)
-            new = os.open(self.path, os.O_RDWR | os.O_APPEND)
             os.dup2(new, fd)
+        except OSError:
+            with suppress(OSError):
+                beside.unlink()
+            raise
+        finally:
             os.close(new)
 
     def _parsed(self, data: bytes, whole: int) -> list[Row]:
@@ -239,13 +269,15 @@ class Results:
         try:
             row = Row(**{name: _decoded(name, own.get(name, "")) for name in COLUMNS})
             _check_row(row.as_dict())
+            row = row if row.id else replace(row, id=row_id(row.as_dict()))
         except (ValueError, RecursionError) as error:
             raise self._malformed(number, f"holds what it cannot: {error}") from None
         return row
 
     def _check_together(self, rows: list[Row]) -> None:
         """Raises UserError for a baseline that isn't there, and for one name of two different machines."""
-        ids, kinds = {row.id for row in rows}, {}
+        ids = {row.id for row in rows}
+        kinds: dict[str, str] = {}
         for number, row in enumerate(rows, start=2):
             if row.baseline and row.baseline not in ids:
                 raise self._malformed(number, f"has a speedup over the baseline {row.baseline}, which isn't there")
@@ -337,7 +369,7 @@ def _encoded(name: str, value) -> str:
     if kind == "int":
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or value != value // 1:
             raise ValueError(f"{name} is {value!r}, allowed is a whole number")
-        return str(int(value))
+        return str(int(value))  # type: ignore[call-overload]  # typeshed's Real says nothing of int()
     if kind == "float":
         return repr(_float(name, value))
     if kind == "time":
@@ -394,9 +426,10 @@ def _time(value: str | datetime) -> str:
     return moment.isoformat()
 
 
-def key_of(row: Row, names: tuple[str, ...] = KEY) -> tuple:
-    """What determines a row, to be compared with another's."""
-    return tuple(_encoded(name, getattr(row, name)) for name in names)
+def key_of(row: Row | dict, names: tuple[str, ...] = KEY) -> tuple:
+    """What determines a row, or one with these columns, to be compared with another's."""
+    columns = row if isinstance(row, dict) else {name: getattr(row, name) for name in names}
+    return tuple(_encoded(name, columns.get(name)) for name in names)
 
 
 def _line(cells) -> str:

@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 
 from fluxnb import families, params
 from fluxnb.errors import UserError
 from fluxnb.families import Family
-from fluxnb.measure import identity, latency, load, ranks, telemetry
+from fluxnb.measure import telemetry
 from fluxnb.models import embedded, pipelines
-from fluxnb.study import kept
+from fluxnb.study import kept, serving, spreading
 from fluxnb.study.candidate import Candidate
-from fluxnb.study.comparison import SLOW_S, Comparison, failure
+from fluxnb.study.comparison import Comparison, by_itself, failure
 from fluxnb.study.judging import judge, trace_of
+from fluxnb.study.loop import RUN_IT, Rows, Task
 from fluxnb.study.pool import Pool
-from fluxnb.study.results import Results, key_of, now
-from fluxnb.study.row import KEY, Row
+from fluxnb.study.results import Results
+from fluxnb.study.row import Row
 from fluxnb.study.serving import Load
-from fluxnb.study.session import Session
 from fluxnb.study.subject import Subject
 from fluxnb.technique import Unavailable, applied
 
-RUN_IT = "run this notebook without REPLAY=1, on the GPU that it is about."
-PROGRESS, FORCE = "FLUXNB_PROGRESS", "FLUXNB_FORCE"  # variables of a kernel that `make report` started
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """A row to be: its key, what it means, and which row that is there is enough."""
-
-    key: dict
-    meaning: dict
-    code: str | None = None
-    enough: Callable[[Row], bool] = lambda row: True
+FORCE = "FLUXNB_FORCE"  # variable of a kernel that `make report` started: on any GPU
 
 
 def begin(gpu: str, notebook: str, **overrides) -> Study:
@@ -56,37 +42,20 @@ def begin(gpu: str, notebook: str, **overrides) -> Study:
     return Study(chosen, notebook, params.find_folder().parent)
 
 
-class Study:
+class Study(Rows):
     """The rows, images and traces of one notebook on one GPU configuration."""
 
     def __init__(self, chosen: params.Params, notebook: str, root: Path):
-        self.params, self.notebook, self.root = chosen, notebook, root
         place = chosen.report_dir if telemetry.replayed() else chosen.own_dir
-        self.results = Results(root / place / "results.csv")
+        super().__init__(Results(root / place / "results.csv"), notebook, root)
+        self.params, self.pool = chosen, Pool()
         self.images_dir = root / "build" / chosen.name / "images"
         self.ranks_log = root / "build" / chosen.name / "ranks.log"
-        self.run_id = uuid.uuid4().hex[:12]
-        self.pool = Pool()
-        self._done = self._found = self._total = 0
 
     @property
     def given(self) -> SimpleNamespace:
         """The values of the notebook's own parameters."""
         return self.params.given(self.notebook)
-
-    @cached_property
-    def host(self) -> str:
-        """This machine's name; a replay shows rows of any."""
-        return "any" if telemetry.replayed() else identity.host(self.root / "reports" / "own")
-
-    @cached_property
-    def session(self) -> Session:
-        """The session that this process measures in."""
-        return Session(self.host, self.run_id)
-
-    @cached_property
-    def _origin(self) -> dict:
-        return {"kind": identity.kind(), "commit": telemetry.commit(self.root), "run_id": self.run_id}
 
     # --- what is run ------------------------------------------------------------------------------------------
 
@@ -184,45 +153,43 @@ class Study:
             The baseline's row and those of the candidates. What failed for lack of memory or otherwise is a row, too;
             a baseline that fails otherwise raises.
         """
-        everything = [baseline, *candidates]
-        tasks = [self._task(subject, c, profile) for c in everything]
+        judge, everything = judge and subject.model.judged, [baseline, *candidates]
+        tasks = [self._task(subject, c, timed=True, judged=judge, profiled=profile) for c in everything]
 
         def timer(due: list[Task]) -> None:
-            of = {task: c for task, c in zip(tasks, everything, strict=True)}
+            of = {id(candidate): task for candidate, task in zip(everything, tasks, strict=True)}
             comparison = Comparison(
-                self.pool, subject, baseline, lambda c, made: self._images(subject, c, made),
-                judge and subject.model.judged, profile, self.params.study.warmup,
-                lambda seconds: self._settle(tasks[0], seconds),
-                lambda c, columns: self._append(tasks[everything.index(c)], columns),
+                self.pool, subject, baseline, partial(self._images, subject), judge, profile,
+                self.params.study.warmup, partial(self.settle, tasks[0]), lambda c, took: self.append(of[id(c)], took),
             )  # fmt: skip
-            comparison.measure([of[task] for task in due], self.params.study.group)
+            comparison.measure([c for c in everything if of[id(c)] in due], self.params.study.group)
 
-        rows = self._measured(tasks, timer)
-        return [self._noise_floor(rows[0]), *rows[1:]]
+        rows = self.measured(tasks, timer)
+        return [self.noise_floor(rows[0]), *rows[1:]]
 
     def survey(self, subject: Subject, baseline: Candidate, candidates: list[Candidate]) -> list[Row]:
         """Quality and computed steps of candidates, untimed: rows without latencies, found again like any other."""
-        tasks = [self._task(subject, c) for c in candidates]
+        tasks = [self._task(subject, c, judged=True) for c in candidates]
 
         def timer(due: list[Task]) -> None:
             references, _ = self._images(subject, baseline)
             for task, candidate in zip(tasks, candidates, strict=True):
                 if task in due:
-                    own = candidate.of(subject)
-                    row = dict.fromkeys(("total_steps", "computed_steps"), own.runs(candidate.steps))
-                    try:
-                        images, traces = self._images(subject, candidate)
-                        row |= {"status": "ok", **judge(own, references, images, traces, self.pool.get(own))}
-                    except Unavailable as reason:
-                        row = {"status": "unavailable", "reason": str(reason)}
-                    except RuntimeError as error:
-                        row = failure(error)
-                    self._append(task, row)
+                    self.append(task, self._judged(subject, candidate, references))
 
-        return self._measured(tasks, timer)
+        return self.measured(tasks, timer)
+
+    def _judged(self, subject: Subject, candidate: Candidate, references: list) -> dict:
+        own = candidate.of(subject)
+        row: dict = dict.fromkeys(("total_steps", "computed_steps"), own.runs(candidate.steps))
+        try:
+            images, traces = self._images(subject, candidate)
+            return row | {"status": "ok", **judge(own, references, images, traces, self.pool.get(own))}
+        except (Unavailable, RuntimeError) as error:
+            return failure(error)
 
     def spread(self, subject: Subject, candidates: list[Candidate], limit_s: float = 300.0) -> list[Row]:
-        """Measures candidates on several ranks, each beside the same on one of them alone (`study.scaling`).
+        """Measures candidates on several ranks, each beside the same on one of them alone (`study.spreading`).
 
         A rank that fails is an error row of the candidate that ran, and the ones after it are measured by new ranks.
         What the ranks print is added to build/<gpu>/ranks.log.
@@ -231,26 +198,13 @@ class Study:
             candidates: all on the same number of GPUs, `Candidate.gpus`.
             limit_s: for one candidate; ranks that take longer are ended.
         """
-        tasks = [self._task(subject, c) for c in candidates]
+        of = {self._task(subject, c): c for c in candidates}
 
         def timer(due: list[Task]) -> None:
             self.pool.release()  # the ranks need the memory
-            while due:
-                given = [candidates[tasks.index(task)] for task in due]
-                (world,) = {c.gpus for c in given}
-                try:
-                    for by_one, measured in ranks.run(
-                        "fluxnb.study.scaling:measure", world, subject, given, limit_s=limit_s, log=self.ranks_log
-                    ):
-                        task = due.pop(0)
-                        base = by_one and self._append(_alone(task), by_one)
-                        self._append(task, measured | ({"baseline": base.id} if base else {}))
-                    return
-                except ranks.RankError as error:
-                    if due:
-                        self._append(due.pop(0), failure(error))
+            spreading.measure(self, subject, {task: of[task] for task in due}, limit_s, self.ranks_log)
 
-        return self._measured(tasks, timer)
+        return self.measured(list(of), timer)
 
     def serve(self, subject: Subject, loads: list[Load], steps: int, batch: int = 1, places: int = 64) -> list[Row]:
         """Measures a server of the subject (`measure.load`), one process per GPU, under several loads in turn.
@@ -259,26 +213,14 @@ class Study:
             batch: waiting requests that are made together.
             places: of the queue.
         """
-        processes = self.params.gpu.count
-        shape, tasks = self.key(subject, Candidate(steps, gpus=processes)), []
-        for each in loads:
-            meaning = each.meaning(batch)
-            key = shape | {"technique": meaning["technique"], "users": each.users, "images_each": each.images}
-            key["settings"] = shape["settings"] | each.settings(batch, places, processes)
-            # one of fewer requests than asked for has no 99th percentile, say
-            tasks.append(Task(key, meaning, enough=lambda r, total=each.total: (r.shown("requests") or 0) >= total))
+        shape = self.key(subject, Candidate(steps, gpus=self.params.gpu.count))
+        of = {Task(*each.row(shape, batch, places), enough=each.enough): each for each in loads}
 
         def timer(due: list[Task]) -> None:
             self.pool.release()
-            images = tuple({task.key["images_each"] for task in due})
-            with load.Server(subject, processes, places, batch, images) as server:
-                for task, each in zip(tasks, loads, strict=True):
-                    if task in due:
-                        first = self._find(tasks[0])
-                        rate = first and first.images_per_s / first.images_each * processes
-                        self._append(task, each.put_on(server, steps, rate))
+            serving.measure(self, subject, of, due, batch, places)
 
-        return self._measured(tasks, timer)
+        return self.measured(list(of), timer)
 
     def time(
         self, technique: str, settings: dict, run, repeats: int, *, family: Family = families.CEILING, label: str = "",
@@ -296,82 +238,24 @@ class Study:
         key |= {"gpu": self.params.name, "gpus": 1, "host": self.host, "versions": telemetry.versions_short()}
         label = label or technique
         task = Task(key, {"family": family.name, "technique": technique, "label": label, "mark": label})
+        return self.measured([task], lambda _: self.append(task, by_itself(run, repeats, also, before, warm)))[0]
 
-        def timer(due: list[Task]) -> None:
-            try:
-                if before:
-                    before()
-                warmed = latency.warm_up(run, limit=3, enough_s=SLOW_S) if warm else None
-                samples = [latency.timed(run) for _ in range(repeats)]
-                measured = {"status": "ok", **latency.summary(samples), **(also() if also else {})}
-                measured["stable"] = warmed and int(warmed.stable)
-            except Unavailable as reason:
-                measured = {"status": "unavailable", "reason": str(reason)}
-            except RuntimeError as error:
-                measured = failure(error)
-            self._append(task, measured)
-
-        return self._measured([task], timer)[0]
-
-    # --- the one loop -----------------------------------------------------------------------------------------
-
-    def _task(self, subject: Subject, candidate: Candidate, profile: bool = False) -> Task:
+    def _task(
+        self, subject: Subject, candidate: Candidate, timed: bool = False, judged: bool = False, profiled: bool = False
+    ) -> Task:
         def enough(row: Row) -> bool:
-            if profile and row.ok and telemetry.machine()["gpus"] and row.computed_steps == row.total_steps:
-                return row.shown("step_ms") is not None
-            return candidate.patience_s <= row.shown("patience_s", math.inf)  # the more patient try again
+            if not row.ok:
+                return candidate.patience_s <= row.shown("patience_s", math.inf)  # the more patient try again
+            if (timed and row.n is None) or (judged and candidate.batch == 1 and row.images is None):
+                return False  # surveyed before, or timed without a look at its images
+            seen = not profiled or not telemetry.machine()["gpus"] or row.computed_steps != row.total_steps
+            return seen or row.shown("step_ms") is not None
 
         return Task(self.key(subject, candidate), candidate.meaning, self._code(subject, candidate), enough)
 
     @staticmethod
     def _code(subject: Subject, candidate: Candidate) -> str | None:
         return replace(candidate, built=candidate.of(subject).built).code
-
-    def _measured(self, tasks: list[Task], timer: Callable[[list[Task]], None]) -> list[Row]:
-        """The tasks' rows: those that are there, and those that the timer appends for the tasks it is given."""
-        self._total += len(tasks)
-        due = [task for task in tasks if self._find(task) is None]
-        self._progress(len(tasks) - len(due), "found in the results", found=len(tasks) - len(due))
-        if due:
-            timer(due)
-        return [self._find(task, shown=True) for task in tasks]
-
-    def _find(self, task: Task, shown: bool = False) -> Row | None:
-        """A row that is enough; to be shown also an error. In a replay what isn't there raises."""
-        if not telemetry.replayed():
-            row = self.results.find(task.key, task.code, errors=shown)
-            return row if row is None or shown or task.enough(row) else None
-        row = self.results.find(task.key, errors=True, anywhere=True)
-        if row is None:
-            raise UserError(
-                f"A replay measures nothing, and {self.notebook} has no row {task.meaning['label']!r}: {RUN_IT}"
-            )
-        return row
-
-    def _noise_floor(self, row: Row) -> Row:
-        """The baseline's row that was timed against itself, of the same session if there is one."""
-        same = (r for r in reversed(self.results.rows()) if r.again and r.session == row.session)
-        return row if row.again else next((r for r in same if key_of(r) == key_of(row)), row)
-
-    def _append(self, task: Task, columns: dict) -> Row:
-        session = self.session.current(self.results.rows())
-        own = {"code": task.code, "session": session, "measured_at": now()}
-        row = self.results.append({**task.key, **task.meaning, **self._origin, **own, **columns})
-        self._progress(1, f"{row.model}: {row.label}" if row.model else row.label)
-        return row
-
-    def _settle(self, task: Task, seconds: list[float]) -> None:
-        """Begins another session where the baseline isn't what other processes of this one measured."""
-        key = {name: task.key.get(name) for name in KEY if name not in ("notebook", "gpu")}
-        self.session.check(self.results.rows(), key, seconds)
-
-    def _progress(self, finished: int, label: str, found: int = 0) -> None:
-        self._done, self._found = self._done + finished, self._found + found
-        if finished and (path := os.environ.get(PROGRESS)):
-            counts = {"done": self._done, "found": self._found, "total": self._total}
-            line = {"notebook": self.notebook, **counts, "label": label}
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
 
     # --- images and traces ------------------------------------------------------------------------------------
 
@@ -400,13 +284,6 @@ class Study:
         images, traces = (list(column) for column in zip(*(made[given] for given in own.inputs), strict=True))
         kept.keep(self.images_dir, key, candidate.meaning["label"], own.inputs, images, traces)
         return images, traces
-
-
-def _alone(task: Task) -> Task:
-    """The row of what one rank makes of a task's techniques by itself."""
-    family, label = families.BASELINE.name, f"{task.meaning['label']}: one of the GPUs alone"
-    key = task.key | {"technique": family, "gpus": 1, "settings": {**task.key["settings"], "ranks": task.key["gpus"]}}
-    return Task(key, task.meaning | {"family": family, "technique": family, "label": label, "mark": "1"}, task.code)
 
 
 def need(rows: list[Row], **equals) -> list[Row]:

@@ -9,6 +9,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -115,7 +116,7 @@ class Loaded:
     """A subject with its pipeline."""
 
     subject: Subject
-    pipe: object
+    pipe: Any  # of diffusers
     load_s: float
     load_gib: float  # memory of its weights
 
@@ -159,8 +160,8 @@ class Loaded:
 
     def transformer_inputs(self, batch: int) -> dict:
         """What the pipeline gives its transformer at the first of two steps, as keyword arguments."""
-        transformer, given = self.pipe.transformer, {}
-        original = transformer.forward
+        transformer = self.pipe.transformer
+        original, given = transformer.forward, dict[str, Any]()
 
         def note(*args, **kwargs):
             assert not args, "diffusers' FLUX pipelines name every argument"
