@@ -99,7 +99,7 @@ def fingerprint(notebook: Path, params, shared: str | None = None) -> str:
     """
     cells = _cells(notebook)
     own = [[c.get("cell_type"), _source(c), sorted(c.get("metadata", {}).get("tags", []))] for c in cells]
-    values = params.for_notebook(notebook.stem)
+    values = params.notebooks.get(notebook.stem, {})
     text = json.dumps([own, values, shared or _shared_digest(params)], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -138,7 +138,8 @@ def stacked(
     )  # fmt: skip
 
 
-def _modules(technique: Technique) -> set[str]:
+def _modules(part) -> set[str]:
     """The modules that a technique's class, and those of the parts that it is made of, stand in."""
-    parts = [technique, *(v for v in vars(technique).values() if type(v).__module__.startswith("fluxnb."))]
-    return {type(part).__module__ for part in parts}
+    held = [v for value in vars(part).values() for v in (value if isinstance(value, tuple) else (value,))]
+    own = (v for v in held if type(v).__module__.startswith(("fluxnb.techniques.", "fluxnb.cache.")))
+    return {type(part).__module__}.union(*map(_modules, own))
