@@ -7,11 +7,16 @@ import json
 import os
 import re
 import secrets
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fluxnb.errors import UserError
 from fluxnb.measure import telemetry
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: one process at a time there
+    fcntl = None
 
 HOST = "FLUXNB_HOST"  # the name that a user gives to the machine: make report HOST=name
 HOSTS = "hosts.json"  # kind -> the name made up for the machine of this checkout that is of this kind
@@ -32,8 +37,9 @@ def kind() -> str:
 def host(folder: Path) -> str:
     """A name that no other machine has, 12 hex digits or what the user says with HOST=name.
 
-    A digest of its GPUs' UUIDs; without GPUs made once at random and kept in `folder`, one for each kind of machine
-    that works there: a machine-id would not do, since clones of an image share it and containers have none.
+    A digest of its GPUs' UUIDs and of its kind; without GPUs made once at random and kept in `folder`, one for each
+    kind of machine that works there: a machine-id would not do, since clones of an image share it and containers have
+    none. So a machine of which a job has other shares from day to day has a name for each.
     Raises UserError for a name that can't be one.
     """
     if given := os.environ.get(HOST):
@@ -43,25 +49,43 @@ def host(folder: Path) -> str:
             )
         return given
     if uuids := telemetry.gpu_uuids():
-        return hashlib.sha256(json.dumps(sorted(uuids)).encode()).hexdigest()[:12]
-    return _made_up((folder / HOSTS).resolve(), kind())  # the folder of a job has a link
+        return hashlib.sha256(json.dumps([*sorted(uuids), kind()]).encode()).hexdigest()[:12]
+    path = (folder / HOSTS).resolve()  # the folder of a job has a link
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path.parent):
+            return _made_up(path, kind())
+    except OSError as error:
+        raise UserError(
+            f"This machine's name cannot be kept in {path}: {error.strerror}; make the folder writable, or give "
+            "the machine a name with HOST=name."
+        ) from None
+
+
+@contextmanager
+def _alone(folder: Path):
+    """No other process makes up a name meanwhile: two notebooks that begin at once have one machine."""
+    if fcntl is None:
+        yield
+        return
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network disks have no locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _made_up(path: Path, of: str) -> str:
     """The random name kept in a file for a kind of machine; made, and kept, when there is none."""
     known = {}
-    with suppress(OSError, ValueError):
+    with suppress(FileNotFoundError, ValueError):
         known = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(known.get(of) if isinstance(known, dict) else None, str):
-        known = {**(known if isinstance(known, dict) else {}), of: secrets.token_hex(6)}
+    known = known if isinstance(known, dict) else {}
+    if not isinstance(known.get(of), str):
+        known[of] = secrets.token_hex(6)
         beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-            os.replace(beside, path)
-        except OSError as error:
-            raise UserError(
-                f"This machine's name cannot be kept in {path}: {error.strerror}; make the folder writable, or give "
-                "the machine a name with HOST=name."
-            ) from None
+        beside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
     return known[of]

@@ -10,7 +10,7 @@ import itertools
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -70,6 +70,8 @@ class Comparison:
     append: Append
     _warm_pipe: Callable[[], object] = lambda: None  # the baseline's pipeline, if it is still loaded
     _baseline_columns: dict = field(default_factory=dict)  # of the first time that it was warm
+    _left: list[Candidate] = field(default_factory=list)  # what was to be measured and has no row yet
+    _lacking: str = ""  # why the baseline can't run
 
     def measure(self, due: list[Candidate], size: int) -> None:
         """Appends a row for each candidate; the baseline's, too, each time that it is timed, first against itself.
@@ -78,54 +80,75 @@ class Comparison:
             due: what has no row yet.
             size: candidates that share a baseline in a round.
         """
-        again, others = True, [c for c in due if c is not self.baseline]
-        if not others:
-            self._together([], again)
-        while others:
+        self._left, others = list(due), [c for c in due if c is not self.baseline]
+        again = bool(others) and self._fit(others[:1])
+        if not again:
+            self._together([], again=True)
+        while others and not self._lacking:
             part = self._part(others, size)
             others = others[len(part) :]
-            if self.pool.fit([c.of(self.subject) for c in (self.baseline, *part)]):
+            if self._fit(part):
                 self._together(part, again)
             else:
                 self._in_turns(part[0])
             again = False
+        for candidate in self._left:
+            said = f"{self.baseline.meaning['label']} can't run here, so there is nothing to compare it with"
+            self.append(candidate, {"status": "unavailable", "reason": f"{said}: {self._lacking}"})
+
+    def _fit(self, candidates: list[Candidate]) -> bool:
+        """Whether there is room for the pipelines of the baseline and of these."""
+        return self.pool.fit([c.of(self.subject) for c in (self.baseline, *candidates)])
 
     def _part(self, candidates: list[Candidate], size: int) -> list[Candidate]:
         """As many of the first candidates as fit beside the baseline, at least one."""
         count = 1
-        while count < min(size, len(candidates)):
-            own = [c.of(self.subject) for c in (self.baseline, *candidates[: count + 1])]
-            if not self.pool.fit(own):
-                break
+        while count < min(size, len(candidates)) and self._fit(candidates[: count + 1]):
             count += 1
         return candidates[:count]
+
+    def _append(self, candidate: Candidate, columns: dict) -> Row:
+        self._left = [c for c in self._left if c is not candidate]
+        return self.append(candidate, columns)
 
     # --- together ---------------------------------------------------------------------------------------------
 
     def _together(self, candidates: list[Candidate], again: bool) -> None:
-        own = [c.of(self.subject) for c in (self.baseline, *candidates)]
-        with self.pool.holding(own):
-            try:
-                base = self._prepared(self.baseline)
-            except torch.cuda.OutOfMemoryError:  # what an earlier comparison left there is in its way
-                self.pool.release_others(self.baseline.of(self.subject))
-                base = self._prepared(self.baseline)
+        """One group in one go; what then has no room, with the card to itself."""
+        with self.pool.holding([c.of(self.subject) for c in (self.baseline, *candidates)]):
+            if (base := self._baseline_prepared()) is None:
+                return
             ready, alone = [], []
             for candidate in candidates:
                 try:
                     if prepared := self._prepared(candidate):
                         ready.append(prepared)
+                    continue
                 except torch.cuda.OutOfMemoryError:
                     alone.append(candidate)
-                    latency.free_memory()
-            if base is not None and (ready or again or not candidates):
-                self._time(base, ready, again)
+                self._forget(candidate, [base, *ready])
+            if (ready or again) and not self._time(base, ready, again):
+                alone += [prepared.candidate for prepared in ready]
+                if again:
+                    self._time(base, [], again)
             del base, ready
         for candidate in alone:  # beside others it had no room: by itself it may
             self._in_turns(candidate)
 
-    def _time(self, base: Prepared, ready: list[Prepared], again: bool) -> None:
-        """Rounds of the baseline and of all that is ready, then their rows."""
+    def _baseline_prepared(self) -> Prepared | None:
+        with suppress(torch.cuda.OutOfMemoryError):
+            return self._prepared(self.baseline)
+        self.pool.release_others(self.baseline.of(self.subject))  # an earlier comparison's are in its way
+        return self._prepared(self.baseline)
+
+    def _forget(self, candidate: Candidate, others: list[Prepared]) -> None:
+        """Frees a pipeline that nothing else in this group uses, so that the next one has its room."""
+        own = candidate.of(self.subject)
+        if all(own.pipeline != other.loaded.subject.pipeline for other in others):
+            self.pool.release(own)
+
+    def _time(self, base: Prepared, ready: list[Prepared], again: bool) -> bool:
+        """Rounds of the baseline and of all that is ready, then their rows; False if together they lack memory."""
         runners = [Runner(p) for p in (base, *([base] if again else []), *ready)]
         runs = {str(i): runner.run for i, runner in enumerate(runners)}
         around = {str(i): runner.ready for i, runner in enumerate(runners)}
@@ -133,18 +156,21 @@ class Comparison:
             with telemetry.Sampler() as sampler:
                 samples = list(latency.interleave(runs, self.subject.rounds, around=around).values())
         except RuntimeError as error:
-            for prepared in (*([base] if again else []), *ready):
-                self.append(prepared.candidate, failure(error))
-            if again and not isinstance(error, torch.cuda.OutOfMemoryError):
-                raise
-            return
+            if ready and isinstance(error, torch.cuda.OutOfMemoryError):
+                return False
+            for prepared in ready:
+                self._append(prepared.candidate, failure(error))
+            if again:
+                self._refuse(self.baseline, failure(error), error)
+            return True
         self.settle(samples[0])
         row = self._row(self._taken(runners[0], samples[0], sampler), again=samples[1] if again else None)
         for runner, seconds in zip(runners[1 + again :], samples[1 + again :], strict=True):
             try:
                 self._row(self._taken(runner, seconds, sampler), row)
             except RuntimeError as error:
-                self.append(runner.prepared.candidate, failure(error))
+                self._append(runner.prepared.candidate, failure(error))
+        return True
 
     def _taken(self, runner: Runner, seconds: list[float], sampler: telemetry.Sampler) -> Taken:
         """What a runner took, with the columns that come from its images and from what the machine did meanwhile."""
@@ -164,7 +190,7 @@ class Comparison:
         if pair := (base.samples, seconds) if base else (seconds, again) if again else None:
             ratio, low, high = latency.speedup(*pair)
             columns |= {"speedup": ratio, "speedup_ci_low": low, "speedup_ci_high": high}
-        return self.append(taken.candidate, columns | {"again": again, "baseline": base and base.id})
+        return self._append(taken.candidate, columns | {"again": again, "baseline": base and base.id})
 
     # --- in turns ---------------------------------------------------------------------------------------------
 
@@ -208,7 +234,7 @@ class Comparison:
                 return Prepared(candidate, loaded, self._baseline_columns)
             columns = self._warm(candidate, loaded)
         except Unavailable as reason:
-            self._refuse(candidate, {"status": "unavailable", "reason": str(reason)}, reason)
+            self._refuse(candidate, failure(reason), reason)
             return None
         except latency.TooLate:
             said = f"no image after {candidate.patience_s:g} s, so its compilation was given up; allow it more"
@@ -227,9 +253,11 @@ class Comparison:
 
     def _refuse(self, candidate: Candidate, columns: dict, error: Exception | None = None) -> None:
         """A row for what can't run; a comparison without its baseline is nothing, unless it lacks memory."""
-        self.append(candidate, columns)
-        if candidate is self.baseline and not isinstance(error, torch.cuda.OutOfMemoryError):
-            raise error or UserError(columns["reason"])
+        self._append(candidate, columns)
+        if candidate is self.baseline:
+            if not isinstance(error, torch.cuda.OutOfMemoryError):
+                raise error or UserError(columns["reason"])
+            self._lacking = columns["reason"]
 
     def _warm(self, candidate: Candidate, loaded: Loaded) -> dict:
         """Warm-up and memory of one candidate, and what proves it: the untimed part of its row."""
@@ -318,10 +346,26 @@ def watched(result: dict | None, others: telemetry.OtherLoad | None = None) -> d
     return own | {"telemetry": result}
 
 
-def failure(error: RuntimeError) -> dict:
+def by_itself(run: Callable, repeats: int, also: Callable | None, before: Callable | None, warm: bool) -> dict:
+    """The columns of a function that is timed by itself, as `Study.time` describes them."""
+    try:
+        if before:
+            before()
+        warmed = latency.warm_up(run, limit=3, enough_s=SLOW_S) if warm else None
+        taken = latency.summary([latency.timed(run) for _ in range(repeats)])
+        steady = {"stable": int(warmed.stable)} if warmed else {}
+        return {"status": "ok", **taken, **steady, **(also() if also else {})}
+    except (Unavailable, RuntimeError) as error:
+        return failure(error)
+
+
+def failure(error: Unavailable | RuntimeError) -> dict:
     """The columns of what went wrong, with the line of the message that says most."""
+    if isinstance(error, Unavailable):
+        return {"status": "unavailable", "reason": str(error)}
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    # of a rank only what it said is known
+    if isinstance(error, torch.cuda.OutOfMemoryError) or torch.cuda.OutOfMemoryError.__name__ in lines[0]:
         latency.free_memory()
         return {"status": "oom", "reason": lines[0]}
     # torch.compile puts the name of the backend first and what happened behind it

@@ -15,7 +15,7 @@ from fluxnb.study.subject import Input
 
 ABOUT, TRACES = "about.json", "traces.json"
 # What of a row's key doesn't decide its images: the page and the machine that they were made for.
-_WHEREVER = ("notebook", "gpu", "stack", "host", "versions")
+_WHEREVER = ("notebook", "gpu", "stack", "host")
 
 
 @dataclass(frozen=True)

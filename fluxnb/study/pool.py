@@ -34,13 +34,13 @@ class Pool:
         self.capacity_gib = _capacity_gib() if capacity_gib is None else capacity_gib
         self._held: dict[str, _Held] = {}
         self._pinned: set[str] = set()
-        self._refused: dict[str, Unavailable] = {}
+        self._refused: dict[str, str] = {}  # why; the exception itself would keep the pipeline that it came from
 
     def get(self, subject: Subject) -> Loaded:
         """The subject, loaded. Raises Unavailable if a technique that is built in can't run here."""
         name = subject.pipeline
         if name in self._refused:
-            raise self._refused[name]
+            raise Unavailable(self._refused[name])
         if name not in self._held:
             self._load(name, subject)
         self._held[name] = held = self._held.pop(name)  # used last
@@ -81,20 +81,25 @@ class Pool:
     def _load(self, name: str, subject: Subject) -> None:
         base = self._base(subject)
         self._make_room(0.0 if base else self._size(subject), keep=base)
-        for last in (False, True):
-            try:
-                loaded = subject.load(self._held[base].loaded.pipe if base else None)
-                break
-            except Unavailable as reason:
-                self._refused[name] = reason
+        try:
+            loaded = self._loaded(name, subject, base)
+        except torch.cuda.OutOfMemoryError:
+            if self._pinned or not self._held:
                 raise
-            except torch.cuda.OutOfMemoryError:
-                if last or self._pinned or not self._held:
-                    raise
+            loaded = None
+        if loaded is None:  # once more with the memory to itself
             base = None
             self.release()
+            loaded = self._loaded(name, subject)
         shared = self._held[base].loaded.load_gib if base else 0.0
         self._held[name] = _Held(loaded, loaded.load_gib - shared, base)
+
+    def _loaded(self, name: str, subject: Subject, base: str | None = None) -> Loaded:
+        try:
+            return subject.load(self._held[base].loaded.pipe if base else None)
+        except Unavailable as reason:
+            self._refused[name] = str(reason)
+            raise
 
     def _base(self, subject: Subject) -> str | None:
         """The loaded pipeline whose weights the subject can share: the same model's for text-to-image."""

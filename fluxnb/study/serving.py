@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fluxnb import families
 from fluxnb.measure import load, telemetry
 from fluxnb.study.comparison import watched
+from fluxnb.study.loop import Rows, Task
+from fluxnb.study.row import Row
+from fluxnb.study.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -37,16 +40,22 @@ class Load:
             "mark": f"{self.arrivals:.0%}" if self.arrivals else str(self.users),
         }
 
-    def settings(self, batch: int, places: int, processes: int) -> dict:
-        """What else distinguishes its row."""
-        found: dict = {"batching": batch, "queue": places}
+    def row(self, shape: dict, batch: int, places: int) -> tuple[dict, dict]:
+        """(key, meaning) of its row; `shape` is the key of a candidate of the server's steps on its GPUs."""
+        meaning, processes = self.meaning(batch), shape["gpus"]
+        settings = shape["settings"] | {"batching": batch, "queue": places}
         if batch > 1 and processes > 1:
-            found["taken"] = "in shares"  # a process takes no more of what waits than its share
+            settings["taken"] = "in shares"  # a process takes no more of what waits than its share
         if self.arrivals:
-            found["arrivals"] = self.arrivals
+            settings["arrivals"] = self.arrivals
             if processes > 1:
-                found["arrivals_of"] = "all processes"
-        return found
+                settings["arrivals_of"] = "all processes"
+        own = {"technique": meaning["technique"], "users": self.users, "images_each": self.images}
+        return shape | own | {"settings": settings}, meaning
+
+    def enough(self, row: Row) -> bool:
+        """Whether a row is of so many requests: one of fewer has no 99th percentile, say."""
+        return (row.shown("requests") or 0) >= self.total
 
     def put_on(self, server: load.Server, steps: int, capacity: float | None) -> dict:
         """The columns of what became of all requests; `capacity` in requests per second is needed for arrivals."""
@@ -59,3 +68,21 @@ class Load:
         if result := sampler.result:
             row |= {name: result[name] for name in ("memory_avg_gib", "memory_peak_gib")}
         return row | watched(sampler.result)
+
+
+def measure(rows: Rows, subject: Subject, loads: dict[Task, Load], due: list[Task], batch: int, places: int) -> None:
+    """Appends a row for each task that is due, all of one server, one process per GPU.
+
+    Args:
+        loads: of all tasks; arrivals are a share of what the first one's users get.
+        batch: waiting requests that are made together.
+        places: of the queue.
+    """
+    first, *_ = loads
+    processes, steps = first.key["gpus"], first.key["steps"]
+    images = tuple({loads[task].images for task in due})
+    with load.Server(subject, processes, places, batch, images) as server:
+        for task in due:
+            found = rows.find(first)
+            capacity = found.images_per_s / found.images_each * processes if found else None
+            rows.append(task, loads[task].put_on(server, steps, capacity))

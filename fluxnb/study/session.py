@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 import uuid
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from fluxnb.study.row import Row
@@ -34,17 +35,16 @@ class Session:
             self.id = newest.session if joined else self._new()
         return self.id
 
-    def check(self, rows: list[Row], key: dict, samples: list[float]) -> None:
+    def check(self, rows: list[Row], alike: Callable[[Row], bool], samples: list[float]) -> None:
         """Begins another session if a baseline's samples differ from those of the session's other processes.
 
         Args:
-            key: what the baseline's rows have in common.
+            alike: whether a row is one of this baseline.
             samples: its seconds in this process.
         """
         session = self.current(rows)
         for row in reversed(rows):
-            same = row.session == session and row.run_id != self.run_id and row.samples
-            if same and all(getattr(row, name) == value for name, value in key.items()):
+            if row.session == session and row.run_id != self.run_id and row.samples and alike(row):
                 if apart(row.samples, samples):
                     self.id = self._new()
                 return
