@@ -82,7 +82,7 @@ def test_bars_say_what_their_whiskers_are(said, rows):  # noqa: F811
 
 def test_a_column_of_a_table_can_be_a_chart(said, rows):  # noqa: F811
     show.bars(rows, Column("per step", lambda r: 1e3 * r.latency_p50 / r.steps, "ms"))
-    assert "per step (ms)" in caption(said[0]) and "28 steps: 14.3 ms" in alt(said[0])
+    assert "Per step (ms)." in caption(said[0]) and "28 steps: 14.3 ms" in alt(said[0])
 
 
 def test_grouped_bars_are_of_one_unit(said, rows):  # noqa: F811

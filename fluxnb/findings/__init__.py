@@ -5,11 +5,15 @@ All that notebooks and pages ask is here by name; each module answers for one ki
 
 # ruff: noqa: F403
 from fluxnb.findings.caches import *
+from fluxnb.findings.combined import *
+from fluxnb.findings.machine import *
+from fluxnb.findings.masks import *
 from fluxnb.findings.parallel import *
 from fluxnb.findings.recommend import *
 from fluxnb.findings.rows import *
 from fluxnb.findings.serving import *
 from fluxnb.findings.single_gpu import *
 from fluxnb.findings.table import *
+from fluxnb.findings.trained import *
 from fluxnb.findings.use_cases import *
 from fluxnb.findings.words import *

@@ -101,10 +101,10 @@ def best_at_equal_steps(rows: list[Row]):
         best = max(near, key=lambda r: r.psnr_db, default=None)
         if best is not None and control.psnr_db is not None:
             found.append((control, best))
-    controls, best = [c for c, _ in found], [b for _, b in found]
+    controls, caches = [c for c, _ in found], [b for _, b in found]
     columns = (
         Column("best cache", "label"),
-        Column("computed", [r.computed_steps for r in best]),
+        Column("computed", "computed_steps"),
         Column("cache PSNR", "psnr_db", "dB"),
         Column("cache worst", "psnr_min_db", "dB"),
         Column("Euler PSNR", [c.psnr_db for c in controls], "dB"),
@@ -113,7 +113,7 @@ def best_at_equal_steps(rows: list[Row]):
         Column("gain, worst", [b.psnr_min_db - c.psnr_min_db for c, b in found], "dB"),
         Column("DPM-Solver++ PSNR", [second.get(c.steps) for c in controls], "dB"),
     )
-    return table(best, columns, Column("steps", [c.steps for c in controls]))
+    return table(caches, columns, Column("steps", [c.steps for c in controls]))
 
 
 def criteria_sentence(rows: list[Row]) -> str:
@@ -215,6 +215,23 @@ def engine_sentence(rows: list[Row]) -> str:
     return (
         f"a computed step takes {1e3 * step:.3g} ms; looking at it costs {(looks - plain) / plain:+.1%}; "
         f"a reused step costs {words} of a computed one."
+    )
+
+
+def polynomial_sentence(fit, published: Sequence[float]) -> str:
+    """What a fitted polynomial explains, and what the least value of a published one means for its thresholds.
+
+    Args:
+        fit: of fluxnb.cache.teacache.
+        published: coefficients, highest power first.
+    """
+    import numpy as np
+
+    least = np.polyval(published, np.linspace(0, 0.5, 501)).min()
+    return (
+        f"the fitted polynomial explains R² = {fit.r2:.2f} of the output's change ({len(fit.changes)} steps of "
+        f"{fit.images} image{'s' * (fit.images != 1)}). FLUX.1-dev's published one never falls below {least:.2f}: a "
+        f"threshold T then allows at most T / {least:.2f} reused steps in a row, whatever the image."
     )
 
 

@@ -101,7 +101,7 @@ def ceilings_sentence(rows: list[Row]) -> str:
     """The fastest arithmetic that was measured by itself, and how fast memory is."""
     best = max((r for r in rows if teraflops(r)), key=teraflops)
     memory = "".join(f"; memory moves {gigabytes(r):.3g} GB/s, reads and writes counted" for r in rows if gigabytes(r))
-    return f"the fastest arithmetic measured here is {teraflops(best):.3g} TFLOP/s ({best.label}){memory}."
+    return f"the fastest arithmetic measured is {teraflops(best):.3g} TFLOP/s ({best.label}){memory}."
 
 
 def kernels_sentence(rows: list[Row]) -> str:
@@ -150,8 +150,7 @@ def compile_table(rows: list[Row], warm: Mapping[str, Row], ceilings, work):
     """
 
     columns = (
-        Column("cold", "first_s", "s"),
-        Column("warm", [warm[r.label].latency_p50 if r.label in warm else None for r in rows], "s"),
+        *first_images(warm),
         Column("steady", "latency_p50", "s"),
         PER_STEP,
         *SPEEDUP,
@@ -161,6 +160,35 @@ def compile_table(rows: list[Row], warm: Mapping[str, Row], ceilings, work):
         WHAT_RAN,
     )
     return table(rows, limited(columns, ceilings, work), "variant")
+
+
+def first_images(warm: Mapping[str, Row]) -> Columns:
+    """Seconds until the first image: with nothing compiled before, and with the cache of an earlier run."""
+
+    def again(row: Row) -> float | None:
+        return warm[row.label].latency_p50 if row.label in warm else None
+
+    return Column("cold", "first_s", "s"), Column("warm", again, "s")
+
+
+def plainest_sentence(rows: list[Row]) -> str:
+    """What the first variant gains for its wait, beside the fastest one."""
+    ok = [r for r in finished(rows[1:]) if r.speedup is not None]
+    if not ok:
+        return "no variant can run here; the table says why."
+    first, best = ok[0], fastest(ok)
+
+    def words(row: Row) -> str:
+        return f"{row.speedup:.2f}× ({interval(row)}) after a first image in {row.first_s:.0f} s"
+
+    if best is first:
+        return f"no variant is faster than {first.label}: {words(first)}."
+    return f"{first.label}: {words(first)}; the fastest, {best.label}: {words(best)}."
+
+
+def work_sentence(work) -> str:
+    """How much arithmetic one step is."""
+    return f"One step is {work.products / 1e12:.3g} TFLOP of products and {work.attention / 1e12:.3g} of attention."
 
 
 def waits_sentence(rows: list[Row], warm: Mapping[str, Row]) -> str:
@@ -234,7 +262,7 @@ def decoding_sentence(rows: list[Row]) -> str:
 
 
 def _over_first(rows: Sequence[Row]) -> list[float | None]:
-    first = {}
+    first: dict[tuple, float] = {}
     for r in rows:
         first.setdefault((r.width, r.batch, r.session), r.latency_p50)
     plain = [first[r.width, r.batch, r.session] for r in rows]

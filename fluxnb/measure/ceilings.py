@@ -13,6 +13,7 @@ from fluxnb.technique import Unavailable
 
 # batch, heads, 512 text + 4096 image tokens, width of a head: FLUX at 1024 x 1024
 FLUX_ATTENTION = (1, 24, 4608, 128)
+ONE_HEAD = (1, 1, 1152, 128)  # stands for it on a CPU
 BACKENDS = ("default", "cudnn", "flash", "efficient", "math")
 
 
@@ -104,10 +105,22 @@ def attention(shape: tuple[int, int, int, int], dtype: str, backend: str):
 
 
 def copy(gib: float):
-    """(function, bytes moved): a copy from device memory to device memory; read and write are counted."""
-    source = torch.empty(int(gib * 2**30), dtype=torch.uint8, device=device())
-    target = torch.empty_like(source)
-    return lambda: target.copy_(source), 2 * source.numel()
+    """(function, bytes moved): a copy from device memory to device memory; read and write are counted.
+
+    The memory is taken by the function's first call, which belongs to its warm-up.
+    """
+    size = int(gib * 2**30)
+
+    @functools.cache
+    def made():
+        source = torch.empty(size, dtype=torch.uint8, device=device())
+        return torch.empty_like(source), source
+
+    def run():
+        target, source = made()
+        return target.copy_(source)
+
+    return run, 2 * size
 
 
 # --- what a step could take at best -----------------------------------------------------------------------
@@ -168,17 +181,41 @@ class Ceilings:
 
 def measured(study, size: int = 8192, repeats: int = 5) -> Ceilings:
     """Measures the ceilings, as rows of the study's own notebook: in the same run as what is set against them."""
-    on_gpu = bool(telemetry.machine()["gpus"])  # of the machine whose rows they are
-    numbers = ("bfloat16", "float32", "fp8", "int8") if on_gpu else ("float32", "fp8", "int8")
-    found = {}
-    for number in numbers:
-        run, flop = matmul(size if on_gpu else 1024, number)
-        settings = {"size": size if on_gpu else 1024, "dtype": number}
-        row = study.time("ceiling: matrix product", settings, run, repeats)
-        if row.ok:
-            found[number] = flop / row.latency_min
-    shape = FLUX_ATTENTION if on_gpu else (1, 1, 1152, 128)
-    dtype = "bfloat16" if on_gpu else "float32"
-    run, flop = attention(shape, dtype, "default")
-    row = study.time("ceiling: attention", {"shape": list(shape), "dtype": dtype, "backend": "default"}, run, repeats)
-    return Ceilings(found, flop / row.latency_min)
+    size = size if _on_gpu() else 1024
+    numbers = ("bfloat16", "float32", "fp8", "int8") if _on_gpu() else ("float32", "fp8", "int8")
+    rows = {number: _product(study, size, number, repeats) for number in numbers}
+    attention = _attention(study, BACKENDS[0], repeats)
+    batch, heads, tokens, width = attention.setting("shape")
+    reached = {number: 2 * size**3 / row.latency_min for number, row in rows.items() if row.ok}
+    return Ceilings(reached, 4 * batch * heads * tokens**2 * width / attention.latency_min)
+
+
+def sweep(study, size: int, repeats: int) -> list:
+    """A row for each ceiling: products in every number format, attention by every backend, a copy.
+
+    Args:
+        size: rows and columns of the matrices.
+    """
+    numbers = ("float32", "float16", "bfloat16") if _on_gpu() else ("float32", "bfloat16")
+    rows = [_product(study, size, number, repeats) for number in (*numbers, "fp8", "int8")]
+    rows += [_attention(study, backend, repeats) for backend in BACKENDS]
+    run, moved = copy(4 if _on_gpu() else 0.5)
+    label = "copy in device memory"
+    return [*rows, study.time("ceiling: copy", {"bytes": moved}, run, repeats, label=label)]
+
+
+def _product(study, size: int, number: str, repeats: int):
+    settings, label = {"size": size, "dtype": number}, f"matrix product {size}³, {number}"
+    return study.time("ceiling: matrix product", settings, matmul(size, number)[0], repeats, label=label)
+
+
+def _attention(study, backend: str, repeats: int):
+    shape, dtype = (FLUX_ATTENTION, "bfloat16") if _on_gpu() else (ONE_HEAD, "float32")
+    settings = {"shape": list(shape), "dtype": dtype, "backend": backend}
+    run, _ = attention(shape, dtype, backend)
+    return study.time("ceiling: attention", settings, run, repeats, label=f"attention, {backend}, {dtype}")
+
+
+def _on_gpu() -> bool:
+    """Whether the machine whose rows they are has a GPU: in a replay, not this one."""
+    return bool(telemetry.machine()["gpus"])

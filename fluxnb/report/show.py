@@ -10,7 +10,8 @@ the caption names it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -23,7 +24,8 @@ from fluxnb.findings.table import table as made
 from fluxnb.measure import telemetry
 from fluxnb.models import pipelines
 from fluxnb.report import charts, html
-from fluxnb.report.captions import about, conditions, left_out, masks, number, sentences, valued, with_unit
+from fluxnb.report.captions import about, conditions, left_out, number, sentences, valued, with_unit
+from fluxnb.report.decisions import fired, fit, polynomial, spread, steps  # noqa: F401  notebooks take them from here
 from fluxnb.report.series import lines
 from fluxnb.study.row import Row
 from fluxnb.technique import Unavailable
@@ -37,6 +39,17 @@ INTERVALS = "Whiskers: 95 % interval of the speedup."
 def say(sentence: str, kind: str = "result") -> None:
     """A sentence set apart: "result", "note", "not-measured" or "warning"."""
     html.callout(sentence, kind)
+
+
+@contextmanager
+def if_kept(what: str) -> Iterator[None]:
+    """In a replay, says that what is shown inside isn't here if it needs rows or images that weren't kept."""
+    try:
+        yield
+    except UserError as error:
+        if not telemetry.replayed():
+            raise
+        say(f"{what}: not here. {error}", "not-measured")
 
 
 def not_measured(subjects: list, what: str = "") -> bool:
@@ -117,7 +130,7 @@ def bars(rows: list[Row], column: str | Column = "latency_p50", note: str = "") 
     html.figure(
         figure,
         _alt(title, shown, [column], [values]),
-        sentences(title, about(shown), said, left_out(rows, shown), note),
+        sentences(title[:1].upper() + title[1:], about(shown), said, left_out(rows, shown), note),
     )
 
 
@@ -175,7 +188,7 @@ def waterfall(rows: list[Row], judged: list[Row], note: str = "") -> None:
     html.figure(figure, f"Seconds, peak memory and PSNR after each phase: {alt}.", caption)
 
 
-# --- images and traces ------------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------
 
 
 def grid(
@@ -225,36 +238,6 @@ def grid(
         html.image_grid(heads, shown, turned, caption=caption, corner=f"{setting} \\ prompt", width=width)
 
 
-def steps(s, subject, candidates: list, note: str = "") -> None:
-    """What the gates of caches saw at each step of the first prompt and seed, all of one family."""
-    if decisions := _decisions(s, subject, candidates):
-        family = _family(candidates[0])
-        summed = "The threshold is of the accumulated, rescaled change, so no stem is compared with it by itself"
-        html.figure(
-            charts.trace(decisions, family),
-            f"What {family.name} saw at each denoising step: {masks(decisions)}.",
-            sentences(
-                f"{conditions(subject, candidates[0])}, `{subject.inputs[0][0]}`: relative change at each step",
-                summed if family is families.TEACACHE else "",
-                note,
-            ),
-        )
-
-
-def fired(s, subject, candidates: list, note: str = "") -> None:
-    """Which steps each candidate computed, reused at the input or after the first block; first prompt and seed."""
-    if decisions := _decisions(s, subject, candidates):
-        html.figure(
-            charts.fired(decisions),
-            f"Which gate reused each step: {masks(decisions)}.",
-            sentences(
-                f"{conditions(subject, candidates[0])}, `{subject.inputs[0][0]}`",
-                "Reused at the input: no block ran; after the first block: one did",
-                note,
-            ),
-        )
-
-
 # --- charts of other figures ------------------------------------------------------------------------------
 
 
@@ -279,12 +262,6 @@ def curves(data, panels: list[str], caption: str, **columns) -> None:
     html.figure(charts.curves(data, panels, **columns), f"Curves of {y}: {said}.", caption)
 
 
-def polynomial(x, y, fits: dict, caption: str) -> None:
-    """Points (change of input, change of output) and polynomials through them, name -> (xs, ys)."""
-    alt = f"Change of the output against change of the modulated input at {len(x)} steps, with {' and '.join(fits)}."
-    html.figure(charts.polynomial(x, y, fits), alt, caption)
-
-
 # --- what they are made of ---
 
 
@@ -293,9 +270,9 @@ def _family(candidate) -> Family:
 
 
 def _dial(candidates: list) -> str | None:
-    """The dial that tells candidates of one family from each other; None where something else does."""
+    """The dial that tells candidates of one family from each other; None where something else does, or one is alone."""
     marks = {c.meaning["mark"] for c in candidates}
-    one = len({_family(c) for c in candidates}) == 1 and len(marks) == len(candidates)
+    one = len({_family(c) for c in candidates}) == 1 and len(marks) == len(candidates) > 1
     return _family(candidates[0]).dial if one else None
 
 
@@ -339,18 +316,6 @@ def _apart(a, b):
     """Four times the absolute difference of two images, so that it can be seen."""
     apart = np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int))
     return Image.fromarray(np.clip(4 * apart, 0, 255).astype(np.uint8))
-
-
-def _decisions(s, subject, candidates: list) -> list[tuple[str, dict]]:
-    """(label, trace) of the first input; in a replay without what was kept, a note that says so, and nothing."""
-    try:
-        found = [(c.meaning["label"], s.traces(subject, c)[0]) for c in candidates]
-    except UserError as error:
-        if not telemetry.replayed():
-            raise
-        say(f"What the gates saw on `{subject.model.name}` is not here: {error}", "not-measured")
-        return []
-    return [(label, trace) for label, trace in found if trace]
 
 
 def _columns(columns) -> tuple[list[Column], str]:

@@ -1,0 +1,106 @@
+"""What a page says of the machine: what the plans ask for, its facts, its ceilings."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from fluxnb import families, findings
+from fluxnb.measure import ceilings, telemetry
+from fluxnb.study.row import Row
+from fluxnb.techniques import attention, kinds, quantizers
+
+H200 = {"name": "NVIDIA H200", "memory_gib": 139.8, "compute_capability": "9.0"}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def having(*gpus):
+        monkeypatch.setattr(telemetry, "machine", lambda: {"cpu": "a CPU", "cores": 4, "driver": None, "gpus": gpus})
+        monkeypatch.setattr(telemetry, "versions", lambda: {"python": "3.12.1", "torchao": "0.18"})
+
+    return having
+
+
+def test_what_the_plans_ask_for_is_there_or_not(machine):
+    machine()
+    there = findings.prerequisites()["there"]
+    assert there["Python 3.11 or newer"] and there["package torchao"] and there.sum() == 2
+    machine(H200)
+    found = findings.prerequisites()
+    assert list(found["there"][:4]) == [True] * 4 and found["found"]["CUDA device"] == "NVIDIA H200"
+    assert not found["there"]["package para-attn"]
+    machine({**H200, "memory_gib": 12.0, "compute_capability": "8.6"})
+    assert list(findings.prerequisites()["there"][:4]) == [True, True, False, False]
+
+
+def test_the_facts_of_every_gpu_stand_among_the_machines(machine):
+    machine(H200, H200)
+    facts = findings.hardware()["value"]
+    assert facts["cpu"] == "a CPU" and facts["GPU 1: memory_gib"] == 139.8 and "gpus" not in facts
+    assert findings.packages()["version"]["torchao"] == "0.18"
+
+
+@dataclass
+class Timed:
+    """A study that runs everything once and calls it a second."""
+
+    rows: list = field(default_factory=list)
+
+    def time(self, technique, settings, run, repeats, *, family=families.CEILING, label="", also=None):
+        about = {"technique": technique, "settings": settings, "family": family.name, "label": label}
+        self.rows.append(Row(status="ok", latency_p50=1.0, latency_min=1.0, n=repeats, **about))
+        return self.rows[-1]
+
+
+def test_every_ceiling_has_a_row_that_says_what_it_is(machine):
+    machine()
+    rows = ceilings.sweep(Timed(), 1024, 3)
+    labels = [r.label for r in rows]
+    assert "matrix product 1024³, bfloat16" in labels and "matrix product 1024³, float16" not in labels
+    assert labels[-2:] == ["attention, math, float32", "copy in device memory"]
+    assert rows[-1].settings == {"bytes": 2**30} and rows[-2].setting("shape") == list(ceilings.ONE_HEAD)
+    machine(H200)
+    rows = ceilings.sweep(Timed(), 8192, 3)  # nothing is allocated before it runs
+    assert "matrix product 8192³, float16" in [r.label for r in rows] and rows[-1].settings == {"bytes": 2**33}
+
+
+def test_what_is_set_against_the_limit_is_the_fastest_run(machine):
+    machine()
+    reached = ceilings.measured(Timed())
+    assert reached.products == dict.fromkeys(("float32", "fp8", "int8"), 2 * 1024**3)
+    _, heads, tokens, width = ceilings.ONE_HEAD
+    assert reached.attention == 4 * heads * tokens**2 * width
+
+
+def test_every_kernel_has_a_row_of_its_own(machine):
+    rows = attention.timed(Timed(), 64, 2)
+    assert [r.setting("kernel") for r in rows] == list(kinds.ATTENTION)
+    assert {tuple(r.setting("shape")) for r in rows} == {(1, 24, 64, 128)} and rows[0].n == 2
+    assert {r.family for r in rows} == {families.ATTENTION.name} and rows[1].label == kinds.ATTENTION["cudnn"][0]
+
+
+def test_every_format_is_measured_once():
+    names = [q.settings["quantization"] for q in quantizers()]
+    assert len(set(names)) == len(names) and all(q.family is families.QUANTIZATION for q in quantizers())
+    for own in (kinds.TORCHAO, kinds.BITSANDBYTES, kinds.GGUF, kinds.QUANTO):
+        assert sum(any(name.endswith(f" {kind}") for kind in own) for name in names) >= len(own)
+
+
+# --- compilation ---
+
+
+def variant(label, speedup, first_s):
+    about = {"status": "ok", "label": label, "first_s": first_s, "family": families.COMPILATION.name}
+    return Row(speedup=speedup, speedup_ci_low=speedup - 0.1, speedup_ci_high=speedup + 0.1, **about)
+
+
+def test_the_plainest_variant_stands_beside_the_fastest():
+    eager = variant("eager", 1.0, 2.0)
+    rows = [eager, variant("plain", 1.3, 20.0), variant("all of it", 1.5, 40.0)]
+    assert findings.plainest_sentence(rows) == (
+        "plain: 1.30× ([1.20, 1.40]) after a first image in 20 s; the fastest, all of it: 1.50× ([1.40, 1.60]) after a "
+        "first image in 40 s."
+    )
+    assert findings.plainest_sentence(rows[:2]).startswith("no variant is faster than plain: 1.30×")
+    gone = Row(label="gone", status="unavailable", reason="needs a GPU")
+    assert findings.plainest_sentence([eager, gone]).startswith("no variant can run here")
