@@ -18,6 +18,7 @@ from fluxnb.measure import latency
 from fluxnb.models import control, embedded, material, pipelines
 from fluxnb.study.results import canonical
 from fluxnb.technique import Technique, attribute
+from fluxnb.world import probe
 
 Input = tuple[str, int]  # prompt, seed
 
@@ -183,7 +184,10 @@ def fingerprint(name: str) -> str:
     folder = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser()
     if not folder.is_dir():
         return name
-    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*.safetensors"))]
+    files = sorted(folder.rglob("*.safetensors"))
+    if name == embedded.NAME:  # the probe's weights say what is in its images
+        files.insert(0, probe.FOLDER / probe.FILE)
+    stats = [(str(path), path.stat()) for path in files]
     return _digest_of(tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
 
