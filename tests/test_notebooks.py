@@ -14,12 +14,16 @@ import psutil
 import pytest
 import test_browser
 
-from fluxnb import params
+from fluxnb import families, notebooks, params, stacks, study
+from fluxnb.families import FEWER_STEPS, FIRST_BLOCK
 from fluxnb.study.results import KEY, Results
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SOURCES = notebooks.sources(ROOT)  # those that make reports
+CODE_LINES, CELL_LINES = 90, 20
 by_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+by_source = pytest.mark.parametrize("path", SOURCES, ids=[path.stem for path in SOURCES])
 
 
 def cells(path):
@@ -37,9 +41,10 @@ def code_of(path):
 # --- as committed -------------------------------------------------------------------------------------------
 
 
-def test_the_notebooks_of_the_plan_are_there():
-    assert {"00_environment", "01_baseline", "05_first_block_cache"} <= {path.stem for path in NOTEBOOKS}
-    assert {path.stem for path in NOTEBOOKS} == set(params.NOTEBOOKS)
+def test_every_notebook_that_the_library_names_is_there_and_no_other():
+    named = {value for name, value in vars(notebooks).items() if name.isupper() and isinstance(value, str)}
+    assert {path.stem for path in NOTEBOOKS} == named | {"explore"}  # by hand only
+    assert {path.stem for path in SOURCES} == set(params.NOTEBOOKS) == named - {"explore"}
 
 
 @by_notebook
@@ -59,38 +64,96 @@ def test_it_begins_with_its_title_and_question(path):
     assert sum(len(re.findall(r"^# ", text(c), re.M)) for c in cells(path) if c["cell_type"] == "markdown") == 1
 
 
-@by_notebook
-def test_its_parameters_are_typed_commented_and_those_of_the_files(path):
+@by_source
+def test_its_only_parameter_is_the_configuration_and_a_comment_says_where_the_rest_is(path):
     (cell,) = [cell for cell in cells(path) if "parameters" in cell["metadata"].get("tags", [])]
     assert text(cell) == code_of(path)[0]
-    statements = ast.parse(text(cell)).body
-    assert all(isinstance(statement, ast.AnnAssign) for statement in statements)
-    for line in text(cell).splitlines():
-        assert re.search(r"  # \S", line), f"no comment: {line}"
-    keys = params.NOTEBOOKS[path.stem]
-    assert [statement.target.id for statement in statements] == ["gpu", *keys]
-    for statement in statements[1:]:
-        key = keys[statement.target.id]
-        assert statement.annotation.id == ("list" if key.many else key.item.__name__)
-    # opened by hand, a notebook does what `make report` does, here or on a GPU
-    here = params.load("cpu", ROOT / "params").for_notebook(path.stem)
-    base = {key.path: key.default for key in params.describe(ROOT / "params")}
-    for statement in statements:
-        name, value = statement.target.id, ast.literal_eval(statement.value)
-        assert value in (here[name], base.get(f"{path.stem}.{name}"))
+    assignment, comment = text(cell).splitlines()
+    assert assignment == 'gpu: str = "cpu"  # the configuration: a file in params/'
+    assert comment.startswith("# ") and "`python -m fluxnb params`" in comment
+    example = re.search(rf'study\.begin\(gpu, "{path.stem}", (\w+)=', comment)
+    assert example[1] in params.NOTEBOOKS[path.stem]
+
+
+@by_source
+def test_it_asks_for_parameters_that_there_are_and_for_all_of_them(path):
+    trees = [ast.parse(source) for source in code_of(path)]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    names = {"given"} | {  # given, or g = s.given
+        target.id
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for targets, value in _pairs(node)
+        for target in targets
+        if isinstance(target, ast.Name) and isinstance(value, ast.Attribute) and value.attr == "given"
+    }
+    asked = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute)
+        and (getattr(node.value, "id", None) in names or getattr(node.value, "attr", None) == "given")
+    }
+    assert asked == set(params.NOTEBOOKS[path.stem])
+
+
+def _pairs(node):
+    """(targets, value) of an assignment, also of a, b = c, d."""
+    for target in node.targets:
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from (([one], value) for one, value in zip(target.elts, node.value.elts, strict=True))
+        else:
+            yield [target], node.value
 
 
 @by_notebook
-def test_its_code_is_short_and_defines_no_technique(path):
+def test_its_code_is_short(path):
+    lines = [line.strip() for source in code_of(path) for line in source.splitlines()]
+    assert len([line for line in lines if line and not line.startswith("#")]) <= CODE_LINES
     for source in code_of(path):
-        assert not re.search(r"^\s*class ", source, re.M)
-        assert not re.search(r"^\s*%|^\s*!", source, re.M)  # plain Python, no shell
-        assert len(source.splitlines()) <= 60
+        assert len(source.splitlines()) <= CELL_LINES, source
 
 
 @by_notebook
+def test_it_has_no_plumbing(path):
+    for source in code_of(path):
+        assert not re.search(r"^\s*class ", source, re.M)  # techniques are the library's
+        assert not re.search(r"^\s*%|^\s*!", source, re.M)  # plain Python, no shell
+        assert not re.search(r"\bDataFrame\b|\.release\(|\balt=|\bunits=", source)
+
+
+@by_source
+def test_a_cell_ends_without_an_answer_that_nobody_asked_for(path):
+    """The value of a last expression is displayed: what is shown is shown by `show`."""
+    for source in code_of(path):
+        last = ast.parse(source).body[-1]
+        if isinstance(last, ast.Expr):
+            assert isinstance(last.value, ast.Call) and "not_measured" not in ast.unparse(last.value), source
+
+
+@by_source
 def test_it_opens_the_study_under_its_own_name(path):
     assert f'study.begin(gpu, "{path.stem}")' in "\n".join(code_of(path))
+
+
+@by_source
+def test_it_spells_no_technique_stack_or_notebook(path):
+    tables = (stacks.COMPILED, stacks.PHASES, stacks.WAYS, stacks.DIVIDED)
+    names = {name for table in tables for name in table if not name.isalpha()}  # "all" may mean anything
+    names |= {family.name for family in families.ALL}
+    names |= set(params.NOTEBOOKS) - {path.stem}
+    for source in code_of(path):
+        for node in ast.walk(ast.parse(source)):
+            assert not (isinstance(node, ast.Constant) and node.value in names), f"{node.value!r} in {source}"
+
+
+@pytest.mark.parametrize("gpu", ["cpu", "h200"])
+def test_committed_rows_are_of_the_prompts_and_weights_that_are_committed(gpu):
+    """Else nothing could be shown again, and nobody would find a row of theirs after an update."""
+    s = study.Study(params.load(gpu, ROOT / "params"), notebooks.FIRST_BLOCK, ROOT)
+    reference = Results(ROOT / s.params.report_dir / "results.csv").rows()
+    (subject,) = s.judged
+    assert subject.digest in {row.setting("inputs") for row in reference if row.notebook == s.notebook}
+    assert subject.part(2).digest in {row.setting("inputs") for row in reference if row.notebook == notebooks.ATTENTION}
 
 
 # --- a whole report -----------------------------------------------------------------------------------------
@@ -118,7 +181,7 @@ def whole(tmp_path_factory, copy_project):
 
 @pytest.fixture(scope="module")
 def folder(whole):
-    return whole[0] / "reports/single_gpu/smoke"
+    return whole[0] / "reports/own/single_gpu/smoke"
 
 
 @pytest.fixture(scope="module")
@@ -129,52 +192,52 @@ def rows(folder):
 def test_the_report_has_every_page_the_rows_and_the_provenance(folder):
     made = {path.name for path in folder.iterdir()}
     beside = {"index.html", "explorer.html", "pages.json", "progress.md", "results.csv", "run.json"}
-    assert made == beside | {f"{path.stem}.html" for path in NOTEBOOKS}
+    assert made == beside | {f"{path.stem}.html" for path in SOURCES}
     about = json.loads((folder / "run.json").read_text())
     assert {"versions", "machine", "params", "commit", "started_at"} <= set(about)
     assert {name: state["status"] for name, state in about["notebooks"].items()} == {
-        path.stem: "ok" for path in NOTEBOOKS
+        path.stem: "ok" for path in SOURCES
     }
 
 
 def test_the_report_says_where_it_is_and_how_far_it_got(whole):
     root, done = whole
     lines = done.stdout.splitlines()
-    assert lines[-1] == f"read it: {root / 'reports/single_gpu/smoke/index.html'}"
-    for number, path in enumerate(NOTEBOOKS, 1):
-        assert any(line.startswith(f"[{number}/{len(NOTEBOOKS)}] {path.stem} done in") for line in lines)
+    assert lines[-1] == f"read it: {root / 'reports/own/single_gpu/smoke/index.html'}"
+    for number, path in enumerate(SOURCES, 1):
+        assert any(line.startswith(f"[{number}/{len(SOURCES)}] {path.stem} done in") for line in lines)
     assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_every_row_says_what_its_weights_are_and_every_failure_why(rows):
-    assert {row["notebook"] for row in rows} >= {"00_environment", "01_baseline", "05_first_block_cache"}
+    assert {row.notebook for row in rows} >= {path.stem for path in SOURCES} - {notebooks.EMBEDDED}
     for row in rows:
-        assert row["status"] in ("ok", "unavailable")
-        assert bool(row["reason"]) == (row["status"] != "ok")
-        assert row["weights"] in (("trained", "random") if row["model"] else ("random",))
-        if row["status"] == "ok" and row["samples"]:
-            assert row["n"] == len(row["samples"]) and row["latency_p50"] > 0
-        elif row["status"] == "ok":  # a setting of a survey: judged, not timed
-            assert row["notebook"] == "07_combined_cache" and row["model"]
-            assert row["n"] is None and row["latency_p50"] is None and 0 < row["ssim"] <= 1
+        assert row.status in ("ok", "unavailable")
+        assert bool(row.reason) == (row.status != "ok")
+        assert row.weights in (("trained", "random") if row.model else ("random",))
+        if row.status == "ok" and row.samples:
+            assert row.n == len(row.samples) and row.latency_p50 > 0
+        elif row.status == "ok":  # a setting of a survey: judged, not timed
+            assert row.notebook == notebooks.COMBINED and row.model
+            assert row.n is None and row.latency_p50 is None and 0 < row.ssim <= 1
 
 
 def test_the_cache_was_compared_with_fewer_steps(rows):
-    own = [row for row in rows if row["notebook"] == "05_first_block_cache"]
-    wanted = params.load("smoke", ROOT / "params").notebooks["05_first_block_cache"]
-    thresholds = [row["settings"]["threshold"] for row in own if row["technique"] == "First Block Cache"]
+    own = [row for row in rows if row.notebook == notebooks.FIRST_BLOCK]
+    wanted = params.load("smoke", ROOT / "params").notebooks[notebooks.FIRST_BLOCK]
+    thresholds = [row.setting("threshold") for row in own if row.family == FIRST_BLOCK.name]
     assert thresholds == wanted["thresholds"]
-    assert [row["steps"] for row in own if row["technique"] == "fewer steps"] == wanted["fewer_steps"]
-    (floor,) = [row for row in own if row["technique"] == "baseline"]
-    assert floor["psnr_identical"] == 2  # a prompt is a prompt: the noise floor
+    assert [row.steps for row in own if row.family == FEWER_STEPS.name] == wanted["fewer_steps"]
+    (floor,) = [row for row in own if row.family == families.BASELINE.name]
+    assert floor.psnr_identical == 2  # a prompt is a prompt: the noise floor
     for row in own:
-        assert row["adherence"] is not None and row["ssim"] is not None
-        assert row["psnr_db"] is not None or row["psnr_identical"] == 2
-        assert 0 < row["computed_steps"] <= row["total_steps"]
+        assert row.adherence is not None and row.ssim is not None
+        assert row.psnr_db is not None or row.psnr_identical == 2
+        assert 0 < row.computed_steps <= row.total_steps
 
 
 def test_the_page_of_the_cache_shows_chart_images_and_table(folder):
-    page = (folder / "05_first_block_cache.html").read_text(encoding="utf-8")
+    page = (folder / f"{notebooks.FIRST_BLOCK}.html").read_text(encoding="utf-8")
     pictures = re.findall(r"<img[^>]*>", page)
     assert len(pictures) >= 2 * 4 + 2  # two prompts by four columns, and the charts
     assert all(re.search(r'alt="[^"]+"', picture) for picture in pictures)
@@ -201,7 +264,7 @@ def test_again_unchanged_it_executes_nothing_within_seconds(whole, folder):
     done = report(root)
     took = time.monotonic() - started
     assert done.returncode == 0
-    assert f"{len(NOTEBOOKS)} of {len(NOTEBOOKS)} notebooks unchanged" in done.stdout
+    assert f"{len(SOURCES)} of {len(SOURCES)} notebooks unchanged" in done.stdout
     assert "started" not in done.stdout
     for path, (_, content) in before.items():
         assert path.read_bytes() == content, path.name
@@ -228,13 +291,13 @@ def test_pages_open_offline_without_a_request_or_a_complaint(folder):
 
 
 def keys(path):
-    return [json.dumps([row[name] for name in KEY], sort_keys=True) for row in Results(path).rows()]
+    return [json.dumps([getattr(row, name) for name in KEY], sort_keys=True) for row in Results(path).rows()]
 
 
 def test_a_killed_report_does_not_measure_twice(tmp_path, copy_project):
     """kill -9 of the command, as a user does it: its kernel has to go away by itself, and finished rows stay."""
     root = copy_project(tmp_path)
-    table = root / "reports/single_gpu/smoke/results.csv"
+    table = root / "reports/own/single_gpu/smoke/results.csv"
     command = [sys.executable, "-m", "fluxnb", "report", "--gpu", "smoke", "--only", "05"]
     process = subprocess.Popen(
         command, cwd=root, env=environment(root), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -298,4 +361,4 @@ def test_a_model_that_turns_out_unreadable_fails_its_notebook_with_the_sentence(
     assert re.search(r"01_baseline FAILED at cell \d+: UserError: The model in .* cannot be read", done.stdout)
     assert "Traceback" not in done.stdout + done.stderr
     assert (root / "build/smoke/01_baseline.failed.ipynb").exists()
-    assert "cannot be read" in (root / "reports/single_gpu/smoke/01_baseline.html").read_text(encoding="utf-8")
+    assert "cannot be read" in (root / "reports/own/single_gpu/smoke/01_baseline.html").read_text(encoding="utf-8")
