@@ -19,7 +19,6 @@ PARALLEL = "11_parallel"
 LOAD = "12_load"
 FINAL_STACK = "13_final_stack"
 EMBEDDED = "14_embedded_model"
-EXPLORE = "explore"  # by hand only: it measures nothing for a report
 
 SEVERAL_GPUS = (ENVIRONMENT, PARALLEL, LOAD)  # what a configuration of several GPUs runs; the rest needs only one
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from fluxnb.families import Family
 
@@ -33,28 +32,12 @@ AHEAD = "_fluxnb_ahead"  # its modulations are computed ahead
 class Technique:
     """A named, reversible change to a pipeline. Subclasses give the class attributes, and `apply`."""
 
-    if TYPE_CHECKING:  # class attributes, or properties where they depend on what was chosen
-
-        @property
-        def name(self) -> str:
-            """The field's standard term."""
-
-        @property
-        def settings(self) -> dict:
-            """Plain values: what distinguishes this one from others of the same name."""
-
-        @property
-        def label(self) -> str:
-            """Name and everything that distinguishes it, as a reader wants to see it."""
-
-        @property
-        def family(self) -> Family:
-            """Decides the colour in every chart."""
-
-        @property
-        def exact(self) -> str:
-            """One of EXACTNESS."""
-
+    # class attributes, or properties where they depend on what was chosen
+    name: str  # the field's standard term
+    settings: dict  # plain values: what distinguishes this one from others of the same name
+    label: str  # name and everything that distinguishes it, as a reader wants to see it
+    family: Family  # decides the colour in every chart
+    exact: str  # one of EXACTNESS
     terms: dict = {}  # made-up words of its label, each with half a sentence
     proof: dict  # what shows that it did something, filled in by `apply` or while images are made; may be missing
 

@@ -53,13 +53,6 @@ class Rank:
                 file.write(json.dumps(result) + "\n")
 
 
-def available() -> int:
-    """How many ranks can run here: one for each CUDA device; on a machine without, as many as there are cores."""
-    import torch
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else os.cpu_count() or 1
-
-
 def run(
     function: str, world: int, *arguments, limit_s: float = 600.0, log: Path | None = None
 ) -> Iterator[dict]:  # fmt: skip

@@ -389,12 +389,6 @@ def through_vae(pipe, image):
     return pipe.image_processor.postprocess(back.float(), output_type="pil")[0]
 
 
-def token_width(pipe) -> int:
-    """Width of the transformer's tokens."""
-    config = pipe.transformer.config
-    return config.num_attention_heads * config.attention_head_dim
-
-
 def pack(latents: torch.Tensor) -> torch.Tensor:
     """(n, c, h, w) latents to FLUX's (n, h * w / 4, 4 * c) tokens."""
     n, c, h, w = latents.shape

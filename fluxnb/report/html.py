@@ -50,11 +50,6 @@ def callout(text: str, kind: str = "result") -> None:
     _show(callout_html(text, kind), found)
 
 
-def provenance(run: dict, n: int | None = None) -> None:
-    """Display the provenance strip. See provenance_html."""
-    _show(provenance_html(run, n))
-
-
 def svg(fig) -> bytes:
     """A matplotlib figure as SVG: the same figure is the same bytes, so a committed report changes for cause."""
     import matplotlib as mpl

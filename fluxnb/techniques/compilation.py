@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from fluxnb.families import COMPILATION, FUSION
 from fluxnb.technique import AHEAD, BLOCKS, RECORDED, ROUNDING, Technique, Unavailable, attribute, networks
 
-MODES = ("default", "max-autotune-no-cudagraphs", "reduce-overhead", "max-autotune")
 COMPILED_VARIANTS = 64  # of one block's code that a process may hold; PyTorch gives up at 8, a study has more
 
 

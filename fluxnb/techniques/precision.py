@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib import metadata
 from types import SimpleNamespace
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -108,6 +110,32 @@ def _capability(pipe) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
 
 
+@dataclass
+class OfKind(Quantizer):
+    """A quantizer that is a package's, with the kinds that the package has; `kind` is one of them."""
+
+    term: ClassVar[str]
+    KINDS: ClassVar[Collection[str]]
+
+    kind: str
+
+    def __post_init__(self):
+        if self.kind not in self.KINDS:
+            raise ValueError(f"{self.term} kind {self.kind!r}: choose one of {', '.join(self.KINDS)}")
+
+    @property
+    def name(self) -> str:
+        return f"{self.term} {self.kind.upper()}"
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    @property
+    def settings(self) -> dict:
+        return {"quantization": f"{self.term.lower()} {self.kind}"}
+
+
 # --- torchao ----------------------------------------------------------------------------------------------
 
 
@@ -136,7 +164,7 @@ class _Unpacking(nn.Linear):
 
 
 @dataclass
-class TorchAO(Quantizer):
+class TorchAO(OfKind):
     """Weights, and in dynamic formats activations, in FP8, INT8 or INT4 by torchao. Source: torchao's `quantize_`.
 
     torchao's dynamic formats quantize the activations too and pay only with torch.compile. Its configurations set
@@ -149,25 +177,13 @@ class TorchAO(Quantizer):
 
     term, KINDS = "torchao", kinds.TORCHAO
 
-    kind: str
-
     _LAYERS = {"fp8 row, 2:4 sparse": _OfMatrices, "int8 weight-only": _Unpacking}
 
     ROWS = ("int8", "fp8 row, 2:4 sparse")  # kernels that need more than AdaLN's one row per image
 
-    def __post_init__(self):
-        if self.kind not in self.KINDS:
-            raise ValueError(f"torchao kind {self.kind!r}: choose one of {', '.join(self.KINDS)}")
-
     @property
     def name(self) -> str:
         return self.KINDS[self.kind][0]
-
-    label = name
-
-    @property
-    def settings(self) -> dict:
-        return {"quantization": f"torchao {self.kind}"}
 
     def check(self, pipe):
         _, least, bfloat16 = self.KINDS[self.kind]
@@ -224,7 +240,7 @@ class TorchAO(Quantizer):
 
 
 @dataclass
-class BitsAndBytes(Quantizer):
+class BitsAndBytes(OfKind):
     """Weights in NF4, FP4 or INT8 by bitsandbytes. Source: QLoRA (Dettmers et al., 2023); LLM.int8() (2022).
 
     Args:
@@ -232,22 +248,6 @@ class BitsAndBytes(Quantizer):
     """
 
     term, KINDS = "bitsandbytes", kinds.BITSANDBYTES
-
-    kind: str
-
-    def __post_init__(self):
-        if self.kind not in self.KINDS:
-            raise ValueError(f"bitsandbytes kind {self.kind!r}: choose one of {', '.join(self.KINDS)}")
-
-    @property
-    def name(self) -> str:
-        return f"bitsandbytes {self.kind.upper()}"
-
-    label = name
-
-    @property
-    def settings(self) -> dict:
-        return {"quantization": f"bitsandbytes {self.kind}"}
 
     def check(self, pipe):
         _needs("bitsandbytes")
@@ -275,7 +275,7 @@ class BitsAndBytes(Quantizer):
 
 
 @dataclass
-class GGUF(Quantizer):
+class GGUF(OfKind):
     """Weights in a GGUF format, made from the model's own, multiplied by diffusers' GGUFLinear. Source: ggml.
 
     Args:
@@ -283,22 +283,6 @@ class GGUF(Quantizer):
     """
 
     term, KINDS = "GGUF", kinds.GGUF
-
-    kind: str
-
-    def __post_init__(self):
-        if self.kind not in self.KINDS:
-            raise ValueError(f"GGUF kind {self.kind!r}: choose one of {', '.join(self.KINDS)}")
-
-    @property
-    def name(self) -> str:
-        return f"GGUF {self.kind}"
-
-    label = name
-
-    @property
-    def settings(self) -> dict:
-        return {"quantization": f"gguf {self.kind}"}
 
     def check(self, pipe):
         _needs("gguf")
@@ -369,7 +353,7 @@ def _nibbles(q: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class Quanto(Quantizer):
+class Quanto(OfKind):
     """Weights in INT8, FP8 or INT4 by Hugging Face's Quanto, activations as they are. Source: optimum-quanto.
 
     Args:
@@ -377,22 +361,6 @@ class Quanto(Quantizer):
     """
 
     term, KINDS = "Quanto", kinds.QUANTO
-
-    kind: str
-
-    def __post_init__(self):
-        if self.kind not in self.KINDS:
-            raise ValueError(f"Quanto kind {self.kind!r}: choose one of {', '.join(self.KINDS)}")
-
-    @property
-    def name(self) -> str:
-        return f"Quanto {self.kind.upper()}"
-
-    label = name
-
-    @property
-    def settings(self) -> dict:
-        return {"quantization": f"quanto {self.kind}"}
 
     def check(self, pipe):
         _needs("optimum-quanto", "optimum.quanto")
