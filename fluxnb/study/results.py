@@ -30,7 +30,7 @@ except ImportError:  # Windows has no flock: one process at a time there
     fcntl = None
 
 _ALWAYS = ("notebook", "technique", "gpu", "versions")  # without these, and a host, a key would find strangers
-_ELSEWHERE = [i for i, name in enumerate(KEY) if name not in ("host", "versions")]  # the machine and its software
+_ANYWHERE = tuple(name for name in KEY if name not in ("host", "versions"))  # whatever the machine and its software
 _HEADER = ",".join(COLUMNS)
 
 
@@ -44,7 +44,7 @@ class Results:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._rows: list[Row] = []
-        self._keys: list[tuple] = []  # of the first of these rows
+        self._by_key: dict[tuple, list[Row]] = {}  # of the first of these rows
         self._seen: tuple | None = None  # the state of the file that _rows was read from
 
     def append(self, columns: dict) -> Row:
@@ -99,13 +99,13 @@ class Results:
             raise ValueError(f"not part of the key: {', '.join(strange)}; the key is {', '.join(KEY)}")
         _check_there(key, (*_ALWAYS, "host"))
         self._read()
-        self._keys += map(key_of, self._rows[len(self._keys) :])
-        wanted, error = key_of(key), None
         if anywhere:
-            wanted = tuple(wanted[i] for i in _ELSEWHERE)
-        for row, own in zip(reversed(self._rows), reversed(self._keys), strict=True):
-            if (tuple(own[i] for i in _ELSEWHERE) if anywhere else own) != wanted:
-                continue
+            wanted = key_of(key, _ANYWHERE)
+            alike = [row for row in self._rows if key_of(row, _ANYWHERE) == wanted]
+        else:
+            alike = self._alike(key)
+        error = None
+        for row in reversed(alike):
             if row.status in FINISHED and code in (None, row.code):
                 return row
             error = error or (row if row.status not in FINISHED else None)
@@ -115,6 +115,12 @@ class Results:
         """Every row of the file in its order, repeated measurements included."""
         self._read()
         return list(self._rows)
+
+    def _alike(self, key: dict) -> list[Row]:
+        """The rows with this key, in their order."""
+        for row in self._rows[sum(map(len, self._by_key.values())) :]:
+            self._by_key.setdefault(key_of(row), []).append(row)
+        return self._by_key.get(key_of(key), [])
 
     def _with_id(self, row: Row) -> Row:
         """The row with an id that no other has: of two that are alike in all that determines them, too."""
@@ -177,7 +183,7 @@ class Results:
                 with self._open(os.O_RDONLY) as fd:
                     self._refresh(fd, repair=False)
         except FileNotFoundError:
-            self._rows, self._keys, self._seen = [], [], None
+            self._rows, self._by_key, self._seen = [], {}, None
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror}.") from None
 
@@ -198,7 +204,7 @@ class Results:
             os.ftruncate(fd, whole)
         if rows and repair and not data.startswith(_HEADER.encode()):
             self._upgrade(fd, rows)
-        self._rows, self._keys, self._seen = rows, [], _state(fd)
+        self._rows, self._by_key, self._seen = rows, {}, _state(fd)
 
     def _upgrade(self, fd: int, rows: list[Row]) -> None:
         """Puts a table with today's columns in the place of one that has fewer; `fd` then is that of the new one."""
@@ -250,7 +256,7 @@ class Results:
                 "checkout of the first edition still reads it) and run again; nothing was changed."
             )
         extra = [name for name in columns if name not in COLUMNS]
-        if extra and set(KEY) <= set(columns):
+        if extra and {"id", *KEY} <= set(columns) and all(map(str.isidentifier, extra)):
             raise UserError(
                 f"{self.path} was written by a newer fluxnb, with columns this one does not know "
                 f"({', '.join(extra)}): update fluxnb, or move the file away; nothing was changed."
@@ -416,7 +422,7 @@ def _float(name: str, value) -> float:
     with suppress(OverflowError):
         if not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value):
             return float(value)
-    raise ValueError(f"{name} is {str(value)[:40]!r}, allowed is a finite number or nothing")
+    raise ValueError(f"{name} is {value!r:.40}, allowed is a finite number or nothing")
 
 
 def _time(value: str | datetime) -> str:
