@@ -1,5 +1,6 @@
 """Running and rendering notebooks, on small ones made here; kernels are real, so there are few of them."""
 
+import csv
 import dataclasses
 import hashlib
 import io
@@ -28,8 +29,6 @@ from fluxnb.report.console import Progress
 from fluxnb.report.render import prepare
 from fluxnb.report.run import check_parameters, fingerprint
 from fluxnb.report.run import run as run_notebooks
-from fluxnb.study.results import Results
-from fluxnb.study.row import COLUMNS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PROVENANCE = {
@@ -47,7 +46,8 @@ class FakeParams:
 
     name: str = "cpu"
     steps: int = 28
-    extra: tuple = ()
+    extra: tuple = ()  # what papermill puts into every notebook
+    values: tuple = ()  # what the notebook 01_good asks for
 
     @property
     def gpu(self):
@@ -60,6 +60,10 @@ class FakeParams:
     @property
     def own_dir(self):
         return Path("reports/own/single_gpu") / self.name
+
+    @property
+    def notebooks(self):
+        return {"01_good": dict(self.values)}
 
     def resolved(self):
         return {"gpu": {"match": "cpu"}, "study": {"steps": self.steps}}
@@ -183,6 +187,8 @@ def test_run_json_has_the_provenance_and_how_each_notebook_went(project):
 
 def appended(table, stem, day):
     """A row that was measured on that day of the month."""
+    from fluxnb.study.results import Results  # here, for a second run must do without what it imports
+
     Results(table).append(ROW | {"notebook": stem, "measured_at": f"2026-11-{day}T10:00:00+00:00"})
 
 
@@ -251,7 +257,8 @@ def test_what_is_taken_over_into_the_reference_is_beside_what_was_there(tmp_path
     render(FakeParams(), tmp_path)
     index = publish.to_reference(FakeParams(), tmp_path)
     assert index == theirs / "index.html"
-    assert [r.notebook for r in Results(theirs / "results.csv").rows()] == ["02_theirs", "01_once"]
+    rows = list(csv.DictReader((theirs / "results.csv").open(encoding="utf-8")))
+    assert [r["notebook"] for r in rows] == ["02_theirs", "01_once"]
     assert "Report 01_once" in (theirs / "01_once.html").read_text() and (theirs / "02_theirs.html").exists()
     assert 'href="01_once.html"' in index.read_text() and 'href="02_theirs.html"' in index.read_text()
     assert json.loads((theirs / "run.json").read_text())["commit"] == PROVENANCE["commit"]
@@ -272,6 +279,7 @@ def test_second_run_skips_what_succeeded_and_imports_no_torch(project):
         from pathlib import Path
         import test_report
         for name in ("torch", "diffusers", "papermill", "matplotlib", "nbconvert"):
+            assert name not in sys.modules, name
             sys.modules[name] = None  # importing it from here on is an error
         def prepare():
             raise AssertionError("nothing has to be prepared")
@@ -315,6 +323,8 @@ def test_notebooks_run_beside_a_package_that_hides_what_papermill_imports(tmp_pa
 
 
 def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
+    from fluxnb.study.row import COLUMNS
+
     write_notebook(
         tmp_path,
         "01_slow",
@@ -389,7 +399,7 @@ def test_fingerprint_follows_source_tags_and_params_but_not_outputs(tmp_path):
     notebook.cells[-1].outputs = [new_output("stream", text="2")]
     nbformat.write(notebook, path)
     assert fingerprint(path, FakeParams()) == before
-    changed = {fingerprint(path, FakeParams(steps=8)), fingerprint(path, FakeParams(extra=(("n", 1),)))}
+    changed = {fingerprint(path, FakeParams(steps=8)), fingerprint(path, FakeParams(values=(("n", 1),)))}
     notebook.cells[-1].source = "1 + 2"
     nbformat.write(notebook, path)
     changed.add(fingerprint(path, FakeParams()))

@@ -284,5 +284,5 @@ def _write_run_json(provenance: dict, place: Place) -> None:
     write_json(place.reports / RUN, {**provenance, "notebooks": went})
 
 
-def _now() -> str:
+def _now() -> str:  # as fluxnb.study.results.now, whose import would load PyTorch
     return datetime.now(UTC).isoformat(timespec="seconds")
