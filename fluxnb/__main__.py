@@ -91,10 +91,10 @@ def fit_teacache(options) -> int:
     subject = s.subject(options.model)
     if not subject.model.judged:
         raise UserError(f"{options.model} has random weights, whose trajectories say nothing: name a trained model.")
-    result = teacache.fit(subject, options.steps)
+    result = teacache.fit(s.loaded(subject), options.steps)
     print(f"coefficients, highest power first: {', '.join(f'{c:.6g}' for c in result.coefficients)}")
     print(f"R² {result.r2:.3f} over {len(result.changes)} steps of {result.images} images")
-    folder = embedded.FOLDER if options.model == "embedded" else Path(options.model).expanduser()
+    folder = embedded.FOLDER if options.model == embedded.NAME else Path(options.model).expanduser()
     if folder.is_dir():
         print(f"written to {teacache.save(result, folder)}")
     return 0
