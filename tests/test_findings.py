@@ -188,7 +188,7 @@ def test_rows_of_several_sessions_are_not_mixed_unseen(rows):
 def test_rows_of_an_earlier_format_say_so(rows):
     old = [replace(r, session=None) for r in rows]
     table = findings.table(old, findings.CACHE)
-    assert table.attrs["note"] == "rows of an earlier format: their sessions aren't known"
+    assert table.attrs["note"] == "Rows of an earlier format: their sessions aren't known"
     assert "session" not in table
     assert "session" in findings.table([*old, rows[0]], findings.CACHE)
 
@@ -662,7 +662,10 @@ def test_the_seconds_of_a_sentence_are_those_of_its_ratio(timed):
 def test_nothing_is_the_fastest_within_the_noise(timed):
     assert "FP8" in findings.fastest_sentence(timed[:3])
     within = matrix_row("no faster", 1.05, weights="random")
-    assert findings.fastest_sentence([timed[0], within]) == "nothing is faster than baseline beyond the noise."
+    said = "nothing is faster than the baseline, baseline, beyond the noise."
+    assert findings.fastest_sentence([timed[0], within]) == said
+    gone = replace(within, status="unavailable")
+    assert findings.fastest_sentence([timed[0], within, gone]) == f"{said} 1 of 2 can't run here; the table says why."
 
 
 def test_formats_are_ordered_by_what_they_change(judged):
@@ -757,8 +760,8 @@ def test_what_the_engine_costs(rows):
 def test_a_gate_that_decides_alike_is_told_by_its_masks():
     traces = {"FBCache 0.2": [{"mask": "1100"}, {"mask": "1010"}], "every 2": [{"mask": "1010"}] * 2}
     assert findings.spread_sentence(traces) == (
-        "over 2 images, FBCache 0.2: hit rate 50%, 2 to 2 computed, 2 different masks; every 2: hit rate 50%, 2 to 2 "
-        "computed, 1 different masks."
+        "over 2 images, FBCache 0.2: hit rate 50%, 2 computed, 2 different masks; every 2: hit rate 50%, 2 computed, "
+        "one mask for all."
     )
     ours, theirs = findings.beside({0.1: 0.5, 0.2: 0.4}, {0.2: 0.3, 0.9: 0.1})
     assert (ours, theirs) == ({0.2: 0.4}, {0.2: 0.3})

@@ -56,6 +56,7 @@ def test_conditions_that_differ_are_ranges_and_old_rows_say_that_they_are(said, 
     assert "5 to 10 samples each, 4 to 16 images judged, some from before sessions were noted" in show.about(mixed)
     assert show.about([replace(r, session=s) for r, s in zip(rows, "abcabcab", strict=True)]).endswith("3 sessions")
     assert "how many images were judged isn't noted" in show.about([replace(r, images=None) for r in rows])
+    assert "28 steps, 1 sample each, 1 image judged" in show.about([replace(rows[0], n=1, images=1)])
     random = show.about([replace(rows[0], weights="random", ssim=None, model="big", width=1024, height=1024)])
     assert random == "`big` (random weights) at 1024×1024, 28 steps, 10 samples each, 1 session"
 

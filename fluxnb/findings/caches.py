@@ -37,7 +37,8 @@ def cache_sentence(rows: list[Row], family: Family) -> str:
     best = fastest(kept or cached)
     sentence = (
         f"{best.label} makes an image **{best.speedup:.2f} times** faster ({interval(best)}, n = {best.n}), computing "
-        f"{best.computed_steps:.1f} of {best.total_steps} steps, at {psnr(best)}"
+        f"{best.computed_steps:.1f} of {best.total_steps} steps, "
+        + ("with identical images" if best.psnr_identical and best.psnr_db is None else f"at {psnr(best)}")
     )
     if best.adherence is not None:
         sentence += f" and {best.adherence:.1%} adherence (uncached {baseline.adherence:.1%})"
@@ -251,9 +252,9 @@ def spread_sentence(traces: Mapping[str, list[dict]]) -> str:
         counts = [t["mask"].count("1") for t in found]
         masks = len({t["mask"] for t in found})
         hit_rate = 1 - sum(counts) / sum(len(t["mask"]) for t in found)
-        parts.append(
-            f"{label}: hit rate {hit_rate:.0%}, {min(counts)} to {max(counts)} computed, {masks} different masks"
-        )
+        computed = " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
+        one = "one mask for all" if masks == 1 else f"{masks} different masks"
+        parts.append(f"{label}: hit rate {hit_rate:.0%}, {computed} computed, {one}")
     return f"over {len(next(iter(traces.values())))} images, {'; '.join(parts)}."
 
 

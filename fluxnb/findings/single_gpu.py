@@ -131,13 +131,13 @@ def fastest_sentence(rows: list[Row]) -> str:
     """The fastest of several techniques, if it is faster than the baseline beyond the noise."""
     ok = finished(rows)
     missing = len(rows) - len(ok)
-    words = f" {missing} of {len(rows)} can't run here; the table says why." if missing else ""
+    words = f" {missing} of {len(rows) - 1} can't run here; the table says why." if missing else ""
     best = fastest(ok[1:])
     if best is None or not beyond_noise(best, ok[0]):
-        return f"nothing is faster than {ok[0].label} beyond the noise.{words}"
+        return f"nothing is faster than the baseline, {ok[0].label}, beyond the noise.{words}"
     return (
-        f"{best.label} is the fastest, **{best.speedup:.2f} times** {ok[0].label} ({interval(best)}, n = {best.n}), "
-        f"{best.latency_p50:.3g} s per image.{words}"
+        f"{best.label} is the fastest, **{best.speedup:.2f} times** the baseline, {ok[0].label} "
+        f"({interval(best)}, n = {best.n}), {best.latency_p50:.3g} s per image.{words}"
     )
 
 

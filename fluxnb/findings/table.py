@@ -9,7 +9,7 @@ from fluxnb.findings.rows import applied, baseline_s, gigabytes, step_ms, terafl
 from fluxnb.study.row import Row
 
 LEAST_PEAK = 0.1  # GiB: what lies below is chance
-EARLIER = "rows of an earlier format: their sessions aren't known"
+EARLIER = "Rows of an earlier format: their sessions aren't known"
 
 
 @dataclass(frozen=True)

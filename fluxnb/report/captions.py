@@ -28,7 +28,9 @@ def about(rows: list[Row]) -> str:
 def conditions(subject, candidate) -> str:
     """What the images of one candidate are of, as a caption says it."""
     model, size = subject.model, f"{subject.width}×{subject.height}"
-    return f"`{model.name}` ({model.weights} weights) at {size}, {candidate.steps} steps, seed {subject.inputs[0][1]}"
+    use_case = "" if subject.use_case == "txt2img" else f", {subject.use_case}"
+    what = f"`{model.name}` ({model.weights} weights){use_case}"
+    return f"{what} at {size}, {candidate.steps} steps, seed {subject.inputs[0][1]}"
 
 
 def left_out(rows: list[Row], shown: list[Row]) -> str:
@@ -70,6 +72,9 @@ def _range(values: list, what: str) -> str:
     if not known:
         return ""
     low, high = min(known), max(known)
+    if high == 1:
+        first, *others = what.split()
+        what = " ".join([first.removesuffix("s"), *others])
     return f"{low} {what}" if low == high else f"{low} to {high} {what}"
 
 

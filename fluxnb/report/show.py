@@ -98,7 +98,7 @@ def frontier(
     better = "further left is less work" if x == "computed_steps" else "further right is faster"
     edge = "Points at the top edge: all images identical to the baseline's."
     text = sentences(
-        f"{title} against {across[0].lower()}{across[1:]}: higher is nearer to the baseline, {better}",
+        f"{title}, by {across[0].lower()}{across[1:]}: higher is nearer to the baseline, {better}",
         about(shown),
         f"At the points: {', '.join(f'{name} ({of})' for name, of in dials.items())}" if dials else "",
         INTERVALS if x == "speedup" else "",
