@@ -25,5 +25,11 @@ def interval(row: Row) -> str:
 def under_image(reference, image, prompt: str | None) -> str:
     """The caption of an image in a grid: PSNR against the reference, and adherence to the prompt if one is given."""
     words = quality.format_psnr(quality.psnr(reference, image))
-    found = probe.adherence([prompt], [image])[0] if prompt else None
-    return words if found is None else f"{words}, {share(found)}"
+    found = prompt and adherence_of(prompt, image)
+    return f"{words}, {found}" if found else words
+
+
+def adherence_of(prompt: str, image) -> str | None:
+    """The share of a prompt's facts that an image has; None for a prompt that states no known fact."""
+    (found,) = probe.adherence([prompt], [image])
+    return None if found is None else share(found)

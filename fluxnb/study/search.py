@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from typing import Any
 
 Point = tuple[int, ...]  # one index into each axis
 Value = tuple[float, float]  # (cost, quality): less cost and more quality are better
@@ -14,7 +15,7 @@ def dominates(a: Value, b: Value) -> bool:
     return a[0] <= b[0] and a[1] >= b[1] and a != b
 
 
-def front(values: dict[Hashable, Value]) -> list:
+def front(values: dict[Any, Value]) -> list:
     """The points that no other dominates, cheapest first."""
     kept = [p for p, v in values.items() if not any(dominates(w, v) for w in values.values())]
     return sorted(kept, key=lambda p: values[p])
@@ -67,3 +68,14 @@ def hypervolume(values: list[Value], worst: Value) -> float:
             area += (worst[0] - cost) * (reached - quality)
             quality = reached
     return area
+
+
+def reached(found: dict[Any, Value], every: dict[Any, Value], worst: Value) -> float:
+    """Share of the whole front's area that the front of what was found has."""
+    own, whole = ([values[p] for p in front(values)] for values in (found, every))
+    return hypervolume(own, worst) / hypervolume(whole, worst)
+
+
+def spread(points: list, most: int) -> list:
+    """At most so many of the points, evenly, the first among them."""
+    return points[:: max(1, -(-len(points) // most))]
