@@ -179,13 +179,32 @@ def advanced(steps: int, around: list[str], teacache_share: float, first_block_s
     ]
 
 
+# --- use cases at full size (notebook 10) ---------------------------------------------------------------------
+
+CASE_COMPILED, CASE_QUANTIZED, CASE_CACHED = "compiled", "quantized, compiled", "quantized, compiled and cached"
+
+
+def of_use_case(kind: str, schedule: Technique) -> list[Stack]:
+    """What a use case is measured with: compiled blocks and VAE, quantized as well, and under a schedule on top."""
+    blocks = (t.Regional(), t.Compiled())
+    found = (
+        (CASE_COMPILED, blocks, ()),
+        (CASE_QUANTIZED, (t.TorchAO(kind), *blocks), ()),
+        (CASE_CACHED, (t.TorchAO(kind), *blocks), (schedule,)),
+    )
+    return [
+        Stack(name, built, above, f"{name}: {', '.join(part.label for part in (*built, *above))}")
+        for name, built, above in found
+    ]
+
+
 # --- several GPUs (notebook 11) -------------------------------------------------------------------------------
 
 REPLICAS, ALL_GATHER, ULYSSES, PULLED, BOTH = "replicas", "all-gather", "Ulysses", "pulled", "both"
 DIFFUSERS_ULYSSES, DIFFUSERS_RING = "diffusers Ulysses", "diffusers ring"
 XDIT_ULYSSES, XDIT_RING = "xDiT Ulysses", "xDiT ring"
 FSDP, PIPEFUSION, PARALLEL_VAE = "FSDP", "PipeFusion", "parallel VAE"
-WAYS: dict[str, Parts] = {  # of dividing one image over so many GPUs
+WAYS: dict[str, Callable[[int], Technique]] = {  # of dividing one image over so many GPUs
     REPLICAS: lambda world: t.Replicas(),
     ALL_GATHER: lambda world: t.ContextParallel(gather=world),
     ULYSSES: lambda world: t.ContextParallel(ulysses=world),
@@ -238,6 +257,23 @@ def way_at_full_size(name: str, world: int, overlap: bool = True) -> Stack:
         technique = replace(technique, overlap=False)
         name = f"{name}, without overlap"
     return Stack(name, blocks, (technique, t.ModulationAhead()), technique.label)
+
+
+def at_full_size(
+    ways_: list[str], more: list[str], world: int, kind: str, schedule: Technique | None = None
+) -> list[Stack]:
+    """Everything that is measured at full size: what has the same built in stands together, so it is loaded once.
+
+    Args:
+        ways_: names of `WAYS`; the study's all-gather and Ulysses also without overlap.
+        more: names of `DIVIDED`, for a torchao kind and under a schedule.
+    """
+    names = ways(ways_, world)
+    found = [way_at_full_size(name, world) for name in names]
+    found += [way_at_full_size(name, world, overlap=False) for name in (ALL_GATHER, ULYSSES) if name in names]
+    found += [stack for name in more for stack in divided(name, world, kind, schedule)]
+    built = [[(one.name, one.settings) for one in stack.built] for stack in found]
+    return [found[i] for i in sorted(range(len(found)), key=lambda i: built.index(built[i]))]
 
 
 def _divided_blocks() -> tuple:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -12,8 +13,10 @@ from fluxnb.families import BASELINE, Family
 from fluxnb.findings.rows import LOSS, finished, keeps_adherence, of
 from fluxnb.findings.table import P50, PEAK, Column, Columns, table
 from fluxnb.findings.words import share
+from fluxnb.study.results import canonical
 from fluxnb.study.row import Row
 
+_OF_THE_CASE = ("inputs", "hold_controlnet")  # settings that differ between use cases of one acceleration
 Cases = Mapping[str, list[Row]]
 
 
@@ -23,7 +26,8 @@ def use_cases_sentence(cases: Cases, which: Family | str) -> str:
     if not found:
         return f"{which if isinstance(which, str) else which.name} could not be measured in any use case."
     slowest, fastest = (pick(found, key=lambda case: found[case].speedup) for pick in (min, max))
-    label = found[slowest].label
+    labels = {r.stack or r.label for r in found.values()}
+    label = labels.pop() if len(labels) == 1 or isinstance(which, str) else which.name
     said = f"{label} makes every one of {len(found)} use cases faster: " if len(found) > 1 else f"{label}: "
     if found[slowest].speedup <= 1:
         said = f"{label} doesn't pay in every use case: "
@@ -38,15 +42,13 @@ def use_cases_sentence(cases: Cases, which: Family | str) -> str:
 
 def use_case_table(cases: Cases):
     """A line for each use case, a column for each acceleration: the speedup over the use case's own baseline."""
-    labels = dict.fromkeys(r.label for rows in cases.values() for r in rows[1:])
-
-    def speedups(label: str) -> list[float | None]:
-        return [next((r.speedup for r in rows[1:] if r.label == label and r.ok), None) for rows in cases.values()]
-
     columns = (
         Column("steps run", "total_steps"),
         Column(BASELINE.name, P50.value, "s"),
-        *(Column(label, speedups(label)) for label in labels),
+        *(
+            Column(name, [own[case].speedup if case in own else None for case in cases])
+            for name, own in _accelerations(cases).items()
+        ),
         PEAK,
     )
     return table([rows[0] for rows in cases.values()], columns, Column("use case", list(cases)))
@@ -58,7 +60,8 @@ def pays_differently(cases: Cases, beyond: float = 1.15) -> list[str]:
     Args:
         beyond: ratio of the highest to the lowest speedup from which they count as different.
     """
-    said, found = [], {}
+    said = []
+    found: dict[str, dict[str, Row]] = {}
     for case, rows in cases.items():
         for r in finished(rows[1:]):
             found.setdefault(r.stack or r.label, {})[case] = r
@@ -74,6 +77,23 @@ def pays_differently(cases: Cases, beyond: float = 1.15) -> list[str]:
             why = f"less than {beyond - 1:.0%} apart" if apart else "within the noise"
             said.append(f"{name} pays alike in all of them, {a:.2f}× to {b:.2f}×, {why}.")
     return said
+
+
+def _accelerations(cases: Cases) -> dict[str, dict[str, Row]]:
+    """Name -> use case -> its finished row: a stack's, or that of one setting.
+
+    With a ControlNet or without is one setting; of two in one use case, with it held and not, each stands for itself.
+    """
+    names: dict[tuple[str, int], str] = {}
+    found: dict[str, dict[str, Row]] = {}
+    for case, rows in cases.items():
+        seen: Counter[str] = Counter()
+        for row in finished(rows[1:]):
+            what = row.stack or canonical({k: v for k, v in row.settings.items() if k not in _OF_THE_CASE})
+            name = names.setdefault((what, seen[what]), row.stack or row.label)
+            found.setdefault(name, {})[case] = row
+            seen[what] += 1
+    return found
 
 
 def of_cases(cases: Cases, columns: Columns):
