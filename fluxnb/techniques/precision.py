@@ -111,7 +111,7 @@ def _capability(pipe) -> tuple[int, int]:
 
 
 @dataclass
-class OfKind(Quantizer):
+class _OfKind(Quantizer):
     """A quantizer that is a package's, with the kinds that the package has; `kind` is one of them."""
 
     term: ClassVar[str]
@@ -164,7 +164,7 @@ class _Unpacking(nn.Linear):
 
 
 @dataclass
-class TorchAO(OfKind):
+class TorchAO(_OfKind):
     """Weights, and in dynamic formats activations, in FP8, INT8 or INT4 by torchao. Source: torchao's `quantize_`.
 
     torchao's dynamic formats quantize the activations too and pay only with torch.compile. Its configurations set
@@ -240,7 +240,7 @@ class TorchAO(OfKind):
 
 
 @dataclass
-class BitsAndBytes(OfKind):
+class BitsAndBytes(_OfKind):
     """Weights in NF4, FP4 or INT8 by bitsandbytes. Source: QLoRA (Dettmers et al., 2023); LLM.int8() (2022).
 
     Args:
@@ -275,7 +275,7 @@ class BitsAndBytes(OfKind):
 
 
 @dataclass
-class GGUF(OfKind):
+class GGUF(_OfKind):
     """Weights in a GGUF format, made from the model's own, multiplied by diffusers' GGUFLinear. Source: ggml.
 
     Args:
@@ -353,7 +353,7 @@ def _nibbles(q: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class Quanto(OfKind):
+class Quanto(_OfKind):
     """Weights in INT8, FP8 or INT4 by Hugging Face's Quanto, activations as they are. Source: optimum-quanto.
 
     Args:
