@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import measured
 import pytest
 from PIL import Image
 
@@ -595,14 +596,30 @@ def test_a_use_case_has_its_own_baseline_and_speedups():
     }
     table = findings.use_case_table(cases)
     assert list(table["baseline"]) == [0.4, 0.3] and table.attrs["units"]["baseline"] == "s"
-    assert table.loc["txt2img", "FBCache 0.2"] == 2.0 and math.isnan(table.loc["img2img", "FBCache 0.2"])
+    assert table.loc["txt2img", "cached"] == 2.0 and math.isnan(table.loc["img2img", "cached"])
     said = findings.use_cases_sentence(cases, "cached")
-    assert said.startswith("FBCache 0.2: from **2.00×** (txt2img)") and said.endswith("image in all of them.")
+    assert said.startswith("cached: from **2.00×** (txt2img)") and said.endswith("image in all of them.")
     assert findings.use_cases_sentence(cases, TEACACHE) == "TeaCache could not be measured in any use case."
     lost = {"txt2img": [cases["txt2img"][0], replace(cases["txt2img"][1], adherence=0.5)]}
     assert "lost by more than 5 % in txt2img" in findings.use_cases_sentence(lost, "cached")
     slow = {"a": [cases["txt2img"][0], replace(cases["txt2img"][1], speedup=0.9)]}
-    assert findings.use_cases_sentence(slow, "cached").startswith("FBCache 0.2 doesn't pay in every use case")
+    assert findings.use_cases_sentence(slow, "cached").startswith("cached doesn't pay in every use case")
+
+
+def test_a_cache_is_one_acceleration_whether_or_not_a_controlnet_is_held():
+    def case(*found):
+        own = (measured.cached(0.2, speedup, 30.0, 12.0, label=label, settings=of) for label, speedup, of in found)
+        return [measured.row(), *own]
+
+    own = {"threshold": 0.2, "inputs": "b"}
+    cases = {
+        "txt2img": case(("FBCache 0.2", 2.0, {"threshold": 0.2, "inputs": "a"})),
+        "ControlNet": case(("held", 1.8, own | {"hold_controlnet": True}), ("every step", 1.4, own)),
+    }
+    table = findings.use_case_table(cases)
+    assert list(table["FBCache 0.2"]) == [2.0, 1.8] and table.loc["ControlNet", "every step"] == 1.4
+    said = findings.use_cases_sentence(cases, FIRST_BLOCK)
+    assert said.startswith("First Block Cache makes every one of 2 use cases faster")
 
 
 def test_what_lies_outside_the_mask_is_compared_with_the_vae_alone():

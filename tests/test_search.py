@@ -44,3 +44,14 @@ def test_neighbours_stay_inside():
 def test_hypervolume_is_an_area():
     assert search.hypervolume([(1.0, 1.0), (2.0, 3.0)], worst=(4.0, 0.0)) == 3 * 1 + 2 * 2
     assert search.hypervolume([(5.0, 9.0)], worst=(4.0, 0.0)) == 0
+
+
+def test_a_search_that_found_half_of_the_area_reached_half():
+    every = {"a": (1.0, 1.0), "b": (2.0, 3.0), "c": (3.0, 0.5)}
+    assert search.reached(every, every, worst=(4.0, 0.0)) == 1
+    assert search.reached({"a": every["a"], "c": every["c"]}, every, worst=(4.0, 0.0)) == 3 / 7
+
+
+def test_of_many_points_a_few_are_spread_evenly():
+    assert search.spread(list(range(10)), 5) == [0, 2, 4, 6, 8]
+    assert search.spread([1, 2], 5) == [1, 2] and search.spread([], 5) == []
