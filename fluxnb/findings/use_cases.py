@@ -90,7 +90,8 @@ def _accelerations(cases: Cases) -> dict[str, dict[str, Row]]:
         seen: Counter[str] = Counter()
         for row in finished(rows[1:]):
             what = row.stack or canonical({k: v for k, v in row.settings.items() if k not in _OF_THE_CASE})
-            name = names.setdefault((what, seen[what]), row.stack or row.label)
+            label = row.stack or row.label
+            name = names.setdefault((what, seen[what]), f"{label} (2)" if label in names.values() else label)
             found.setdefault(name, {})[case] = row
             seen[what] += 1
     return found
