@@ -21,6 +21,7 @@ from fluxnb.findings.rows import (
 from fluxnb.findings.table import (
     APPLIED,
     BATCH,
+    LEAST_PEAK,
     LOADED,
     MILLISECONDS,
     P50,
@@ -256,7 +257,7 @@ def decoding_sentence(rows: list[Row]) -> str:
     side = max(r.width for r, _ in one)
     peaks = {r.label: r.memory_peak_gib for r, _ in one if r.width == side and r.memory_peak_gib}
     least = min(peaks, key=peaks.get, default=None)
-    if least and (saved := peaks.get(rows[0].label, 0.0) - peaks[least]) > 0.01:
+    if least and (saved := peaks.get(rows[0].label, 0.0) - peaks[least]) >= LEAST_PEAK:
         said += f"; at {side}² {least} needs least memory, {peaks[least]:.2f} GiB, {saved:.2f} GiB less"
     return said + "."
 
