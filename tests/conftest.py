@@ -1,5 +1,6 @@
 """What several test files share: the embedded pipeline, and a copy of the project to run things in."""
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -114,3 +115,44 @@ def nvml(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(telemetry, "_devices", lambda: [GPU, {**GPU, "index": 1, "uuid": "def"}])
     return fake
+
+
+@pytest.fixture
+def study_root(tmp_path):
+    """A project's folder as far as the study needs one."""
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    return tmp_path
+
+
+@pytest.fixture
+def begin(study_root, embedded_pipe):
+    """A function that opens the study, as a notebook run again does, and its subject with a loaded pipeline."""
+    import studied
+
+    from fluxnb import notebooks, params, study
+    from fluxnb.study.pool import _Held
+    from fluxnb.study.subject import Loaded
+
+    def opened(notebook=notebooks.FIRST_BLOCK, **changed):
+        chosen = params.load("smoke", study_root / "params")
+        small = {"prompts": ["a red apple on a white table", "a cat"], "rounds": 3, "warmup": 2} | changed
+        chosen = dataclasses.replace(chosen, study=dataclasses.replace(chosen.study, **small))
+        s = study.Study(chosen, notebook, study_root)
+        subject = s.subject("embedded", "float32")
+        if study.Subject.load is studied.LOAD:
+            loaded = Loaded(subject, embedded_pipe, 0.5, 0.03)
+            s.pool._held[subject.pipeline] = _Held(loaded, 0.03, None)
+        return s, subject
+
+    return opened
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The (prompt, seed, steps) of every image made from here on; images are noise, made in no time."""
+    import studied
+
+    calls: list = []
+    monkeypatch.setattr(studied.Loaded, "batch", studied.noise(calls))
+    monkeypatch.setattr(studied.Subject, "load", studied.load)
+    return calls

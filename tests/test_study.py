@@ -5,103 +5,40 @@ import gc
 import json
 import shutil
 import time
-import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
+from studied import Broken, again_from_the_table
 
-from fluxnb import params, study
+from fluxnb import families, notebooks, params, study
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
 from fluxnb.measure import ceilings, telemetry
 from fluxnb.models import pipelines
-from fluxnb.study.results import KEY
-from fluxnb.technique import Unavailable, applied
+from fluxnb.stacks import Stack
+from fluxnb.study import kept, subject
+from fluxnb.study.candidate import Candidate
+from fluxnb.study.pool import _Held
+from fluxnb.study.results import key_of
+from fluxnb.study.row import Row
+from fluxnb.study.subject import Loaded
+from fluxnb.technique import ANOTHER, EXACTNESS, IDENTICAL, ROUNDING, Unavailable, applied
 from fluxnb.techniques.fused import FusedRoPE
 from fluxnb.techniques.modulation import ModulationAhead
 from fluxnb.techniques.precision import TorchAO
+from fluxnb.techniques.schedulers import DPMSolver
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 4
 PROMISED = (
-    "notebook technique settings model weights use_case gpu gpus width height steps batch users images status n"
-    " latency_min latency_p25 latency_p50 latency_p90 latency_avg load_s warmup_s first_s text_s denoise_s vae_s"
-    " images_per_s memory_peak_gib memory_avg_gib speedup speedup_ci_low speedup_ci_high computed_steps"
-    " total_steps psnr_identical ssim ssim_min adherence adherence_min samples machine versions measured_at run_id"
+    "id label mark notebook family technique exact settings model weights use_case gpu gpus width height steps batch"
+    " users images_each status n latency_min latency_p25 latency_p50 latency_p90 latency_avg load_s warmup_s first_s"
+    " stable text_s denoise_s vae_s images_per_s memory_load_gib memory_peak_gib memory_avg_gib speedup speedup_ci_low"
+    " speedup_ci_high computed_steps total_steps images psnr_identical ssim ssim_min adherence adherence_min samples"
+    " session host kind versions measured_at run_id"
 ).split()
-
-
-class Broken:
-    """A technique whose `apply` raises, or does nothing."""
-
-    settings = {"level": 1}
-
-    def __init__(self, name, error):
-        self.name = self.label = name
-        self.error = error
-
-    def apply(self, pipe):
-        if self.error is None:
-            return lambda: None
-        raise self.error
-
-
-@pytest.fixture
-def root(tmp_path):
-    shutil.copytree(ROOT / "params", tmp_path / "params")
-    return tmp_path
-
-
-@pytest.fixture
-def begin(root, embedded_pipe):
-    """A function that opens the study, as a notebook run again does, and its subject with a loaded pipeline."""
-
-    def opened(notebook="05_first_block_cache", **changed):
-        chosen = params.load("smoke", root / "params")
-        small = {"prompts": ["a red apple on a white table", "a cat"], "rounds": 3, "warmup": 2} | changed
-        chosen = dataclasses.replace(chosen, study=dataclasses.replace(chosen.study, **small))
-        s = study.Study(chosen, notebook, root)
-        subject = s.subject("embedded", "float32")
-        subject._pipe, subject.load_s = embedded_pipe, 0.5
-        return s, subject
-
-    return opened
-
-
-class FakePipe:
-    """A pipeline as far as measuring needs one."""
-
-    def __init__(self):
-        self.transformer = SimpleNamespace(device=torch.device("cpu"))
-        self.vae = SimpleNamespace(encode=lambda: None, decode=lambda: None)
-        self.components = {}
-
-    def encode_prompt(self):
-        pass
-
-
-@pytest.fixture
-def made(monkeypatch):
-    """The (prompt, seed, steps) of every image made from here on; images are noise, made in no time."""
-    calls = []
-
-    def one(prompt, seed, steps):
-        calls.append((prompt, seed, steps))
-        rng = np.random.default_rng(zlib.crc32(f"{prompt} {seed} {steps}".encode()))
-        return Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
-
-    def fake(self, inputs, steps):
-        self.pipe.encode_prompt()
-        self.pipe.vae.decode()
-        return [one(prompt, seed, steps) for prompt, seed in inputs]
-
-    monkeypatch.setattr(study.Subject, "batch", fake)
-    monkeypatch.setattr(study.Subject, "pipe", FakePipe())
-    return calls
 
 
 def candidates():
@@ -111,41 +48,69 @@ def candidates():
 def test_a_comparison_gives_complete_rows(begin):
     s, subject = begin()
     rows = s.compare(subject, study.plain(STEPS), candidates())
-    assert [row["technique"] for row in rows] == ["baseline", "First Block Cache", "fewer steps"]
-    assert [row["label"] for row in rows] == ["4 steps", "FBCache 0.3", "2 steps"]
+    families_of = [families.BASELINE, families.FIRST_BLOCK, families.FEWER_STEPS]
+    assert [(row.family, row.technique) for row in rows] == [(f.name, f.name) for f in families_of]
+    assert [row.label for row in rows] == ["4 steps", "FBCache 0.3", "2 steps"]
+    assert [row.mark for row in rows] == ["4", "0.3", "2"]
+    assert [row.exact for row in rows] == [IDENTICAL, ANOTHER, ANOTHER]
     for row in rows:
-        missing = [name for name in PROMISED if row[name] is None]
-        assert row["status"] == "ok" and not missing
-        assert (row["model"], row["weights"], row["use_case"]) == ("embedded", "trained", "txt2img")
-        assert (row["width"], row["height"], row["gpu"], row["gpus"]) == (128, 128, "smoke", 1)
-        assert row["n"] == len(row["samples"]) == 3 and row["latency_p99"] is None
-        assert row["speedup_ci_low"] <= row["speedup"] <= row["speedup_ci_high"]
-        assert row["text_s"] + row["denoise_s"] + row["vae_s"] > 0
-        assert row["first_s"] <= row["warmup_s"]
-        assert 0 <= row["adherence_min"] <= row["adherence"] <= 1
+        missing = [name for name in PROMISED if getattr(row, name) is None]
+        assert row.status == "ok" and not missing
+        assert (row.model, row.weights, row.use_case) == ("embedded", "trained", "txt2img")
+        assert (row.width, row.height, row.gpu, row.gpus) == (128, 128, "smoke", 1)
+        assert row.n == len(row.samples) == 3 and row.latency_p99 is None and row.images == 2
+        assert row.speedup_ci_low <= row.speedup <= row.speedup_ci_high
+        assert row.text_s + row.denoise_s + row.vae_s > 0
+        assert row.first_s <= row.warmup_s and row.stable in (0, 1)
+        assert 0 <= row.adherence_min <= row.adherence <= 1
     baseline, cached, fewer = rows
-    assert (baseline["psnr_identical"], baseline["psnr_db"], baseline["ssim"]) == (2, None, 1)  # the noise floor
-    assert cached["settings"]["threshold"] == 0.3
-    assert (cached["total_steps"], baseline["computed_steps"]) == (STEPS, STEPS)
-    assert 1 <= cached["computed_steps"] <= STEPS
-    assert (fewer["steps"], fewer["computed_steps"]) == (2, 2)
-    assert fewer["psnr_db"] < 60 and fewer["ssim"] < 1
-    assert baseline["settings"]["dtype"] == "float32"
+    assert (baseline.psnr_identical, baseline.psnr_db, baseline.ssim) == (2, None, 1)  # the noise floor
+    assert len(baseline.again) == 3 and baseline.again != baseline.samples and baseline.baseline is None
+    assert cached.baseline == fewer.baseline == baseline.id and cached.again is None
+    assert cached.setting("threshold") == 0.3 and cached.code and baseline.code is None
+    assert (cached.total_steps, baseline.computed_steps) == (STEPS, STEPS)
+    assert 1 <= cached.computed_steps <= STEPS
+    assert (fewer.steps, fewer.computed_steps) == (2, 2)
+    assert fewer.psnr_db < 60 and fewer.ssim < 1
+    assert baseline.setting("dtype") == "float32"
+    assert len({row.session for row in rows}) == len({row.host for row in rows}) == len({r.run_id for r in rows}) == 1
+    assert s.results.rows() == rows
+    again_from_the_table(rows)
+
+
+def test_every_speedup_can_be_computed_again_from_the_table(begin, made):
+    """Also where the baseline was timed several times: for each group, and again when the notebook goes on."""
+    s, subject = begin(group=2)
+    s.compare(subject, study.plain(STEPS), [study.fewer_steps(n) for n in (1, 2, 3)])
+    s, subject = begin(group=2)
+    s.compare(subject, study.plain(STEPS), [study.fewer_steps(n) for n in (2, 3, STEPS)])
+    rows = s.results.rows()
+    baselines = [row for row in rows if row.family == families.BASELINE.name]
+    assert len(baselines) == 3 and len({row.id for row in rows}) == len(rows) == 7
+    assert [row.again is not None for row in baselines] == [True, False, True]
+    assert [row.speedup is not None for row in rows].count(False) == 1  # a baseline that was timed once
+    again_from_the_table(rows)
 
 
 def test_what_the_gpus_did_meanwhile_is_in_the_row(begin, nvml):
     s, subject = begin()
     baseline = study.plain(STEPS)
     (row,) = s.compare(subject, baseline, [])
-    assert row["status"] == "ok" and row["gpu_util_avg"] == 60
-    assert row["telemetry"]["power_peak_w"] == 650.5 and row["telemetry"]["throttle_reasons"]
+    assert row.status == "ok" and row.gpu_util_avg == 60
+    assert row.telemetry["power_peak_w"] == 650.5 and row.telemetry["throttle_reasons"]
     (again,) = s.compare(subject, baseline, [])
-    assert again["telemetry"] == row["telemetry"]
+    assert again == row
 
 
-def test_a_replay_finds_what_was_measured_elsewhere_and_measures_nothing(begin, root, monkeypatch):
+def test_what_else_ran_meanwhile_is_in_the_row(begin, made, monkeypatch):
+    monkeypatch.setattr(telemetry.OtherLoad, "cores", 1.234)
+    s, subject = begin()
+    assert s.compare(subject, study.plain(STEPS), [])[0].telemetry == {"other_load_cores": 1.23}
+
+
+def test_a_replay_finds_what_was_measured_elsewhere_and_measures_nothing(begin, study_root, monkeypatch):
     elsewhere = {"machine": telemetry.machine() | {"cpu": "another CPU"}, "versions": {"torch": "1.0"}}
-    (root / "run.json").write_text(json.dumps(elsewhere))
+    (study_root / "run.json").write_text(json.dumps(elsewhere))
     with monkeypatch.context() as measuring:
         measuring.setattr(telemetry, "machine", lambda: elsewhere["machine"])
         measuring.setattr(telemetry, "versions", lambda: elsewhere["versions"])
@@ -153,22 +118,25 @@ def test_a_replay_finds_what_was_measured_elsewhere_and_measures_nothing(begin, 
         given = subject, study.plain(STEPS), [study.fewer_steps(2)]
         rows, images = s.compare(*given), s.images(subject, study.plain(STEPS))
         failed = s.compare(*given[:2], [study.using(Broken("broken", RuntimeError("no kernel")), STEPS)])
-    table = s.results.path.read_bytes()
-    monkeypatch.setenv(telemetry.REPLAY, str(root / "run.json"))
+    shutil.copytree(study_root / "reports" / "own", study_root / "committed")  # a replay shows the reference's rows
+    shutil.rmtree(study_root / "reports")
+    (study_root / "committed").rename(study_root / "reports")
+    monkeypatch.setenv(telemetry.REPLAY, str(study_root / "run.json"))
     s, subject = begin()
+    table = s.results.path.read_bytes()
     given = subject, study.plain(STEPS), [study.fewer_steps(2)]
     assert s.compare(*given) == rows and s.images(subject, study.plain(STEPS)) == images
     again = s.compare(*given[:2], [study.using(Broken("broken", None), STEPS)])
-    assert again == failed and again[1]["status"] == "error"  # shown, not tried again
+    assert again[1] == failed[1] and again[1].status == "error"  # shown, not tried again
     assert subject.part(1).for_use_case("img2img").use_case == "img2img"  # names what was measured, loads nothing
     for measuring in (
         lambda: s.compare(*given[:2], [study.fewer_steps(3)]),
-        lambda: s.survey(*given[:2], study.fewer_steps(3)),
+        lambda: s.survey(*given[:2], [study.fewer_steps(3)]),
         lambda: s.time("product", {}, lambda: None, 3),
         lambda: s.serve(subject, [study.Load(1, 1, 2)], STEPS),
-        lambda: s.spread(subject, [study.on_ranks(subject, 2, FusedRoPE(), steps=STEPS)]),
+        lambda: s.spread(subject, [study.stacked(Stack("two", (FusedRoPE(),)), STEPS, gpus=2)]),
         lambda: s.images(subject, study.fewer_steps(3)),
-        lambda: subject.pipe,
+        lambda: s.pipe(subject),
     ):
         with pytest.raises(UserError, match="^A replay .* run this notebook without REPLAY=1"):
             measuring()
@@ -194,18 +162,43 @@ def test_images_that_were_timed_are_those_that_are_judged(begin, made):
     s, subject = begin()
     (_, fewer) = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)])
     assert len([call for call in made if call[2] == 2]) == 2 + 3  # warm-up and rounds, no more
-    assert fewer["psnr_db"] is not None
+    assert fewer.psnr_db is not None
     made.clear()
     assert s.images(subject, study.fewer_steps(2)) and made == []  # kept
 
 
-def test_only_what_is_missing_is_measured(begin, made):
+def test_what_is_missing_is_measured_beside_a_baseline_of_its_own(begin, made):
     s, subject = begin()
-    first = s.compare(subject, study.plain(STEPS), [])
+    s.compare(subject, study.plain(STEPS), [study.fewer_steps(3)])
     s, subject = begin()
-    rows = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)])
-    assert rows[0] == first[0]
-    assert len(s.results.rows()) == 2
+    made.clear()
+    rows = s.compare(subject, study.plain(STEPS), [study.fewer_steps(3), study.fewer_steps(2)])
+    old_base, three, base, two = s.results.rows()
+    assert rows == [base, three, two] and {call[2] for call in made} == {2, STEPS}
+    assert (three.baseline, two.baseline) == (old_base.id, base.id) and old_base.run_id != base.run_id
+    assert base.again and len([call for call in made if call[2] == STEPS]) == 2 + 2 * 3  # warm again
+
+
+def test_a_row_that_was_only_looked_at_is_timed_when_it_is_asked_for(begin, made):
+    s, subject = begin()
+    (seen,) = s.survey(subject, study.plain(STEPS), [study.fewer_steps(2)])
+    assert seen.ok and seen.n is None and seen.latency_p50 is None and seen.psnr_db and seen.images == 2
+    assert s.survey(subject, study.plain(STEPS), [study.fewer_steps(2)]) == [seen]
+    made.clear()
+    timed = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)])[1]
+    assert made and timed.n == 3 and timed.psnr_db == seen.psnr_db
+    assert s.survey(subject, study.plain(STEPS), [study.fewer_steps(2)]) == [timed]
+    unjudged = s.compare(subject, study.plain(STEPS), [study.fewer_steps(3)], judge=False)[1]
+    assert unjudged.ok and unjudged.images is None
+    assert s.compare(subject, study.plain(STEPS), [study.fewer_steps(3)])[1].images == 2
+
+
+def test_a_survey_has_a_row_for_what_cannot_run(begin, made):
+    s, subject = begin()
+    broken = [study.using(Broken(type(e).__name__, e), STEPS) for e in (Unavailable("needs FP8"), RuntimeError("no"))]
+    unavailable, error = s.survey(subject, study.plain(STEPS), broken)
+    assert (unavailable.status, unavailable.reason) == ("unavailable", "needs FP8")
+    assert (error.status, error.reason) == ("error", "RuntimeError: no")
 
 
 @pytest.mark.parametrize("changed", [{"prompts": ["a red cup"]}, {"seeds": [5]}, {"guidance_scale": 1.5}])
@@ -217,45 +210,82 @@ def test_other_inputs_are_measured_anew(begin, made, changed):
     s.compare(subject, study.plain(STEPS), [])
     assert made
     rows = s.results.rows()
-    assert len(rows) == len({json.dumps([row[name] for name in KEY]) for row in rows}) == 2
+    assert len(rows) == len({key_of(row) for row in rows}) == 2
 
 
-def test_rows_of_another_machine_or_version_are_not_taken(begin, made):
+def test_rows_of_another_machine_or_version_are_not_taken(begin, made, monkeypatch):
     s, subject = begin()
     s.compare(subject, study.plain(STEPS), [])
-    for name in ("machine", "versions"):
-        made.clear()
+    made.clear()
+    s, subject = begin()
+    s.host = "another"
+    (row,) = s.compare(subject, study.plain(STEPS), [])
+    assert made and row.host == "another"
+    made.clear()
+    monkeypatch.setattr(telemetry, "versions_short", lambda: "torch 0.1")
+    s, subject = begin()
+    (row,) = s.compare(subject, study.plain(STEPS), [])
+    assert made and row.versions == "torch 0.1"
+
+
+def test_images_of_other_versions_are_not_shown_for_those_that_were_timed(begin, made, monkeypatch):
+    s, subject = begin()
+    s.images(subject, study.plain(STEPS))
+    monkeypatch.setattr(telemetry, "versions_short", lambda: "torch 0.1")
+    made.clear()
+    assert begin()[0].images(subject, study.plain(STEPS)) and len(made) == 2
+    made.clear()
+    other, _ = begin(notebooks.TEACACHE)  # another page and another machine's name show the same
+    other.host = "another"
+    assert other.images(subject, study.plain(STEPS)) and made == []
+
+
+def test_a_row_of_a_technique_whose_code_has_changed_is_measured_again(begin, made, monkeypatch):
+    from fluxnb.study import code
+
+    def found():
         s, subject = begin()
-        setattr(s, name, "another")
-        (row,) = s.compare(subject, study.plain(STEPS), [])
-        assert made and row[name] == "another"
+        return s.compare(subject, study.plain(STEPS), [study.using(FusedRoPE(), STEPS), *candidates()])
+
+    monkeypatch.setattr(FusedRoPE, "apply", lambda self, pipe: lambda: None)
+    monkeypatch.setattr(first_block(0.3).__class__, "apply", lambda self, pipe: lambda: None)
+    _, fused, cached, fewer = found()
+    assert fused.code and cached.code and fused.code != cached.code and fewer.code is None
+    digest, made[:] = code.digest, []
+    changed = lambda modules: "changed" if any("fused" in name for name in modules) else digest(modules)  # noqa: E731
+    monkeypatch.setattr(code, "digest", changed)
+    _, again, *others = found()
+    assert again.id != fused.id and again.code == "changed" and others == [cached, fewer]
+    assert {call[2] for call in made} == {STEPS}  # fewer steps weren't
+    made.clear()
+    assert found()[1:] == [again, cached, fewer] and made == []
 
 
 def test_images_of_another_size_can_be_compared(begin):
     s, subject = begin(width=112, prompts=["a red cup"])
     (row,) = s.compare(subject, study.plain(2), [])
-    assert (row["status"], row["width"], row["psnr_identical"]) == ("ok", 112, 1)
+    assert (row.status, row.width, row.psnr_identical) == ("ok", 112, 1)
 
 
-def test_other_weights_are_measured_anew(begin, made):
-    s, subject = begin()
-    s.compare(subject, study.plain(STEPS), [])
+def test_other_weights_are_measured_anew(begin, made, monkeypatch):
+    s, own = begin()
+    s.compare(own, study.plain(STEPS), [])
     made.clear()
-    s, subject = begin()
-    subject.fingerprint = "retrained"
-    s.compare(subject, study.plain(STEPS), [])
+    s, own = begin()
+    monkeypatch.setattr(subject, "fingerprint", lambda name: "retrained")
+    s.compare(own, study.plain(STEPS), [])
     assert made
 
 
 def test_the_fingerprint_follows_the_files_of_a_folder(tmp_path):
-    assert study._fingerprint("flux-dev-random") == "flux-dev-random"
+    assert subject.fingerprint("flux-dev-random") == "flux-dev-random"
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "a.safetensors").write_bytes(b"one")
-    one = study._fingerprint(str(folder))
-    (folder / "a.safetensors").write_bytes(b"two")
-    assert study._fingerprint(str(folder)) != one
-    assert len(study._fingerprint("embedded")) == 16
+    one = subject.fingerprint(str(folder))
+    (folder / "a.safetensors").write_bytes(b"three")
+    assert subject.fingerprint(str(folder)) != one
+    assert len(subject.fingerprint("embedded")) == 16
 
 
 # --- what can't run -----------------------------------------------------------------------------------------
@@ -265,9 +295,9 @@ def test_an_unavailable_technique_is_a_row_with_its_reason_and_the_others_go_on(
     s, subject = begin()
     broken = study.using(Broken("FP8", Unavailable("needs compute capability 8.9")), STEPS)
     baseline, failed, fewer = s.compare(subject, study.plain(STEPS), [broken, study.fewer_steps(2)])
-    assert (failed["status"], failed["reason"]) == ("unavailable", "needs compute capability 8.9")
-    assert failed["speedup"] is None and failed["samples"] is None
-    assert baseline["status"] == fewer["status"] == "ok"
+    assert (failed.status, failed.reason) == ("unavailable", "needs compute capability 8.9")
+    assert failed.speedup is None and failed.samples is None and failed.baseline is None
+    assert baseline.status == fewer.status == "ok"
     assert study.need([baseline, failed, fewer]) == [baseline, fewer]
     made.clear()
     s, subject = begin()
@@ -276,13 +306,13 @@ def test_an_unavailable_technique_is_a_row_with_its_reason_and_the_others_go_on(
 
 
 def test_what_compiles_for_too_long_is_given_up_until_someone_has_more_patience(begin, made, monkeypatch):
-    fast, waits = study.Subject.batch, iter([0.5])
+    fast, waits = Loaded.batch, iter([0.5])
 
     def slow(self, inputs, steps):
         time.sleep(next(waits, 0.0) if steps == 2 else 0.0)
         return fast(self, inputs, steps)
 
-    monkeypatch.setattr(study.Subject, "batch", slow)
+    monkeypatch.setattr(Loaded, "batch", slow)
 
     def found(patience_s):
         s, subject = begin()
@@ -290,20 +320,20 @@ def test_what_compiles_for_too_long_is_given_up_until_someone_has_more_patience(
         return s.compare(subject, study.plain(STEPS), [candidate])[1]
 
     given_up = found(0.2)
-    assert (given_up["status"], given_up["latency_p50"]) == ("unavailable", None)
-    assert given_up["reason"] == "no image after 0.2 s, so its compilation was given up; allow it more"
+    assert (given_up.status, given_up.latency_p50) == ("unavailable", None)
+    assert given_up.reason == "no image after 0.2 s, so its compilation was given up; allow it more"
     made.clear()
     assert found(0.1) == found(0.2) == given_up and made == []
-    assert found(30)["status"] == "ok" and made
-    assert found(0.2)["status"] == "ok"  # what is there is there
+    assert found(30).status == "ok" and made
+    assert found(0.2).status == "ok"  # what is there is there
 
 
 def test_out_of_memory_is_a_row_and_the_others_go_on(begin, made):
     s, subject = begin()
     broken = study.using(Broken("large", torch.cuda.OutOfMemoryError("tried to allocate 90 GiB\nmore")), STEPS)
     _, failed, fewer = s.compare(subject, study.plain(STEPS), [broken, study.fewer_steps(2)])
-    assert (failed["status"], failed["reason"]) == ("oom", "tried to allocate 90 GiB")
-    assert fewer["status"] == "ok"
+    assert (failed.status, failed.reason) == ("oom", "tried to allocate 90 GiB")
+    assert fewer.status == "ok"
 
 
 def test_what_a_library_refuses_is_a_row_that_is_tried_again(begin, made):
@@ -311,28 +341,30 @@ def test_what_a_library_refuses_is_a_row_that_is_tried_again(begin, made):
     refusal = RuntimeError("backend='inductor' raised:\nTypeError: no such kernel\n\nSet TORCH_LOGS")
     broken = study.using(Broken("odd", refusal), STEPS)
     baseline, failed, fewer = s.compare(subject, study.plain(STEPS), [broken, study.fewer_steps(2)])
-    assert (failed["status"], failed["reason"]) == ("error", "RuntimeError: TypeError: no such kernel")
-    assert baseline["status"] == fewer["status"] == "ok"
+    assert (failed.status, failed.reason) == ("error", "RuntimeError: TypeError: no such kernel")
+    assert baseline.status == fewer.status == "ok"
     s, subject = begin()
     working = study.using(Broken("odd", None), STEPS)
-    assert s.compare(subject, study.plain(STEPS), [working])[1]["status"] == "ok"
+    assert s.compare(subject, study.plain(STEPS), [working])[1].status == "ok"
 
 
 @pytest.mark.parametrize("weights", ["trained", "random"])
 def test_a_baseline_that_runs_out_of_memory_does_not_end_the_notebook(begin, made, monkeypatch, weights):
     s, subject = begin()
-    subject.model = dataclasses.replace(subject.model, weights=weights)
-    batch = study.Subject.batch
+    subject = dataclasses.replace(subject, model=dataclasses.replace(subject.model, weights=weights))
+    batch = Loaded.batch
 
     def limited(self, inputs, steps):
         if steps == STEPS:
             raise torch.cuda.OutOfMemoryError("tried to allocate 90 GiB")
         return batch(self, inputs, steps)
 
-    monkeypatch.setattr(study.Subject, "batch", limited)
-    baseline, fewer = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)])
-    assert baseline["status"] == "oom"
-    assert fewer["status"] != "ok"  # there is nothing to compare it with
+    monkeypatch.setattr(Loaded, "batch", limited)
+    baseline, *others = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2), study.fewer_steps(3)])
+    assert (baseline.status, baseline.reason) == ("oom", "tried to allocate 90 GiB")
+    said = "4 steps can't run here, so there is nothing to compare it with: tried to allocate 90 GiB"
+    assert [(row.status, row.reason) for row in others] == [("unavailable", said)] * 2
+    assert len(s.results.rows()) == 3
 
 
 def test_any_other_error_is_passed_on_and_leaves_the_pipeline_as_it_was(begin, embedded_pipe):
@@ -345,75 +377,53 @@ def test_any_other_error_is_passed_on_and_leaves_the_pipeline_as_it_was(begin, e
 
 def test_candidates_with_the_same_label_keep_their_own_figures(begin, made):
     s, subject = begin()
-    named_alike = [study.plain(n, "fewer steps", "a control") for n in (3, 2)]
+    named_alike = [dataclasses.replace(study.fewer_steps(n), label="a control") for n in (3, 2)]
     _, three, two = s.compare(subject, study.plain(STEPS), named_alike)
-    assert (three["steps"], three["computed_steps"]) == (3, 3)
-    assert (two["steps"], two["computed_steps"]) == (2, 2)
+    assert (three.steps, three.computed_steps) == (3, 3)
+    assert (two.steps, two.computed_steps) == (2, 2)
 
 
 def test_what_is_built_in_stays_in(begin):
     s, subject = begin()
     built = subject.having(FusedRoPE(), ModulationAhead())
     gc.collect()
-    _ = built.pipe
+    loaded = s.loaded(built)
     gc.collect()
-    transformer = built.pipe.transformer
+    transformer = s.pipe(built).transformer
+    assert transformer is loaded.pipe.transformer
     assert {type(b.attn.processor).__name__ for b in transformer.transformer_blocks} == {"Processor"}
-    assert hasattr(transformer, "_fluxnb_ahead") and built.generate("a red ball", 0, 2)
-    built.release()
+    assert hasattr(transformer, "_fluxnb_ahead") and loaded.generate("a red ball", 0, 2)
 
 
-def test_pipelines_built_for_one_measurement_are_freed_after_it(begin, embedded_pipe):
+def test_pipelines_of_ones_own_are_compared_like_any_other(begin, embedded_pipe):
     s, subject = begin()
-    small = study.built(subject, TorchAO("int8 weight-only"), steps=2)
-    missing = study.built(subject, TorchAO("int4 weight-only"), steps=2)
-    rows = s.compare_built(subject, study.plain(2), [small, missing, study.fewer_steps(1)])
-    assert [r["label"] for r in rows] == ["2 steps", "TorchAO INT8 weight-only", "TorchAO INT4 weight-only", "1 steps"]
-    assert [r["status"] for r in rows] == ["ok", "ok", "unavailable", "ok"]
-    assert rows[1]["proof"]["weight"] == "Int8Tensor" and rows[1]["memory_load_gib"] < 0.03
-    assert small.subject._pipe is None and subject.pipe is embedded_pipe
-
-
-def test_as_many_pipelines_are_compared_at_once_as_there_is_room_for(begin, made, monkeypatch):
-    s, subject = begin()
-    subject = dataclasses.replace(subject, model=pipelines.describe("flux-dev-random"), dtype="bfloat16")
-    one, two, three = (study.built(subject, Broken(name, None), steps=2, name=name) for name in ("a", "b", "c"))
-    more = study.on_top(two, Broken("on top", None))  # in the pipeline of the one before
-    happened, compare = [], study.Study.compare
-
-    def noted(self, subject, baseline, candidates, *rest):
-        happened.append([c.name for c in candidates])
-        return compare(self, subject, baseline, candidates, *rest)
-
-    monkeypatch.setattr(study.Study, "compare", noted)
-    monkeypatch.setattr(study.Study, "_room_beside", lambda self, subject: 2)
-    monkeypatch.setattr(study.Subject, "release", lambda self: happened.append(self.built[0].name))
-    rows = s.compare_built(subject, study.plain(2), [one, two, more, three])
-    assert [r["technique"] for r in rows] == ["baseline", "a", "b", "on top", "c"]
-    assert happened == [["a", "b", "on top"], "a", "b", ["c"], "c"]
-    happened.clear()
-    monkeypatch.setattr(study.Study, "_room_beside", lambda self, subject: 1)
-    s.results.path.unlink()
-    again = study.Study(s.params, s.notebook, s.root)
-    again.compare_built(subject, study.plain(2), [one, two, more, three])
-    assert happened == [["a"], "a", ["b", "on top"], "b", ["c"], "c"]
-    wide = dataclasses.replace(one, subject=dataclasses.replace(one.subject, dtype="float32"))
-    assert [len(part) for part in study._in_parts([wide, two, three], 2)] == [1, 2]  # twice as large
-    assert [len(part) for part in study._in_parts([wide, two, three], 1)] == [1, 1, 1]
+    small = study.built(TorchAO("int8 weight-only"), steps=2)
+    missing = study.built(TorchAO("int4 weight-only"), steps=2)
+    rows = s.compare(subject, study.plain(2), [small, missing, study.fewer_steps(1)])
+    assert [r.label for r in rows] == ["2 steps", "TorchAO INT8 weight-only", "TorchAO INT4 weight-only", "1 steps"]
+    assert [r.status for r in rows] == ["ok", "ok", "unavailable", "ok"]
+    assert rows[1].family == families.QUANTIZATION.name and rows[1].exact == ANOTHER
+    assert rows[1].shown("weight") == "Int8Tensor" and rows[1].memory_load_gib < 0.03
+    assert s.pipe(subject) is embedded_pipe
+    again_from_the_table(rows)
 
 
 def test_a_batch_is_one_measurement_of_several_images(begin, made):
     s, subject = begin()
     row = s.compare(subject, study.plain(STEPS, batch=3), [])[0]
-    assert row["batch"] == 3 and row["images_per_s"] == pytest.approx(3 * row["n"] / sum(row["samples"]))
-    assert len(made) % 3 == 0 and row["psnr_identical"] is None  # quality is judged one image at a time
+    assert row.batch == 3 and row.images_per_s == pytest.approx(3 * row.n / sum(row.samples))
+    assert len(made) % 3 == 0 and row.psnr_identical is None  # quality is judged one image at a time
+    made.clear()
+    assert s.compare(subject, study.plain(STEPS, batch=3), []) == [row] and made == []
 
 
 def test_a_function_by_itself_is_a_row_with_what_it_proves(begin):
     s, _ = begin()
     calls = []
-    row = s.time("product", {"size": 3}, lambda: calls.append("run"), 2, lambda: {"proof": {"error": 0.5}}, warm=False)
-    assert calls == ["run"] * 2 and row["proof"] == {"error": 0.5} and row["n"] == 2
+    proof = {"proof": {"error": 0.5}}
+    row = s.time("product", {"size": 3}, lambda: calls.append("run"), 2, also=lambda: proof, warm=False)
+    assert calls == ["run"] * 2 and row.proof == {"error": 0.5} and row.n == 2 and row.stable is None
+    assert (row.family, row.label) == (families.CEILING.name, "product")
     again = s.time("product", {"size": 3}, lambda: calls.append("run"), 2, before=lambda: calls.append("before"))
     assert calls == ["run"] * 2 and again == row
 
@@ -427,40 +437,66 @@ def test_a_corrupted_table_is_a_sentence(begin):
     assert s.results.path.read_text() == "notebook,technique\n1,2\n"
 
 
-def test_nothing_to_report_is_a_sentence(begin):
+def test_nothing_to_report_is_a_sentence():
     with pytest.raises(UserError, match="No finished measurement"):
-        study.need([{"status": "oom", "technique": "x"}])
-    ok = {"status": "ok", "technique": "x"}
-    assert study.need([ok, {"status": "ok", "technique": "y"}], technique="x") == [ok]
+        study.need([Row(status="oom", technique="x")])
+    ok = Row(status="ok", technique="x")
+    assert study.need([ok, Row(status="ok", technique="y")], technique="x") == [ok]
 
 
 # --- candidates of other kinds ------------------------------------------------------------------------------
 
 
 def test_another_number_format_is_compared_with_the_reference(begin, embedded_pipe):
-    s, subject = begin("01_baseline")
-    other = s.subject("embedded", "bfloat16")
-    reference, row = s.compare(
-        subject,
-        study.plain(STEPS, label="float32"),
-        [study.Candidate("number format", "bfloat16", STEPS, subject=other)],
-    )
-    assert (reference["settings"]["dtype"], row["settings"]["dtype"]) == ("float32", "bfloat16")
-    assert reference["settings"]["inputs"] == row["settings"]["inputs"]
-    assert row["load_s"] > 0 and row["psnr_db"] > 10
-    assert other.pipe.transformer.dtype == torch.bfloat16
-    other.release()
-    assert other._pipe is None and embedded_pipe.transformer.dtype == torch.float32
+    s, subject = begin(notebooks.NUMBER_FORMATS)
+    other = study.in_format("bfloat16", STEPS)
+    reference, row = s.compare(subject, study.plain(STEPS, label="float32"), [other])
+    assert (reference.setting("dtype"), row.setting("dtype")) == ("float32", "bfloat16")
+    assert (row.family, row.label, row.mark, row.exact) == (
+        families.NUMBER_FORMAT.name, "bfloat16, 4 steps", "bfloat16", ANOTHER,
+    )  # fmt: skip
+    assert reference.setting("inputs") == row.setting("inputs") and reference.label == "float32"
+    assert row.load_s > 0 and row.psnr_db > 10
+    assert s.pipe(other.of(subject)).transformer.dtype == torch.bfloat16
+    assert s.pipe(subject) is embedded_pipe and embedded_pipe.transformer.dtype == torch.float32
 
 
 def test_images_that_mean_nothing_are_not_judged(begin):
     s, subject = begin()
-    subject.model = dataclasses.replace(subject.model, name="flux-dev-random", weights="random")
+    loaded = s.loaded(subject)
+    random = dataclasses.replace(subject.model, name="flux-dev-random", weights="random")
+    subject = dataclasses.replace(subject, model=random)
+    s.pool._held[subject.pipeline] = _Held(dataclasses.replace(loaded, subject=subject), 0.03, None)
     rows = s.compare(subject, study.plain(STEPS), candidates())
     for row in rows:
-        assert row["weights"] == "random" and row["status"] == "ok"
-        assert all(row[name] is None for name in ("psnr_db", "psnr_identical", "ssim", "adherence"))
-    assert 1 <= rows[1]["computed_steps"] <= STEPS  # from the trace all the same
+        assert row.weights == "random" and row.status == "ok" and row.images is None
+        assert all(getattr(row, name) is None for name in ("psnr_db", "psnr_identical", "ssim", "adherence"))
+    assert 1 <= rows[1].computed_steps <= STEPS  # from the trace all the same
+
+
+@pytest.mark.parametrize(
+    "candidate, meant",
+    [
+        (study.plain(28), (families.BASELINE, "28 steps", "28", None, IDENTICAL)),
+        (study.plain(28, (FusedRoPE(),)), (families.BASELINE, "28 steps, fused RoPE", "28", None, None)),
+        (study.fewer_steps(9), (families.FEWER_STEPS, "9 steps", "9", None, ANOTHER)),
+        (study.fewer_steps(9, DPMSolver()), (families.SECOND_ORDER, "DPM-Solver++, 9 steps", "9", None, ANOTHER)),
+        (study.using(first_block(0.1), 28), (families.FIRST_BLOCK, "FBCache 0.1", "0.1", None, ANOTHER)),
+        (study.using(first_block(0.0), 28), (families.FIRST_BLOCK, "FBCache 0", "0", None, IDENTICAL)),
+        (study.using(first_block(0.1), 28, (Broken("VAE", None),)),
+         (families.FIRST_BLOCK, "FBCache 0.1, VAE", "0.1", None, ANOTHER)),
+        (study.stacked(Stack("two", (Broken("a", None),), (first_block(0.1),)), 28),
+         (families.STACK, "two", "two", "two", ANOTHER)),
+        (study.stacked(Stack("one", (FusedRoPE(),), label="fused"), 28), (None, "fused", "one", "one", ROUNDING)),
+        (study.in_format("bfloat16", 28), (families.NUMBER_FORMAT, "bfloat16, 28 steps", "bfloat16", None, ANOTHER)),
+    ],
+)  # fmt: skip
+def test_a_candidate_says_itself_what_it_is(candidate, meant):
+    family, label, mark, stack, exact = meant
+    found = candidate.meaning
+    assert (found["label"], found["mark"], found["stack"]) == (label, mark, stack)
+    assert found["family"] == (family or FusedRoPE().family).name and found["exact"] in EXACTNESS
+    assert exact in (None, found["exact"])
 
 
 def test_a_subject_follows_the_parameters(begin):
@@ -478,21 +514,21 @@ def test_a_subject_follows_the_parameters(begin):
 
 
 def test_a_ceiling_is_a_row_that_is_found_again(begin):
-    s, _ = begin("00_environment")
+    s, _ = begin(notebooks.ENVIRONMENT)
     calls = []
     row = s.time("ceiling: test", {"size": 2}, lambda: calls.append(1), repeats=4)
-    assert row["status"] == "ok" and row["n"] == 4 and row["latency_p50"] >= 0
-    assert row["model"] is None and row["weights"] == "random"
+    assert row.status == "ok" and row.n == 4 and row.latency_p50 >= 0 and row.stable in (0, 1)
+    assert row.model is None and row.weights == "random"
     assert len(calls) >= 5  # warm-up too
     calls.clear()
-    assert begin("00_environment")[0].time("ceiling: test", {"size": 2}, lambda: calls.append(1), 4) == row
+    assert begin(notebooks.ENVIRONMENT)[0].time("ceiling: test", {"size": 2}, lambda: calls.append(1), 4) == row
     assert calls == []
 
     def unavailable():
         raise Unavailable("needs a GPU")
 
     row = s.time("ceiling: other", {}, unavailable, repeats=4)
-    assert (row["status"], row["reason"]) == ("unavailable", "needs a GPU")
+    assert (row.status, row.reason) == ("unavailable", "needs a GPU")
 
 
 # --- images, traces, progress -------------------------------------------------------------------------------
@@ -504,13 +540,23 @@ def test_images_are_kept_and_made_again_when_they_are_gone(begin, made):
     images = s.images(subject, fewer)
     assert [image.size for image in images] == [(128, 128)] * 2
     assert [call[:2] for call in made] == subject.inputs
-    assert images[0].tobytes() == subject.generate(*subject.inputs[0], 2).tobytes()
+    assert images[0].tobytes() == s.loaded(subject).generate(*subject.inputs[0], 2).tobytes()
     made.clear()
-    kept = begin()[0].images(subject, fewer)
-    assert made == [] and [i.tobytes() for i in kept] == [i.tobytes() for i in images]
+    found = begin()[0].images(subject, fewer)
+    assert made == [] and [i.tobytes() for i in found] == [i.tobytes() for i in images]
     shutil.rmtree(s.images_dir)
     again = s.images(subject, fewer)
     assert len(made) == 2 and [i.tobytes() for i in again] == [i.tobytes() for i in images]
+
+
+def test_what_was_kept_is_found_by_the_row_that_it_belongs_to(begin, made):
+    s, subject = begin()
+    broken = study.using(Broken("cached", None), STEPS)
+    first = s.images(subject, broken)
+    row = s.compare(subject, study.plain(STEPS), [broken])[1]
+    own = {found.name: found for found in kept.every(s.images_dir)}[kept.digest(row)]
+    assert (own.label, own.inputs, own.key["technique"]) == ("cached", subject.inputs, "cached")
+    assert own.image(0).tobytes() == first[0].tobytes() and len(kept.every(s.images_dir)) == 2
 
 
 def test_an_interrupted_set_of_images_does_not_count(begin, made):
@@ -520,6 +566,7 @@ def test_an_interrupted_set_of_images_does_not_count(begin, made):
     done.unlink()
     Image.new("RGB", (1, 1)).save(done.with_name("0.png"))
     made.clear()
+    assert kept.every(s.images_dir) == []
     assert [i.size for i in s.images(subject, study.fewer_steps(2))] == [(128, 128)] * 2
     assert len(made) == 2
 
@@ -536,17 +583,17 @@ def test_traces_say_what_the_cache_decided(begin):
     assert s.traces(subject, study.fewer_steps(2)) == [None, None]
 
 
-def test_progress_ends_with_all_rows_done(begin, made, tmp_path, monkeypatch):
+def test_progress_counts_every_row_once_and_ends_with_all_done(begin, made, tmp_path, monkeypatch):
     events = tmp_path / "progress.jsonl"
     monkeypatch.setenv("FLUXNB_PROGRESS", str(events))
-    for new in (True, False):
+    for done in ([(1, 0), (2, 0), (3, 0), (4, 0)], [(4, 4)]):
         events.unlink(missing_ok=True)
-        s, subject = begin()
-        s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)])
+        s, subject = begin(group=1)  # a baseline for each of the candidates
+        s.compare(subject, study.plain(STEPS), [study.fewer_steps(n) for n in (1, 2, 3)])
         lines = [json.loads(line) for line in events.read_text().splitlines()]
-        assert lines[-1]["notebook"] == "05_first_block_cache"
-        assert lines[-1]["done"] == lines[-1]["total"] == 2
-        assert [line["done"] for line in lines] == ([1, 2] if new else [2])
+        assert lines[-1]["notebook"] == notebooks.FIRST_BLOCK
+        assert [(line["done"], line["found"]) for line in lines] == done
+        assert {line["total"] for line in lines} == {4}
 
 
 # --- opening ------------------------------------------------------------------------------------------------
@@ -554,23 +601,38 @@ def test_progress_ends_with_all_rows_done(begin, made, tmp_path, monkeypatch):
 
 def test_a_notebook_opens_the_study_around_it(user_root, monkeypatch):
     monkeypatch.setattr(params, "detect_gpu", lambda: ("cpu", 0))
-    s = study.begin("smoke", "01_baseline")
+    s = study.begin("smoke", notebooks.NUMBER_FORMATS)
     assert s.root == user_root
-    assert s.results.path == user_root / "reports/single_gpu/smoke/results.csv"
+    assert s.results.path == user_root / "reports/own/single_gpu/smoke/results.csv"
     with pytest.raises(UserError, match="FORCE=1"):
-        study.begin("h100", "01_baseline")
+        study.begin("h100", notebooks.NUMBER_FORMATS)
     monkeypatch.setenv("FLUXNB_FORCE", "1")
-    assert study.begin("h100", "01_baseline").params.name == "h100"
+    assert study.begin("h100", notebooks.NUMBER_FORMATS).params.name == "h100"
 
 
 def test_a_notebook_that_judges_images_says_that_it_needs_trained_weights(user_root, monkeypatch):
     monkeypatch.setattr(params, "detect_gpu", lambda: ("cpu", 0))
-    s = study.begin("smoke", "07_combined_cache")
+    s = study.begin("smoke", notebooks.COMBINED)
     s.params.study.models[:] = ["flux-dev-random", "embedded"]
+    assert [subject.model.name for subject in s.judged] == ["embedded"]
+    assert [subject.model.name for subject in s.full_size] == ["flux-dev-random"]
     assert s.first_judged().model.name == "embedded"
-    s.params.study.models.pop()
+    s = study.begin("smoke", notebooks.COMBINED)
+    s.params.study.models[:] = ["flux-dev-random"]
     with pytest.raises(UserError, match="^07_combined_cache judges images, and no model .* in params/smoke.yaml"):
         s.first_judged()
+
+
+def test_a_notebook_has_its_own_parameters_checked(user_root, monkeypatch):
+    monkeypatch.setattr(params, "detect_gpu", lambda: ("cpu", 0))
+    s = study.begin("smoke", notebooks.FIRST_BLOCK, thresholds=[0, 0.1, 0.5, 0.6])
+    assert s.given.thresholds == [0, 0.1, 0.5, 0.6] and vars(study.begin("smoke", notebooks.FIRST_BLOCK).given) != vars(
+        s.given
+    )
+    with pytest.raises(UserError, match="thresholds"):
+        study.begin("smoke", notebooks.FIRST_BLOCK, thresholds=["a"])
+    with pytest.raises(UserError, match="no_such"):
+        study.begin("smoke", notebooks.FIRST_BLOCK, no_such=1)
 
 
 # --- techniques and ceilings --------------------------------------------------------------------------------
@@ -642,7 +704,38 @@ def test_no_memory_for_the_operands_of_a_ceiling_is_not_a_missing_kernel(monkeyp
 
 
 def test_two_techniques_that_set_the_same_are_told_apart_from_one():
-    first, second = (SimpleNamespace(name=n, label=n, settings={"vae": n}) for n in ("parallel", "compiled"))
-    together = study.on_ranks(None, 2, first, second, steps=1).settings
-    assert together == {"vae": "parallel + compiled"} and study.on_ranks(None, 2, second, steps=1).settings != together
-    assert study.on_top(study.on_ranks(None, 2, first, steps=1), second).settings == together
+    first, second = (Broken(name, None) for name in ("parallel", "compiled"))
+    first.settings, second.settings = {"vae": "parallel"}, {"vae": "compiled"}
+    together = study.built(first, second, steps=1).settings
+    assert together == {"vae": "parallel + compiled"} and study.built(second, steps=1).settings != together
+    assert study.built(first, steps=1, above=(second,)).settings == together
+    assert Candidate(1, (second,), (first,)).settings == together
+
+
+def test_comments_and_docstrings_are_not_what_techniques_do(tmp_path, monkeypatch):
+    from fluxnb.study import code
+
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+    folder = tmp_path / "techniques"
+    folder.mkdir()
+
+    def digest(own, other="SIZE = 1"):
+        (folder / "own.py").write_text(own)
+        (folder / "other.py").write_text(other)
+        code.digest.cache_clear()
+        return code.digest(("fluxnb.techniques.own",))
+
+    body = "from fluxnb.techniques import other\n\ndef f(x):\n    {}return x + 1\n"
+    try:
+        plain = digest(body.format(""))
+        assert (
+            plain
+            == digest(body.format('"""It adds."""\n    '))
+            == digest('"""A room."""\n' + body.format("# one\n    "))
+        )
+        assert plain != digest(body.format("").replace("+ 1", "+ 2"))
+        assert plain != digest(body.format(""), "SIZE = 2")  # what it imports counts
+        assert digest(body.format(""), "# size\nSIZE = 1") == plain
+        assert code.digest(("tests.test_study",)) is None
+    finally:
+        code.digest.cache_clear()

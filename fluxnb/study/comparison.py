@@ -72,6 +72,7 @@ class Comparison:
     _baseline_columns: dict = field(default_factory=dict)  # of the first time that it was warm
     _left: list[Candidate] = field(default_factory=list)  # what was to be measured and has no row yet
     _lacking: str = ""  # why the baseline can't run
+    _again: bool = True  # whether the baseline has yet to be timed against itself
 
     def measure(self, due: list[Candidate], size: int) -> None:
         """Appends a row for each candidate; the baseline's, too, each time that it is timed, first against itself.
@@ -81,17 +82,15 @@ class Comparison:
             size: candidates that share a baseline in a round.
         """
         self._left, others = list(due), [c for c in due if c is not self.baseline]
-        again = bool(others) and self._fit(others[:1])
-        if not again:
-            self._together([], again=True)
+        if not others or not self._fit(others[:1]):
+            self._together([])
         while others and not self._lacking:
             part = self._part(others, size)
             others = others[len(part) :]
             if self._fit(part):
-                self._together(part, again)
+                self._together(part)
             else:
                 self._in_turns(part[0])
-            again = False
         for candidate in self._left:
             said = f"{self.baseline.meaning['label']} can't run here, so there is nothing to compare it with"
             self.append(candidate, {"status": "unavailable", "reason": f"{said}: {self._lacking}"})
@@ -113,7 +112,7 @@ class Comparison:
 
     # --- together ---------------------------------------------------------------------------------------------
 
-    def _together(self, candidates: list[Candidate], again: bool) -> None:
+    def _together(self, candidates: list[Candidate]) -> None:
         """One group in one go; what then has no room, with the card to itself."""
         with self.pool.holding([c.of(self.subject) for c in (self.baseline, *candidates)]):
             if (base := self._baseline_prepared()) is None:
@@ -127,10 +126,10 @@ class Comparison:
                 except torch.cuda.OutOfMemoryError:
                     alone.append(candidate)
                 self._forget(candidate, [base, *ready])
-            if (ready or again) and not self._time(base, ready, again):
+            due = any(c is self.baseline for c in self._left) or (not candidates and self._again)
+            if (ready or due) and not self._time(base, ready):
                 alone += [prepared.candidate for prepared in ready]
-                if again:
-                    self._time(base, [], again)
+                self._time(base, [])
             del base, ready
         for candidate in alone:  # beside others it had no room: by itself it may
             self._in_turns(candidate)
@@ -147,8 +146,9 @@ class Comparison:
         if all(own.pipeline != other.loaded.subject.pipeline for other in others):
             self.pool.release(own)
 
-    def _time(self, base: Prepared, ready: list[Prepared], again: bool) -> bool:
+    def _time(self, base: Prepared, ready: list[Prepared]) -> bool:
         """Rounds of the baseline and of all that is ready, then their rows; False if together they lack memory."""
+        again = self._again or not ready
         runners = [Runner(p) for p in (base, *([base] if again else []), *ready)]
         runs = {str(i): runner.run for i, runner in enumerate(runners)}
         around = {str(i): runner.ready for i, runner in enumerate(runners)}
@@ -164,6 +164,7 @@ class Comparison:
                 self._refuse(self.baseline, failure(error), error)
             return True
         self.settle(samples[0])
+        self._again = False
         row = self._row(self._taken(runners[0], samples[0], sampler), again=samples[1] if again else None)
         for runner, seconds in zip(runners[1 + again :], samples[1 + again :], strict=True):
             try:
