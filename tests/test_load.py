@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fluxnb import params, study
+from fluxnb import families, notebooks, params, study
 from fluxnb.errors import UserError
 from fluxnb.measure import load
 
@@ -15,7 +15,7 @@ FAILING = 2**70  # a seed that no generator takes
 
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
-    given = study.Study(params.load("cpu"), "12_load", tmp_path_factory.mktemp("load")).subject("embedded")
+    given = study.Study(params.load("cpu"), notebooks.LOAD, tmp_path_factory.mktemp("load")).subject("embedded")
     return dataclasses.replace(given, prompts=("a red ball", "a blue cup"), seeds=(0,), width=64, height=64)
 
 
@@ -29,7 +29,7 @@ def test_an_image_of_the_server_is_that_of_the_pipeline(server, subject):
     request = server.ask("a red ball", 3, 2, images=2).wait(60)
     assert request.state == "done" and len(request.result) == 2
     assert [image.tobytes() for image in request.result] == [
-        subject.batch([("a red ball", 3), ("a red ball", 4)], 2)[i].tobytes() for i in range(2)
+        image.tobytes() for image in subject.load().batch([("a red ball", 3), ("a red ball", 4)], 2)
     ]
     assert request.asked <= request.begun <= request.ended
     assert request.latency_s == pytest.approx(request.queued_s + request.service_s)
@@ -155,30 +155,35 @@ def test_a_server_that_cannot_start_says_why(subject):
 
 
 def test_a_load_is_a_row_that_is_found_again(tmp_path, subject, nvml):
-    s = study.Study(params.load("cpu"), "12_load", tmp_path)
+    s = study.Study(params.load("cpu"), notebooks.LOAD, tmp_path)
     loads = [study.Load(1, 1, 4), study.Load(2, 1, 6), study.Load(1, 1, 4, arrivals=0.5)]
     alone, two, arriving = rows = s.serve(subject, loads, 1)
-    assert [(r["technique"], r["users"], r["n"]) for r in rows] == [
-        ("users", 1, 4),
-        ("users", 2, 6),
-        ("arrivals", 1, 4),
+    assert [(r.technique, r.users, r.n, r.images_each) for r in rows] == [
+        ("users", 1, 4, 1),
+        ("users", 2, 6, 1),
+        ("arrivals", 1, 4, 1),
     ]
-    assert two["proof"]["queued_s"] > alone["proof"]["queued_s"] and arriving["settings"]["arrivals"] == 0.5
-    assert alone["gpu_util_avg"] == 60 and alone["telemetry"]["power_peak_w"] == 650.5
-    assert alone["label"] == "1 user, 1 image each" and arriving["label"] == "arrivals at 50%, 1 image each"
-    again = study.Study(params.load("cpu"), "12_load", tmp_path)
+    assert {(r.family, r.images, r.speedup) for r in rows} == {(families.SERVING.name, None, None)}
+    assert len({r.session for r in rows}) == 1 and [r.mark for r in rows] == ["1", "2", "50%"]
+    assert two.shown("queued_s") > alone.shown("queued_s") and arriving.setting("arrivals") == 0.5
+    assert alone.gpu_util_avg == 60 and alone.telemetry["power_peak_w"] == 650.5
+    assert alone.label == "1 user, 1 image each" and arriving.label == "arrivals at 50%, 1 image each"
+    again = study.Study(params.load("cpu"), notebooks.LOAD, tmp_path)
     assert again.serve(subject, loads, 1) == rows
     (fewer,) = again.serve(subject, [study.Load(1, 1, 3)], 1)
     (more,) = again.serve(subject, [study.Load(1, 1, 5)], 1)
-    assert fewer["n"] == 4 and more["n"] == 5 and more["proof"]["requests"] == 5
+    assert fewer.n == 4 and more.n == 5 and more.shown("requests") == 5
+    together = study.Load(2, 1, 4).row(again.key(subject, study.Candidate(1, gpus=2)), 4, 64)
+    assert together[1]["label"] == "2 users, 1 image each, made 4 together"
+    assert together[0]["settings"]["batching"] == 4 and together[0]["settings"]["taken"] == "in shares"
 
 
 def test_arrivals_are_a_share_of_what_all_processes_make(tmp_path, subject, monkeypatch):
     one = params.load("cpu")
     both = dataclasses.replace(one, gpu=dataclasses.replace(one.gpu, count=2))
-    s, rates = study.Study(both, "12_load", tmp_path), []
+    s, rates = study.Study(both, notebooks.LOAD, tmp_path), []
     arrive = load.open_loop
     monkeypatch.setattr(load, "open_loop", lambda server, rate, *more: rates.append(rate) or arrive(server, 9, *more))
     user, arriving = s.serve(subject, [study.Load(1, 2, 2), study.Load(1, 2, 2, arrivals=0.5)], 1)
-    assert rates == [pytest.approx(0.5 * 2 * user["images_per_s"] / 2)]
-    assert arriving["settings"]["arrivals_of"] == "all processes"
+    assert rates == [pytest.approx(0.5 * 2 * user.images_per_s / 2)]
+    assert arriving.setting("arrivals_of") == "all processes"

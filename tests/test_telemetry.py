@@ -41,24 +41,6 @@ def test_machine_works_without_nvml(monkeypatch):
     assert facts["gpus"][0]["power_limit_w"] is None and facts["driver"] is None
 
 
-def test_machine_id_is_the_same_for_the_same_hardware_only(monkeypatch):
-    facts = telemetry.machine()
-    monkeypatch.setattr(telemetry, "machine", lambda: facts)
-    first = telemetry.machine_id()
-    assert first == telemetry.machine_id() and len(first) == 12 and int(first, 16) >= 0
-    facts["driver"] = "another"
-    assert telemetry.machine_id() == first
-    for name, value in (("cpu", "another"), ("usable_threads", 99), ("ram_gib", 9999)):
-        monkeypatch.setattr(telemetry, "machine", lambda name=name, value=value: {**facts, name: value})
-        assert telemetry.machine_id() != first, name
-    gpu = {"name": "NVIDIA H100", "memory_gib": 80, "compute_capability": "9.0", "power_limit_w": 700}
-    ids = []
-    for gpus in ([gpu], [gpu, gpu], [{**gpu, "name": "NVIDIA H200"}], [{**gpu, "power_limit_w": None}]):
-        monkeypatch.setattr(telemetry, "machine", lambda gpus=gpus: {**facts, "gpus": gpus})
-        ids.append(telemetry.machine_id())
-    assert len({first, *ids[:3]}) == 4 and ids[3] == ids[0]
-
-
 def test_versions_name_what_is_installed_only(monkeypatch):
     installed = {"torch": "2.13.0", "diffusers": "0.42.1"}
 
@@ -88,7 +70,7 @@ def test_provenance_has_the_resolved_parameters_and_the_machine():
     smoke = params.load("smoke")
     found = telemetry.provenance(smoke)
     assert found["params"] == smoke.resolved() and found["params_digest"] == smoke.digest
-    assert found["gpu"] == "smoke" and found["machine_id"] == telemetry.machine_id()
+    assert found["gpu"] == "smoke" and found["machine"] == telemetry.machine()
     assert found["started_at"].endswith("+00:00") and "torch" in found["versions"]
 
 
@@ -223,3 +205,57 @@ def test_ticker_leaves_out_a_reading_that_fails():
     with telemetry.Ticker(lambda: 1 / 0, rate_hz=1) as ticker:
         pass
     assert ticker.readings == []
+
+
+def test_a_window_has_what_was_read_in_it_alone(nvml):
+    temperatures = iter(range(60, 100))
+    nvml.nvmlDeviceGetTemperature = lambda handle, kind: next(temperatures)
+    windows = []
+    with telemetry.Sampler(rate_hz=0.01) as sampler:
+        for _ in range(2):
+            start = time.perf_counter()
+            sampler._ticker._take()
+            windows.append((start, time.perf_counter()))
+    assert sampler.result["samples"] == 4 and sampler.result["temperature_peak_c"] == 67
+    assert sampler.within(windows)["samples"] == 2 and sampler.within(windows)["temperature_peak_c"] == 65
+    assert sampler.within(windows[:1])["temperature_peak_c"] == 63
+    assert sampler.within([(0, 0)]) is None  # a window too short to have a reading
+
+
+def test_no_window_has_figures_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(telemetry, "_devices", lambda: [])
+    with telemetry.Sampler() as sampler:
+        pass
+    assert sampler.within([(0, time.perf_counter())]) is None
+
+
+def test_load_of_other_processes_is_counted_while_the_blocks_run(monkeypatch):
+    seconds = iter([(10.0, 100.0), (13.0, 102.0), (50.0, 110.0), (50.0, 112.0)])
+    monkeypatch.setattr(telemetry, "_cpu_seconds", lambda: next(seconds))
+    others = telemetry.OtherLoad()
+    assert others.cores is None
+    for _ in range(2):
+        with others.during():
+            pass
+    assert others.cores == pytest.approx(3 / 4)
+
+
+def test_a_process_that_works_beside_this_one_is_other_load():
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        others = telemetry.OtherLoad()
+        with others.during():
+            time.sleep(1.0)
+        assert others.cores > 0.2
+    finally:
+        busy.kill()
+        busy.wait()
+
+
+def test_a_commit_is_short_and_says_whether_files_differ(tmp_path, monkeypatch):
+    monkeypatch.setattr(telemetry, "_git", lambda root: ("0123456789abcdef", False))
+    assert telemetry.commit(tmp_path) == "0123456789"
+    monkeypatch.setattr(telemetry, "_git", lambda root: ("0123456789abcdef", True))
+    assert telemetry.commit(tmp_path) == "0123456789+"
+    monkeypatch.setattr(telemetry, "_git", lambda root: (None, None))
+    assert telemetry.commit(tmp_path) is None
