@@ -18,7 +18,7 @@ from fluxnb.cache import first_block
 from fluxnb.measure.quality import psnr
 from fluxnb.models import embedded, pipelines
 from fluxnb.technique import applied
-from fluxnb.training import train
+from fluxnb.training import loop, train
 from fluxnb.world import probe, scenes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,7 +86,7 @@ def test_the_folder_is_small_and_holds_nothing_but_data():
 
 def test_settings_and_curve_of_the_training_are_there():
     about = json.loads((embedded.FOLDER / "training.json").read_text())
-    assert set(about["settings"]) == {f.name for f in fields(train.Settings)}
+    assert set(about["settings"]) == {f.name for f in fields(loop.Settings)}
     with (embedded.FOLDER / "training.csv").open(newline="") as file:
         curve = list(csv.DictReader(file))
     last = {row["stage"]: row for row in curve}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fluxnb.errors import UserError
-from fluxnb.models import embedded, pipelines
+from fluxnb.models import embedded, full_size, pipelines
 
 GATED = "black-forest-labs/FLUX.1-dev"
 
@@ -166,7 +166,7 @@ def test_what_the_hub_answers_becomes_a_sentence(no_hub, monkeypatch):
 # --- random weights -----------------------------------------------------------------------------------------
 
 TINY = {
-    "_FLUX_TRANSFORMER": {
+    "TRANSFORMER": {
         "patch_size": 1,
         "in_channels": 64,
         "num_layers": 1,
@@ -177,9 +177,9 @@ TINY = {
         "pooled_projection_dim": 48,
         "axes_dims_rope": (4, 6, 6),
     },
-    "_FLUX_VAE": pipelines._FLUX_VAE | {"block_out_channels": (32,) * 4, "layers_per_block": 1, "sample_size": 64},
-    "_T5_XXL": pipelines._T5_XXL | {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 2},
-    "_CLIP_L": pipelines._CLIP_L
+    "VAE": full_size.VAE | {"block_out_channels": (32,) * 4, "layers_per_block": 1, "sample_size": 64},
+    "T5_XXL": full_size.T5_XXL | {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 2},
+    "CLIP_L": full_size.CLIP_L
     | {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2},
 }
 
@@ -187,8 +187,8 @@ TINY = {
 @pytest.fixture
 def tiny(monkeypatch):
     for name, config in TINY.items():
-        assert config.keys() == getattr(pipelines, name).keys()
-        monkeypatch.setattr(pipelines, name, config)
+        assert config.keys() == getattr(full_size, name).keys()
+        monkeypatch.setattr(full_size, name, config)
 
 
 @pytest.mark.parametrize("name", pipelines.RANDOM)
@@ -239,19 +239,19 @@ def test_random_models_have_the_size_of_flux():
         return sum(p.numel() for p in module.parameters())
 
     with torch.device("meta"):
-        assert size(FluxTransformer2DModel(**pipelines._FLUX_TRANSFORMER, guidance_embeds=True)) == 11_901_408_320
-        assert size(FluxTransformer2DModel(**pipelines._FLUX_TRANSFORMER, guidance_embeds=False)) == 11_891_178_560
-        assert size(AutoencoderKL(**pipelines._FLUX_VAE)) == 83_819_683
-        assert size(T5EncoderModel(T5Config(**pipelines._T5_XXL))) == 4_762_310_656
-        assert size(CLIPTextModel(CLIPTextConfig(**pipelines._CLIP_L))) == 123_060_480
+        assert size(FluxTransformer2DModel(**full_size.TRANSFORMER, guidance_embeds=True)) == 11_901_408_320
+        assert size(FluxTransformer2DModel(**full_size.TRANSFORMER, guidance_embeds=False)) == 11_891_178_560
+        assert size(AutoencoderKL(**full_size.VAE)) == 83_819_683
+        assert size(T5EncoderModel(T5Config(**full_size.T5_XXL))) == 4_762_310_656
+        assert size(CLIPTextModel(CLIPTextConfig(**full_size.CLIP_L))) == 123_060_480
 
 
 def test_activations_stay_sane_through_all_57_blocks():
     from diffusers import FluxTransformer2DModel
 
-    deep = TINY["_FLUX_TRANSFORMER"] | {"num_layers": 19, "num_single_layers": 38}
+    deep = TINY["TRANSFORMER"] | {"num_layers": 19, "num_single_layers": 38}
     transformer = FluxTransformer2DModel(**deep, guidance_embeds=True).to(torch.bfloat16).eval()
-    pipelines.randomize(transformer, 0)
+    full_size.randomize(transformer, 0)
     inside = []
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         block.register_forward_hook(lambda _, __, out: inside.append(out[-1].float().std().item()))
@@ -277,7 +277,7 @@ def test_activations_stay_sane_through_all_57_blocks():
 
 def test_randomize_scales_by_fan_in():
     module = torch.nn.Sequential(torch.nn.Linear(400, 300), torch.nn.LayerNorm(300), torch.nn.Conv2d(16, 64, 3))
-    pipelines.randomize(module, 0)
+    full_size.randomize(module, 0)
     linear, norm, conv = module
     assert linear.weight.std().item() == pytest.approx(400**-0.5, rel=0.02)
     assert conv.weight.std().item() == pytest.approx((16 * 9) ** -0.5, rel=0.05)

@@ -16,7 +16,7 @@ from fluxnb import families, notebooks, params, study
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
 from fluxnb.measure import ceilings, telemetry
-from fluxnb.models import pipelines
+from fluxnb.models import full_size
 from fluxnb.stacks import Stack
 from fluxnb.study import kept, subject
 from fluxnb.study.candidate import Candidate
@@ -678,7 +678,7 @@ def test_ceilings_count_the_work_they_do():
     assert moved == 2 * 2**20
     assert (
         ceilings.FLUX_ATTENTION[1] * ceilings.FLUX_ATTENTION[3]
-        == pipelines._FLUX_TRANSFORMER["attention_head_dim"] * pipelines._FLUX_TRANSFORMER["num_attention_heads"]
+        == full_size.TRANSFORMER["attention_head_dim"] * full_size.TRANSFORMER["num_attention_heads"]
     )
 
 

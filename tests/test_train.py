@@ -15,15 +15,15 @@ from PIL import Image
 from torch import nn
 
 from fluxnb.models import pipelines
-from fluxnb.training import train
+from fluxnb.training import loop, train
 from fluxnb.world import scenes
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = train.Settings.small()
+SMALL = loop.Settings.small()
 
 
 def run(folder, minutes=None, settings=SMALL):
-    return train.Run(folder, settings, "cpu", minutes, workers=1)
+    return loop.Run(folder, settings, "cpu", minutes, workers=1)
 
 
 # --- the whole ----------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class Toy:
         return (self.module(x) - 3 * x).pow(2).mean()
 
     def fit(self, folder, steps, minutes=None):
-        return train.fit(run(folder, minutes), "toy", self.module, self.sample, self.objective, steps, 0.05)
+        return loop.fit(run(folder, minutes), "toy", self.module, self.sample, self.objective, steps, 0.05)
 
 
 def stored(folder):
@@ -144,7 +144,7 @@ def test_a_stopped_stage_goes_on_where_it_stopped(tmp_path):
     counts = []
     for expected in (100, 200):
         toy = Toy()
-        with pytest.raises(train.OutOfTime):
+        with pytest.raises(loop.OutOfTime):
             toy.fit(tmp_path, 250, minutes=0)
         counts.append(toy.count)
         assert stored(tmp_path)["step"] == expected
@@ -171,7 +171,7 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
 
 
 def test_an_interrupted_save_leaves_the_earlier_one(tmp_path, monkeypatch):
-    with pytest.raises(train.OutOfTime):
+    with pytest.raises(loop.OutOfTime):
         Toy().fit(tmp_path, 250, minutes=0)
 
     def broken(state, path):
@@ -202,14 +202,14 @@ def test_other_settings_do_not_go_on_with_a_training(tmp_path):
 
 
 def test_the_clock():
-    assert train.Clock(0).over() and not train.Clock(None).over() and not train.Clock(5).over()
+    assert loop.Clock(0).over() and not loop.Clock(None).over() and not loop.Clock(5).over()
 
 
 # --- parts --------------------------------------------------------------------------------------------------
 
 
 def test_the_learning_rate_rises_and_falls():
-    rates = [train.learning_rate(step, 1000, 2.0, 100) for step in range(1000)]
+    rates = [loop.learning_rate(step, 1000, 2.0, 100) for step in range(1000)]
     assert rates[0] == pytest.approx(0.02) and rates[99] == rates[100] == 2.0
     assert all(a <= b for a, b in zip(rates[:100], rates[1:100], strict=False))
     assert all(a >= b for a, b in zip(rates[100:], rates[101:], strict=False))

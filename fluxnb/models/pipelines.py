@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fluxnb.errors import UserError
-from fluxnb.models import control, embedded
+from fluxnb.models import control, embedded, full_size
 from fluxnb.models.use_cases import (
     CONTROLNET_TXT2IMG,
     NUMBER_FORMATS,
@@ -32,61 +32,11 @@ from fluxnb.models.use_cases import (
 
 __all__ = ["USE_CASES", "steps_run", "takes_condition", "takes_image"]  # of `use_cases`, for those who have this
 
-RANDOM = ("flux-dev-random", "flux-schnell-random")
+RANDOM = full_size.NAMES
 DTYPES = {name: getattr(torch, name) for name in NUMBER_FORMATS}
 CONTROLNET = "InstantX/FLUX.1-dev-Controlnet-Union"  # of FLUX.1-dev itself
 _CONTROLNET = {"num_layers": 5, "num_single_layers": 10, "num_mode": 10}  # its size
 _MODES = {"edges": 0, "depth": 2}  # its control_mode for each kind of condition
-
-# black-forest-labs/FLUX.1-dev's configuration files, as far as they determine shapes
-_FLUX_TRANSFORMER = {
-    "patch_size": 1,
-    "in_channels": 64,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "axes_dims_rope": (16, 56, 56),
-}
-_FLUX_VAE = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (128, 256, 512, 512),
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "sample_size": 1024,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
-}
-_T5_XXL: dict[str, Any] = {
-    "vocab_size": 32128,
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_layers": 24,
-    "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-    "dropout_rate": 0.0,
-    "is_encoder_decoder": False,
-    "use_cache": False,
-}
-_CLIP_L: dict[str, Any] = {
-    "vocab_size": 49408,
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "max_position_embeddings": 77,
-}
-
-
-FLUX_NUMBERS = 16.9e9  # weights of FLUX.1: transformer 11.9, T5 4.8, CLIP and VAE 0.2 thousand million
 
 
 @dataclass(frozen=True)
@@ -156,7 +106,7 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     check(name)
     _quiet()
     if name in RANDOM:
-        pipe = _random(name, DTYPES[dtype], device, seed)
+        pipe = full_size.load(name, DTYPES[dtype], device, seed)
     elif name == embedded.NAME:
         pipe = _from_folder(embedded.FOLDER, DTYPES[dtype])
     elif _is_folder(name):
@@ -173,7 +123,7 @@ def weights_gib(name: str, dtype: str) -> float:
     if local.is_dir():  # saved in 16 bits, as FLUX's are
         numbers = sum(path.stat().st_size for path in local.rglob("*.safetensors")) / 2
     else:
-        numbers = FLUX_NUMBERS
+        numbers = full_size.NUMBERS
     return numbers * DTYPES[dtype].itemsize / 2**30
 
 
@@ -183,7 +133,7 @@ def transformer_config(name: str) -> dict:
 
     check(name)
     if name in RANDOM:
-        return {**_FLUX_TRANSFORMER, "guidance_embeds": "dev" in name}
+        return full_size.transformer(name)
     local = name == embedded.NAME or _is_folder(name)
     source = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser() if local else name
     try:
@@ -236,10 +186,10 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
         torch.set_default_dtype(kind)
         try:
             with torch.device(device):
-                made: Any = FluxControlNetModel(**{**_FLUX_TRANSFORMER, **_CONTROLNET, "guidance_embeds": True})
+                made: Any = FluxControlNetModel(**{**full_size.TRANSFORMER, **_CONTROLNET, "guidance_embeds": True})
         finally:
             torch.set_default_dtype(default)
-        randomize(made.to(kind), seed + 1)
+        full_size.randomize(made.to(kind), seed + 1)
         return made.eval()
     source = source or (control.FOLDER if name == embedded.NAME else CONTROLNET)
     try:
@@ -495,58 +445,3 @@ def _quiet() -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
-
-
-# --- random weights ---------------------------------------------------------------------------------------
-
-
-def _random(name: str, dtype, device: str, seed: int):
-    """FLUX at full size with random weights, made where they will be used, in seconds.
-
-    Every matrix is normal with variance 1 / fan-in, which keeps activations near unit scale through all 57
-    blocks. The tokenizers are the embedded model's: only the number of tokens matters here.
-    """
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
-
-    clip_tokenizer = embedded.clip_tokenizer()
-    clip_tokenizer.model_max_length = 77
-    clip_config = CLIPTextConfig(
-        **_CLIP_L,
-        bos_token_id=clip_tokenizer.bos_token_id,
-        eos_token_id=clip_tokenizer.eos_token_id,
-        pad_token_id=clip_tokenizer.pad_token_id,
-    )
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with torch.device(device):
-            parts: dict[str, Any] = {
-                "vae": AutoencoderKL(**_FLUX_VAE),
-                "text_encoder": CLIPTextModel(clip_config),
-                "text_encoder_2": T5EncoderModel(T5Config(**_T5_XXL)),
-                "transformer": FluxTransformer2DModel(**transformer_config(name)),
-            }
-    finally:
-        torch.set_default_dtype(default)
-    for part in parts.values():
-        randomize(part.to(dtype).eval(), seed)
-    return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            **(embedded.SCHEDULER if "dev" in name else {"shift": 1.0, "use_dynamic_shifting": False})
-        ),
-        tokenizer=clip_tokenizer,
-        tokenizer_2=embedded.t5_tokenizer(),
-        **parts,
-    )
-
-
-@torch.no_grad()
-def randomize(module: torch.nn.Module, seed: int) -> None:
-    """Seeded weights of a sane scale: matrices normal with variance 1 / fan-in, biases 0, norms 1."""
-    generator = torch.Generator(next(module.parameters()).device).manual_seed(seed)
-    for name, weight in module.named_parameters():
-        if weight.ndim >= 2:
-            weight.normal_(0, (weight.shape[0] / weight.numel()) ** 0.5, generator=generator)
-        else:
-            weight.fill_(0.0 if name.endswith("bias") else 1.0)

@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from fluxnb.models import control, embedded, pipelines
-from fluxnb.training.train import Captions, OutOfTime, Run, fit, to_unit, write_about
+from fluxnb.training.loop import OutOfTime, Run, fit
+from fluxnb.training.train import Captions, to_unit, write_about
 from fluxnb.world import probe, scenes
 
 LAYERS, SINGLE_LAYERS = 2, 0  # as in the newer published ones: double blocks only
