@@ -153,7 +153,9 @@ WORDS = {
     },
     "quantized": {"params.schema"},  # a parameter
     "stack": {"study.candidate", "study.kept", "study.study"},  # a column
-    XX
+    "transformer": {  # a part of a pipeline
+        "cache.engine", "findings.trained", "models.full_size", "models.pipelines", "training.train",
+    },
     "VAE": {"findings.parallel"},  # a stage
     "xDiT": {"report.progress"},  # a library, in the plan
 }  # fmt: skip
