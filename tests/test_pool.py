@@ -16,6 +16,7 @@ from fluxnb.study.pool import Pool
 from fluxnb.study.subject import Loaded
 from fluxnb.technique import Unavailable
 from fluxnb.techniques.fused import FusedRoPE
+from fluxnb.techniques.precision import TorchAO
 
 STEPS = 4
 FULL = torch.cuda.OutOfMemoryError("tried to allocate 90 GiB")
@@ -150,6 +151,21 @@ def test_what_lacks_memory_alone_is_oom_and_the_next_candidate_is_measured(begin
     again = s.compare(subject, study.plain(2), [study.built(large, steps=2), study.built(small, steps=2)])
     assert again == rows and made == []  # it is a result
     again_from_the_table(s.results.rows())
+
+
+def test_a_quantization_that_lacks_memory_beside_others_is_not_unavailable(begin, embedded_pipe, monkeypatch):
+    s, subject = begin(prompts=["a cat"])
+    quantize, tries = TorchAO.convert, []
+
+    def convert(self, linear, modulation):
+        if s.pool.beside(subject.having(self)):
+            tries.append("beside")
+            raise FULL
+        return quantize(self, linear, modulation)
+
+    monkeypatch.setattr(TorchAO, "convert", convert)
+    row = s.compare(subject, study.plain(2), [study.built(TorchAO("int8 weight-only"), steps=2)])[1]
+    assert row.ok and row.shown("weight") == "Int8Tensor" and tries == ["beside"]
 
 
 def test_what_lacks_memory_in_turns_is_oom_and_the_next_candidate_is_measured(begin, made, monkeypatch):

@@ -15,16 +15,18 @@ from studied import Broken, again_from_the_table
 from fluxnb import families, notebooks, params, study
 from fluxnb.cache import first_block
 from fluxnb.errors import UserError
-from fluxnb.measure import ceilings, telemetry
+from fluxnb.measure import ceilings, ranks, telemetry
 from fluxnb.models import full_size
 from fluxnb.stacks import Stack
 from fluxnb.study import kept, subject
 from fluxnb.study.candidate import Candidate
+from fluxnb.study.comparison import failure
 from fluxnb.study.pool import _Held
 from fluxnb.study.results import key_of
 from fluxnb.study.row import Row
 from fluxnb.study.subject import Loaded
 from fluxnb.technique import ANOTHER, EXACTNESS, IDENTICAL, ROUNDING, Unavailable, applied
+from fluxnb.techniques import attention
 from fluxnb.techniques.fused import FusedRoPE
 from fluxnb.techniques.modulation import ModulationAhead
 from fluxnb.techniques.precision import TorchAO
@@ -334,6 +336,13 @@ def test_out_of_memory_is_a_row_and_the_others_go_on(begin, made):
     _, failed, fewer = s.compare(subject, study.plain(STEPS), [broken, study.fewer_steps(2)])
     assert (failed.status, failed.reason) == ("oom", "tried to allocate 90 GiB")
     assert fewer.status == "ok"
+
+
+def test_a_rank_that_runs_out_of_memory_is_oom_too():
+    said = "Rank 1 of 2 failed: OutOfMemoryError: CUDA out of memory; the others were ended with it."
+    assert failure(ranks.RankError(said)) == {"status": "oom", "reason": said}
+    assert failure(ranks.RankError("Rank 1 of 2 was killed by signal 9"))["status"] == "error"
+    assert failure(RuntimeError(""))["reason"] == "RuntimeError: no message"
 
 
 def test_what_a_library_refuses_is_a_row_that_is_tried_again(begin, made):
@@ -701,6 +710,20 @@ def test_no_memory_for_the_operands_of_a_ceiling_is_not_a_missing_kernel(monkeyp
     monkeypatch.setattr(torch, "randn", full)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         run()
+
+
+def test_no_memory_for_an_attention_is_not_a_missing_kernel(monkeypatch):
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError("tried to allocate 90 GiB")
+
+    run, _ = ceilings.attention((1, 1, 16, 8), "float32", "math")
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        run()
+    own = attention.function("math")
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        own(*[torch.zeros(1, 1, 16, 8)] * 3)
 
 
 def test_two_techniques_that_set_the_same_are_told_apart_from_one():

@@ -63,6 +63,8 @@ def _small_matmul(size: int, dtype: str):
         multiply = product()  # what runs out of memory here is no missing kernel
         try:
             multiply()
+        except torch.cuda.OutOfMemoryError:
+            raise
         except (RuntimeError, NotImplementedError) as error:
             raise Unavailable(f"needs a GPU with matrix units for {dtype}: {str(error).splitlines()[0]}") from error
 
@@ -96,6 +98,8 @@ def attention(shape: tuple[int, int, int, int], dtype: str, backend: str):
         try:
             with sdpa_kernel(kinds[backend]):
                 torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise Unavailable(
                 f"needs a GPU, PyTorch build and shape that {backend} attention supports: {str(error).splitlines()[0]}"

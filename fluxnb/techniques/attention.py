@@ -123,6 +123,8 @@ def function(kind: str):
                     stack.callback(_flash_4())
                 stack.enter_context(sdpa_kernel(chosen))
                 return scaled_dot_product_attention(q, k, v)
+        except torch.cuda.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise Unavailable(
                 f"needs a GPU, PyTorch build and shape that {kind} attention supports: {str(error).splitlines()[0]}"

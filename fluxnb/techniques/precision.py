@@ -57,7 +57,7 @@ class Quantizer(Technique):
                     setattr(parent, name, new.train(linear.training))
                     replaced.append((parent, name, linear))
                     weights.add(_kind(new))
-        except Unavailable:
+        except (Unavailable, torch.cuda.OutOfMemoryError):
             undo()
             raise
         except (ImportError, NotImplementedError, AssertionError, RuntimeError, ValueError) as error:
