@@ -81,7 +81,8 @@ def test_the_folder_is_small_and_holds_nothing_but_data():
     assert not any(path.is_symlink() for path in files)
     assert {path.suffix for path in files} <= {".safetensors", ".json", ".csv", ".txt", ".model"}
     weights = [path for path in files if path.suffix == ".safetensors"]
-    assert len(weights) == 5  # transformer, VAE, two text encoders, probe
+    assert len(weights) == 4  # transformer, VAE, two text encoders
+    assert (probe.FOLDER / probe.FILE).stat().st_size <= 1_500_000
 
 
 def test_settings_and_curve_of_the_training_are_there():
