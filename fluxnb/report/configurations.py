@@ -9,7 +9,7 @@ from pathlib import Path
 from fluxnb import notebooks
 from fluxnb.findings import ledger
 from fluxnb.report import PAGES, read_json
-from fluxnb.report.render import Page, title_of
+from fluxnb.report.pages import Page, title_of
 from fluxnb.study.results import Results
 from fluxnb.study.row import Row
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from fluxnb import families
 from fluxnb.errors import UserError
 from fluxnb.measure import identity, telemetry
 from fluxnb.study.results import Results, key_of, now
@@ -17,6 +18,7 @@ from fluxnb.study.row import KEY, Row
 from fluxnb.study.session import Session
 
 RUN_IT = "run this notebook without REPLAY=1, on the GPU that it is about."
+NOT_THERE = "not in the table that this page was made from: nobody has measured it on this configuration yet"
 PROGRESS = "FLUXNB_PROGRESS"  # the file that a kernel of `make report` tells how far it is
 
 
@@ -74,11 +76,11 @@ class Rows:
             row = self.results.find(task.key, task.code, errors=shown)
             return row if row is None or shown or task.enough(row) else None
         row = self.results.find(task.key, errors=True, anywhere=True)
-        if row is None:
+        if row is None and task.meaning["family"] == families.BASELINE.name:  # there is nothing to set others beside
             raise UserError(
                 f"A replay measures nothing, and {self.notebook} has no row {task.meaning['label']!r}: {RUN_IT}"
             )
-        return row
+        return row or Row(**task.key, **task.meaning, status="unavailable", reason=NOT_THERE)
 
     def append(self, task: Task, columns: dict) -> Row:
         """The task's row with what came out."""
