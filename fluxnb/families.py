@@ -78,6 +78,10 @@ TEACACHE = Family(
     "TeaCache", "Reuses while the accumulated change of the modulated input, rescaled by a polynomial, stays small.",
     "#de8f05", "^", "threshold", gate=f"{_GATES}.teacache:TeaCache", notebook=nb.TEACACHE,
 )
+MAGCACHE = Family(
+    "MagCache", "Reuses while known ratios of the residual's sizes foretell a small error; it never looks at the image.",
+    "#56b4e9", "p", "threshold", gate=f"{_GATES}.magcache:MagCache", notebook=nb.TEACACHE,
+)
 COMBINED = Family(
     "combined cache", "TeaCache and First Block Cache on the same steps, by a rule.",
     "#029e73", "P", notebook=nb.COMBINED,

@@ -169,6 +169,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "warm_up": Key(int, "steps computed first, of the strategies that have it", low=0, high=50),
         "fewer_steps": Key(list[int], "step counts of the fewer-steps control", low=1, high=199),
         "fit_images": Key(int, "images whose trajectories the polynomial is fitted to", low=1, high=100),
+        "mag_thresholds": Key(list[float], "thresholds of MagCache's foretold error", low=0),
     },
     nb.COMBINED: {
         "tea_thresholds": Key(list[float], "TeaCache thresholds of the grid", low=0),
