@@ -79,7 +79,7 @@ TEACACHE = Family(
     "#de8f05", "^", "threshold", gate=f"{_GATES}.teacache:TeaCache", notebook=nb.TEACACHE,
 )
 MAGCACHE = Family(
-    "MagCache", "Reuses while known ratios of the residual's sizes foretell a small error; it never looks at the image.",
+    "MagCache", "Reuses while known ratios of the residual's sizes foretell a small error; never looks at the image.",
     "#56b4e9", "p", "threshold", gate=f"{_GATES}.magcache:MagCache", notebook=nb.TEACACHE,
 )
 COMBINED = Family(

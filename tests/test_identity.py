@@ -158,8 +158,17 @@ def row(minutes_ago, host="here", id="s1", **changed):
     return Row(host=host, session=id, measured_at=at, **{"run_id": "first", "status": "ok"} | changed)
 
 
+class Clock(datetime):
+    """Time stands still while these tests are run."""
+
+    @classmethod
+    def now(cls, zone=None):
+        return NOW
+
+
 @pytest.fixture
 def up_for_days(monkeypatch):
+    monkeypatch.setattr(session, "datetime", Clock)
     monkeypatch.setattr(session, "_booted", lambda: NOW - timedelta(days=9))
 
 
@@ -183,10 +192,13 @@ def test_a_process_joins_the_session_of_the_last_hour(up_for_days, rows, joined)
     assert own.current([]) == own.current([row(0, id="s9")]) == own.id  # and stays in it
 
 
-def test_after_a_reboot_it_is_another_session(monkeypatch):
+def test_after_a_reboot_it_is_another_session(up_for_days, monkeypatch):
     monkeypatch.setattr(session, "_booted", lambda: NOW - timedelta(minutes=10))
     assert Session("here", "second").current([row(5)]) == "s1"
     assert Session("here", "second").current([row(15)]) != "s1"
+
+
+def test_the_moment_of_the_last_boot_is_in_the_past():
     assert session._booted() < datetime.now(UTC)
 
 
