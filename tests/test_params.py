@@ -103,7 +103,7 @@ def test_null_is_taken_where_it_means_something(folder):
 def test_a_notebook_is_told_the_gpu_and_asks_for_its_values():
     smoke = params.load("smoke")
     assert smoke.for_notebook("00_environment") == {"gpu": "smoke"}
-    assert vars(smoke.given("00_environment")) == {"matmul_size": 1024, "repeats": 2}
+    assert vars(smoke.given("00_environment")) == {"matmul_size": 256, "repeats": 2}
     assert vars(smoke.given("99_without_a_section")) == {}
 
 
@@ -253,8 +253,8 @@ def test_an_unknown_gpu_is_guessed():
             ['dtypes[0] is "bfloat"', "float32, float16, bfloat16 (did you mean bfloat16?)"],
         ),
         (
-            "00_environment: {matmul_size: 512}",
-            ["matmul_size is 512; allowed is a whole number from 1024 to 16384"],
+            "00_environment: {matmul_size: 128}",
+            ["matmul_size is 128; allowed is a whole number from 256 to 16384"],
         ),
         ("05_first_block_cache: {thresholds: [-0.1]}", ["thresholds[0] is -0.1", "of at least 0"]),
         ("05_first_block_cache: {thresholds: [.inf]}", ["thresholds[0] is Infinity"]),

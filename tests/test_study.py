@@ -323,7 +323,7 @@ def test_what_compiles_for_too_long_is_given_up_until_someone_has_more_patience(
 
     given_up = found(0.2)
     assert (given_up.status, given_up.latency_p50) == ("unavailable", None)
-    assert given_up.reason == "no image after 0.2 s, so its compilation was given up; allow it more"
+    assert given_up.reason == "no image after 0.2 s, so it was given up; allow it more"
     made.clear()
     assert found(0.1) == found(0.2) == given_up and made == []
     assert found(30).status == "ok" and made

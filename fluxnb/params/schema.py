@@ -123,7 +123,7 @@ _COMPILED, _WAYS, _DIVIDED = tuple(stacks.COMPILED), tuple(stacks.WAYS), tuple(s
 
 NOTEBOOKS: dict[str, dict[str, Key]] = {
     nb.ENVIRONMENT: {
-        "matmul_size": Key(int, "side of the square matrices of the speed ceiling", low=1024, high=16384),
+        "matmul_size": Key(int, "side of the square matrices of the speed ceiling", low=256, high=16384),
         "repeats": Key(int, "how often each ceiling is measured", low=1, high=1000),
     },
     nb.NUMBER_FORMATS: {
@@ -131,6 +131,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "full_size_steps": Key(
             int, "steps at which full-size models compare number formats: 28 in FP32 take long", low=1, high=200
         ),
+        "patience": Key(float, "seconds until a format's first image, after which it is given up", low=10, high=86400),
     },
     nb.ATTENTION: {
         "tokens": Key(int, "tokens of the kernels' own test; 4608 is FLUX at 1024²", low=64, high=65536),

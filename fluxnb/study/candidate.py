@@ -121,10 +121,10 @@ def built(
     return Candidate(steps, above, techniques, label=label, batch=batch, patience_s=patience_s, **about)
 
 
-def in_format(dtype: str, steps: int) -> Candidate:
-    """The same model in another number format."""
-    family = families.NUMBER_FORMAT
-    return Candidate(steps, (), (), family, family.name, f"{dtype}, {steps} steps", dtype, dtype=dtype)
+def in_format(dtype: str, steps: int, patience_s: float = math.inf) -> Candidate:
+    """The same model in another number format; a processor may lack its arithmetic, and take minutes for an image."""
+    family, label = families.NUMBER_FORMAT, f"{dtype}, {steps} steps"
+    return Candidate(steps, (), (), family, family.name, label, dtype, dtype=dtype, patience_s=patience_s)
 
 
 def stacked(

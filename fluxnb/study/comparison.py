@@ -238,7 +238,7 @@ class Comparison:
             self._refuse(candidate, failure(reason), reason)
             return None
         except latency.TooLate:
-            said = f"no image after {candidate.patience_s:g} s, so its compilation was given up; allow it more"
+            said = f"no image after {candidate.patience_s:g} s, so it was given up; allow it more"
             proof = {"patience_s": candidate.patience_s}
             self._refuse(candidate, {"status": "unavailable", "reason": said, "proof": proof})
             return None
