@@ -237,7 +237,7 @@ def test_a_use_case_shows_what_it_starts_from(said, subject, kept):
     given = SimpleNamespace(image=picture(1), mask=picture(2), condition=lambda kind: picture(3))
     subject.use_case, subject.material = "ControlNet inpainting", lambda prompt, seed: given
     show.grid(kept, subject, BASE, SETTINGS[:1])
-    assert heads(said[0])[1:] == ["input", "mask", "edges", "baseline", "0.05"]
+    assert heads(said[0])[1:] == ["input", "mask", "edges", "baseline", "FBCache 0.05"]
 
 
 def test_traces_are_shown_with_their_masks(said, subject, kept):

@@ -131,12 +131,16 @@ def test_a_replay_finds_what_was_measured_elsewhere_and_measures_nothing(begin, 
     again = s.compare(*given[:2], [study.using(Broken("broken", None), STEPS)])
     assert again[1] == failed[1] and again[1].status == "error"  # shown, not tried again
     assert subject.part(1).for_use_case("img2img").use_case == "img2img"  # names what was measured, loads nothing
+    for missing in (  # a row that says so
+        s.compare(*given[:2], [study.fewer_steps(3)])[1],
+        *s.survey(*given[:2], [study.fewer_steps(3)]),
+        s.time("product", {}, lambda: None, 3),
+        *s.serve(subject, [study.Load(1, 1, 2)], STEPS),
+        *s.spread(subject, [study.stacked(Stack("two", (FusedRoPE(),)), STEPS, gpus=2)]),
+    ):
+        assert missing.status == "unavailable" and missing.label and "nobody has measured it" in missing.reason
     for measuring in (
-        lambda: s.compare(*given[:2], [study.fewer_steps(3)]),
-        lambda: s.survey(*given[:2], [study.fewer_steps(3)]),
-        lambda: s.time("product", {}, lambda: None, 3),
-        lambda: s.serve(subject, [study.Load(1, 1, 2)], STEPS),
-        lambda: s.spread(subject, [study.stacked(Stack("two", (FusedRoPE(),)), STEPS, gpus=2)]),
+        lambda: s.compare(subject, study.plain(STEPS + 1), []),  # nothing can be set beside a baseline that isn't there
         lambda: s.images(subject, study.fewer_steps(3)),
         lambda: s.pipe(subject),
     ):

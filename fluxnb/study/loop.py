@@ -80,7 +80,7 @@ class Rows:
             raise UserError(
                 f"A replay measures nothing, and {self.notebook} has no row {task.meaning['label']!r}: {RUN_IT}"
             )
-        return row or Row(**task.key, **task.meaning, status="unavailable", reason=NOT_THERE)
+        return row or Row(**task.key | task.meaning, status="unavailable", reason=NOT_THERE)
 
     def append(self, task: Task, columns: dict) -> Row:
         """The task's row with what came out."""

@@ -15,6 +15,8 @@ FLUX_RATIOS = (
     0.89062,
 )  # fmt: skip
 
+LONGEST_RUN = 3  # reused steps in a row
+
 
 class MagCache(Thresholded):
     """Reuses while the error that the ratios of the residual's sizes foretell stays at or below the threshold.
@@ -33,10 +35,14 @@ class MagCache(Thresholded):
     point = INPUT
 
     def __init__(self, threshold: float, ratios: Sequence[float] = FLUX_RATIOS, retention: float = 0.2, **options):
-        super().__init__(threshold, **{"longest_run": 3, **options})
+        super().__init__(threshold, **{"longest_run": LONGEST_RUN, **options})
         if not ratios or not 0 <= retention <= 1:
             raise UserError(f"MagCache needs the ratios of its model and a retention from 0 to 1, not {retention!r}.")
         self.ratios, self.retention, self._total = tuple(ratios), retention, len(ratios)
+
+    @property
+    def options(self) -> dict:
+        return {name: value for name, value in super().options.items() if (name, value) != ("longest_run", LONGEST_RUN)}
 
     @property
     def settings(self) -> dict:
