@@ -7,7 +7,9 @@ from fluxnb.study.row import Row
 
 def load_sentence(rows: list[Row]) -> str:
     """What more users do to the rate and to the wait, and whether making requests together pays."""
-    users = [r for r in rows if "arrivals" not in r.settings]
+    users = [r for r in rows if r.ok and "arrivals" not in r.settings]
+    if not users:
+        return "no load was measured here."
     one_by_one = [r for r in users if r.setting("batching") == 1 and r.images_each == users[0].images_each]
     most = max(one_by_one, key=lambda r: r.users)
     first = min((r for r in one_by_one if r.session == most.session), key=lambda r: r.users)

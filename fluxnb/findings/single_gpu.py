@@ -100,7 +100,9 @@ def step_parts(rows: list[Row], ceilings, work):
 
 def ceilings_sentence(rows: list[Row]) -> str:
     """The fastest arithmetic that was measured by itself, and how fast memory is."""
-    best = max((r for r in rows if teraflops(r)), key=teraflops)
+    best = max((r for r in rows if teraflops(r)), key=teraflops, default=None)
+    if best is None:
+        return "no ceiling was measured."
     memory = "".join(f"; memory moves {gigabytes(r):.3g} GB/s, reads and writes counted" for r in rows if gigabytes(r))
     return f"the fastest arithmetic measured is {teraflops(best):.3g} TFLOP/s ({best.label}){memory}."
 

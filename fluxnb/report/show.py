@@ -68,6 +68,9 @@ def table(rows: list[Row], columns: tuple[Column, ...], note: str = "", title: s
     if not rows:
         say(f"{title or 'What this table shows'} was not measured here.", "not-measured")
         return
+    if len(reasons := {r.reason for r in rows}) == 1 and not any(r.ok for r in rows):  # the same in every line
+        say(f"{title or f'{len(rows)} settings'}: {reasons.pop()}.", "not-measured")
+        return
     data = made(rows, columns, index)
     frame(data, sentences(title, about(rows), note, data.attrs.get("note", "")))
 
@@ -175,7 +178,10 @@ def waterfall(rows: list[Row], judged: list[Row], note: str = "") -> None:
         for r, db in phases
     )
     figure = charts.waterfall(
-        [r.label for r in shown], [r.latency_p50 for r in shown], [r.memory_peak_gib for r in shown], decibels
+        [r.stack or r.label for r in shown],
+        [r.latency_p50 for r in shown],
+        [r.memory_peak_gib for r in shown],
+        decibels,
     )
     caption = sentences(
         "Each phase has all that the one before it has; below its seconds stands its gain over that one",
