@@ -138,7 +138,7 @@ def test_a_replay_finds_what_was_measured_elsewhere_and_measures_nothing(begin, 
         *s.serve(subject, [study.Load(1, 1, 2)], STEPS),
         *s.spread(subject, [study.stacked(Stack("two", (FusedRoPE(),)), STEPS, gpus=2)]),
     ):
-        assert missing.status == "unavailable" and missing.label and "nobody has measured it" in missing.reason
+        assert missing.status == "unavailable" and missing.label and "not in the table" in missing.reason
     for measuring in (
         lambda: s.compare(subject, study.plain(STEPS + 1), []),  # nothing can be set beside a baseline that isn't there
         lambda: s.images(subject, study.fewer_steps(3)),

@@ -18,7 +18,7 @@ from fluxnb.study.row import KEY, Row
 from fluxnb.study.session import Session
 
 RUN_IT = "run this notebook without REPLAY=1, on the GPU that it is about."
-NOT_THERE = "not in the table that this page was made from: nobody has measured it on this configuration yet"
+NOT_THERE = "not in the table that this page was made from, with these settings"
 PROGRESS = "FLUXNB_PROGRESS"  # the file that a kernel of `make report` tells how far it is
 
 
