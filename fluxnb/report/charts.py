@@ -243,7 +243,7 @@ def waterfall(phases: list[str], seconds: list[float], gib: list[float | None], 
         quality.annotate(f"{value:.1f}", (i, value), ha="center", xytext=(0, 6), textcoords="offset points", fontsize=8)
     quality.set(ylabel="PSNR, trained (dB)", xlim=(-0.6, len(phases) - 0.4))
     quality.set_ylim(bottom=0, top=1.25 * max((v for _, v in known), default=1))
-    names = [textwrap.fill(phase, 28) for phase in phases]  # a long name would leave the bars no height
+    names = [textwrap.fill(phase, 34) for phase in phases]  # a long name would leave the bars no height
     quality.set_xticks(range(len(phases)), names, rotation=30, ha="right", rotation_mode="anchor")
     figure.tight_layout()
     return figure
