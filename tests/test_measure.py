@@ -1,11 +1,9 @@
 import math
 import signal
 import time
-import tracemalloc
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from fluxnb.measure import latency
@@ -41,97 +39,19 @@ class Clock:
         return run
 
 
-def test_percentiles_of_known_samples():
-    assert latency.percentiles([4, 1, 3, 2, 5]) == {
-        "min": 1,
-        "p25": 2,
-        "p50": 3,
-        "p90": pytest.approx(4.6),
-        "p99": None,
-        "avg": 3,
-    }
-
-
-def test_p99_is_empty_below_100_samples():
-    assert latency.percentiles(range(1, 100))["p99"] is None
-    assert latency.percentiles(range(1, 101))["p99"] == pytest.approx(99.01)
-
-
-@pytest.mark.parametrize("samples", [[], [1.0, float("nan")], [float("inf")], [[1.0], [2.0]]])
-def test_samples_that_are_no_latencies_are_refused(samples):
-    with pytest.raises(ValueError):
-        latency.percentiles(samples)
-
-
-def test_summary_has_the_columns_of_a_result():
-    from fluxnb.study.results import COLUMNS
-
-    row = latency.summary([0.2, 0.1])
-    assert set(row) <= set(COLUMNS)
-    assert row["n"] == 2 and row["samples"] == [0.2, 0.1]
-    assert row["latency_p50"] == row["latency_avg"] == pytest.approx(0.15)
-    assert row["latency_p99"] is None
-
-
-def test_speedup_of_constants_is_exact():
-    assert latency.speedup([3.0] * 5, [1.5] * 5) == (2.0, 2.0, 2.0)
-
-
-def test_speedup_is_paired():
-    # The candidate takes half the time in every round; only a resample of both alike keeps the ratio at 2.
-    baseline = list(np.random.default_rng(1).uniform(1, 10, 12))
-    assert latency.speedup(baseline, [b / 2 for b in baseline]) == pytest.approx((2, 2, 2))
-
-
-def test_speedup_is_a_ratio_of_medians():
-    ratio, low, high = latency.speedup([2.0, 2.0, 2.0, 2.0, 50.0], [1.0, 1.0, 1.0, 1.0, 1.0])
-    assert ratio == 2.0
-    assert low == 2.0 and high > 2.0  # the outlier widens the interval and leaves the ratio alone
-
-
-def test_speedup_is_the_same_each_time_and_depends_on_the_seed():
-    baseline, candidate = np.random.default_rng(0).lognormal(0, 0.3, (2, 20))
-    first = latency.speedup(baseline, candidate)
-    assert first == latency.speedup(baseline, candidate)
-    assert first[1:] != latency.speedup(baseline, candidate, seed=1)[1:]
-
-
-def test_the_interval_covers_the_truth_about_95_times_of_100():
-    rng = np.random.default_rng(0)
-    covered = above_one = 0
-    for _ in range(200):
-        drift = rng.lognormal(0, 0.1, 25)
-        baseline = 2.0 * drift * rng.lognormal(0, 0.05, 25)
-        candidate = 1.0 * drift * rng.lognormal(0, 0.05, 25)
-        _, low, high = latency.speedup(baseline, candidate, resamples=1000)
-        covered += low <= 2.0 <= high
-        above_one += high - low < 0.5
-    assert 0.90 * 200 <= covered <= 199  # and not by being as wide as the world:
-    assert above_one > 190
-
-
-def test_many_samples_are_resampled_in_blocks_of_bounded_size():
-    tracemalloc.start()
-    try:
-        result = latency.speedup([2.0] * 5000, [1.0] * 5000, resamples=2000)  # 240 MB and more when done at once
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert result == (2, 2, 2) and peak < 120e6
-
-
-@pytest.mark.parametrize("baseline, candidate", [([1, 2], [1]), ([1], [1]), ([], []), ([1, 0], [1, 1])])
-def test_speedup_refuses_samples_without_pairs(baseline, candidate):
-    with pytest.raises(ValueError):
-        latency.speedup(baseline, candidate)
-
-
-def test_interleave_reverses_every_other_round():
+def test_interleave_draws_the_order_of_every_round():
     order = []
     clock = Clock()
     runs = {name: (lambda name=name: order.append(name)) for name in "abc"}
-    latency.interleave(runs, 3, clock.synchronize, clock)
-    assert "".join(order) == "abc" + "cba" + "abc"
+    latency.interleave(runs, 60, clock.synchronize, clock)
+    rounds = ["".join(order[i : i + 3]) for i in range(0, 180, 3)]
+    assert all(sorted(one) == list("abc") for one in rounds)
+    assert len(set(rounds)) == 6 and max(map(rounds.count, rounds)) < 25  # every order, none of them nearly always
+    first = sum(one.index("a") < one.index("b") for one in rounds)
+    assert 15 < first < 45  # neither is always the one that finds the machine warm
+    again: list[str] = []
+    latency.interleave({n: (lambda n=n: again.append(n)) for n in "abc"}, 60, clock.synchronize, clock)
+    assert again == order  # ranks that wait for each other draw the same
 
 
 def test_interleave_gives_each_run_its_own_times_in_the_order_of_the_rounds():
@@ -144,7 +64,7 @@ def test_interleave_gives_each_run_its_own_times_in_the_order_of_the_rounds():
         seen.append((name, i))
 
     assert latency.interleave(runs, 2, clock.synchronize, clock, progress) == {"slow": [3, 4], "fast": [1, 2]}
-    assert seen == [("slow", 0), ("fast", 0), ("fast", 1), ("slow", 1)]
+    assert sorted(seen[:2]) == [("fast", 0), ("slow", 0)] and sorted(seen[2:]) == [("fast", 1), ("slow", 1)]
     assert clock.synchronized == 8  # before and after each run
 
 

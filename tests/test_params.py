@@ -73,7 +73,7 @@ def test_the_defaults_are_those_of_the_study():
     assert cache["thresholds"] == [0, 0.01, 0.05, 0.1, 0.12, 0.15, 0.2, 0.3, 0.35, 0.4, 0.5, 0.8]
     assert cache["fewer_steps"] == [24, 20, 16, 14, 12, 10, 8, 6, 5, 4, 3]
     assert (loaded.study.steps, loaded.study.full_size.steps, loaded.study.full_size.width) == (28, 28, 1024)
-    assert loaded.study.width is None and "A red apple on a white table" in loaded.study.prompts
+    assert loaded.study.width is None and "A red apple on a white table" in loaded.study.shown
 
 
 def test_mappings_are_merged_and_lists_are_replaced(folder):
@@ -147,11 +147,11 @@ def test_names_are_taken_from_those_who_define_them():
     assert choices(notebooks.USE_CASES, "use_cases") == list(use_cases.USE_CASES)
 
 
-def test_the_first_prompts_are_taken_of_the_study_s_or_of_one_s_own(folder):
-    assert mine(folder, "gpu: {match: cpu}").study.prompts == list(scenes.PROMPTS)
-    assert mine(folder, "gpu: {match: cpu}\nstudy: {first_prompts: 2}").study.prompts == list(scenes.PROMPTS[:2])
-    own = "gpu: {match: cpu}\nstudy: {prompts: [a cat, a dog], first_prompts: 1}"
-    assert mine(folder, own).study.prompts == ["a cat"]
+def test_what_judges_is_kept_out_of_training_and_what_is_shown_is_the_documents_own(folder):
+    study = mine(folder, "gpu: {match: cpu}\nstudy: {judged: 5}").study
+    assert study.prompts == list(scenes.judging(5)) and study.shown == list(scenes.STUDY_PROMPTS)
+    own = mine(folder, "gpu: {match: cpu}\nstudy: {prompts: [a cat, a dog], judged: 1}").study
+    assert own.prompts == ["a cat"] and own.shown == ["a cat", "a dog"]
 
 
 def test_what_is_given_away_is_a_copy():

@@ -78,10 +78,10 @@ def test_the_prompts_of_the_study_are_part_of_the_world(prompt, facts):
 def test_the_prompts_of_the_parameters_are_understood():
     from fluxnb import params
 
-    prompts = params.load("h200", ROOT / "params").study.prompts
-    assert prompts[:4] == list(scenes.STUDY_PROMPTS)
-    assert set(params.load("cpu", ROOT / "params").study.prompts) <= set(prompts)
-    for prompt in prompts:
+    study = params.load("h200", ROOT / "params").study
+    assert study.shown == list(scenes.STUDY_PROMPTS) and len(study.prompts) == 24
+    assert set(params.load("cpu", ROOT / "params").study.prompts) <= set(study.prompts)
+    for prompt in (*study.prompts, *study.shown, *scenes.PROMPTS):
         assert scenes.parse(prompt) and not scenes.unknown_words(prompt), prompt
 
 
@@ -127,6 +127,19 @@ def test_training_and_held_out_scenes_never_share_a_prompt():
     assert not {s.caption for s in training} & {s.caption for s in kept_out}
     assert {s["family"] for s in kept_out} == set(FAMILIES)
     assert len({s.key for s in kept_out}) > 200  # they are not the same few
+
+
+def test_the_prompts_that_judge_are_kept_out_of_training_and_are_of_every_family():
+    chosen = scenes.judging(24)
+    facts = [scenes.parse(prompt) for prompt in chosen]
+    assert {f["family"] for f in facts} == set(scenes.FACTS["family"])
+    keys = ["; ".join(f"{name}={value}" for name, value in f.items()) for f in facts]
+    assert len(set(keys)) == 24 and set(scenes.judging(6)) <= set(chosen)
+    trained = {scenes.training_scene(i).key for i in range(3000)}
+    assert not trained & set(keys)
+    for prompt, f in zip(chosen, facts, strict=True):
+        assert scenes.held_out(scenes.Scene(tuple(f.items()), prompt, tuple(f))), prompt
+    assert len(scenes.judging(60)) == 60  # more than there are cityscapes
 
 
 def test_a_prompt_is_held_out_however_it_is_worded(samples):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from fluxnb import families, notebooks
 from fluxnb.families import Family
+from fluxnb.measure import stats
 from fluxnb.study.row import Row
 from fluxnb.technique import IDENTICAL, ROUNDING
 
@@ -72,9 +73,40 @@ def psnr_or_infinite(row: Row) -> float:
     return math.inf if row.psnr_db is None else row.psnr_db
 
 
+def ends(row: Row) -> tuple[float, float] | None:
+    """Where its speedup's interval, or of fewer than `stats.LEAST` rounds its range, begins and ends.
+
+    None where there is none: a row of an earlier format has one only from as many rounds as an interval needs.
+    """
+    if row.speedup_ci_low is None or row.speedup_ci_high is None:
+        return None
+    kept = row.baseline is not None or row.again is not None  # the baseline's samples are there
+    return (row.speedup_ci_low, row.speedup_ci_high) if kept or (row.n or 0) >= stats.LEAST else None
+
+
+def within_noise(one: Row, other: Row, baseline: Row) -> bool:
+    """Whether two rows of one baseline are equally fast as far as can be told: the one definition of the noise.
+
+    Their intervals overlap, or what the faster one gains over the other is below the baseline's spread against itself.
+    What has no interval can't be told from anything.
+    """
+    mine, others, own = ends(one), ends(other), ends(baseline)
+    if mine is None or others is None or own is None:
+        return True
+    if mine[0] <= others[1] and others[0] <= mine[1]:
+        return True
+    slower, faster = sorted((one.speedup, other.speedup))
+    return faster / slower - 1 <= max(own[1], 1 / own[0]) - 1
+
+
 def beyond_noise(row: Row, baseline: Row) -> bool:
-    """Whether it is faster, and its interval lies above that of the baseline against itself."""
-    return row.speedup_ci_low is not None and row.speedup_ci_low > max(1.0, baseline.speedup_ci_high or 1.0)
+    """Whether it is faster than its baseline by more than the noise."""
+    return (row.speedup or 0.0) > (baseline.speedup or 1.0) and not within_noise(row, baseline, baseline)
+
+
+def judged(row: Row) -> bool:
+    """Whether its images were judged by today's rules: rows of an earlier format don't say how many there were."""
+    return row.images is not None
 
 
 def baseline_s(row: Row) -> float | None:

@@ -9,20 +9,18 @@ from __future__ import annotations
 import gc
 import itertools
 import math
+import random
 import re
 import signal
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from fluxnb.measure import telemetry
 
-P99_NEEDS = 100  # fewer samples can't hold a 99th percentile
 GIB = 2**30
 
 
@@ -43,56 +41,6 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def percentiles(samples: Sequence[float]) -> dict[str, float | None]:
-    """min, p25, p50, p90, p99 and avg of latencies in seconds, interpolated; p99 is None below n = 100.
-
-    Raises ValueError when there is no sample or one that is not a finite number.
-    """
-    values = _samples(samples)
-    p25, p50, p90, p99 = (float(v) for v in np.percentile(values, [25, 50, 90, 99]))
-    return {
-        "min": float(values.min()),
-        "p25": p25,
-        "p50": p50,
-        "p90": p90,
-        "p99": p99 if len(values) >= P99_NEEDS else None,
-        "avg": float(values.mean()),
-    }
-
-
-def summary(samples: Sequence[float]) -> dict:
-    """The columns of a results row that follow from its latencies: n, latency_min to latency_avg, samples."""
-    latencies = {f"latency_{name}": value for name, value in percentiles(samples).items()}
-    return {"n": len(samples), **latencies, "samples": [float(s) for s in samples]}
-
-
-def speedup(
-    baseline: Sequence[float], candidate: Sequence[float], seed: int = 0, resamples: int = 10_000
-) -> tuple[float, float, float]:
-    """(ratio, low, high): median baseline over median candidate latency, with its 95 % bootstrap interval.
-
-    The samples are pairs taken in the same round, so each resample draws the same rounds from both (Efron
-    1979, percentile method); drift that hits both cancels out. With very few rounds the interval is too
-    narrow: with three, the middle of three ratios is all that there is. Raises ValueError for unequal lengths
-    or fewer than two pairs.
-    """
-    base, cand = _samples(baseline), _samples(candidate)
-    if len(base) != len(cand):
-        raise ValueError(f"paired samples are needed, got {len(base)} of the baseline and {len(cand)} of the candidate")
-    if len(base) < 2:
-        raise ValueError("an interval needs at least two pairs of samples")
-    if base.min() <= 0 or cand.min() <= 0:
-        raise ValueError("a latency must be above zero")
-    rng = np.random.default_rng(seed)
-    ratios = []
-    block = max(1, min(resamples, 2_000_000 // len(base)))  # [block, n] indices at a time bound the memory
-    for start in range(0, resamples, block):
-        rounds = rng.integers(0, len(base), size=(min(block, resamples - start), len(base)))
-        ratios.append(np.median(base[rounds], axis=1) / np.median(cand[rounds], axis=1))
-    low, high = np.percentile(np.concatenate(ratios), [2.5, 97.5])
-    return float(np.median(base) / np.median(cand)), float(low), float(high)
-
-
 def interleave(
     runs: dict[str, Callable[[], Any]],
     rounds: int,
@@ -101,7 +49,7 @@ def interleave(
     progress: Callable[[str, int], None] | None = None,
     around: Mapping[str, Callable[[], AbstractContextManager]] | None = None,
 ) -> dict[str, list[float]]:
-    """Times each of `runs` once per round, in reversed order every other round (ABBA).
+    """Times each of `runs` once per round, in an order drawn at random for each round, the same for equal names.
 
     -> {name: [seconds of round 0, seconds of round 1, ...]}. `around` has what a run is made inside, and `progress`
     is called as progress(name, round) after each: both outside the time taken. What a run raises, out of memory say,
@@ -112,7 +60,7 @@ def interleave(
     samples: dict[str, list[float]] = {name: [] for name in runs}
     with _settled_heap():
         for i in range(rounds):
-            for name in reversed(runs) if i % 2 else runs:
+            for name in random.Random(f"round {i}").sample(list(runs), len(runs)):
                 with (around or {}).get(name, nullcontext)():
                     samples[name].append(timed(runs[name], synchronize, clock))
                 if progress:
@@ -463,12 +411,3 @@ def _cuda(device):
 
     kind = torch.device(device).type if device is not None else "cuda"
     return torch if kind == "cuda" and torch.cuda.is_available() else None
-
-
-def _samples(samples: Sequence[float]) -> np.ndarray:
-    values = np.asarray(samples, dtype=np.float64)
-    if values.ndim != 1 or not len(values):
-        raise ValueError("at least one sample is needed")
-    if not all(math.isfinite(v) for v in values):
-        raise ValueError("a sample is not a finite number")
-    return values

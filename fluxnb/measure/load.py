@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from fluxnb.errors import UserError
-from fluxnb.measure import latency
+from fluxnb.measure import stats
 
 START_S = 600.0  # until a process has to be ready: it loads, compiles and warms up
 
@@ -381,7 +381,7 @@ def figures(requests: list[Request]) -> dict:
     took = max(r.ended for r in done) - min(r.asked for r in requests)
     counts = {state: sum(r.state == state for r in requests) for state in ("failed", "cancelled", "refused")}
     return {
-        **latency.summary([r.latency_s for r in done]),
+        **stats.summary([r.latency_s for r in done]),
         "images_per_s": sum(r.images for r in done) / took,
         "proof": {
             "requests": len(requests),

@@ -226,7 +226,9 @@ def _check_together(params: Params, where) -> None:
 
 def _build(name: str, values: dict) -> Params:
     study = dict(values["study"], full_size=FullSize(**values["study"]["full_size"]))
-    study["prompts"] = (study["prompts"] or list(scenes.PROMPTS))[: study["first_prompts"]]
+    own, judged = study["prompts"], study["judged"]
+    study["prompts"] = own[:judged] if own else list(scenes.judging(judged))
+    study["shown"] = study["shown"] or (own[: len(scenes.STUDY_PROMPTS)] if own else list(scenes.STUDY_PROMPTS))
     notebooks = {stem: values[stem] for stem in NOTEBOOKS}
     return Params(name, GpuParams(**values["gpu"]), StudyParams(**study), notebooks)
 

@@ -105,8 +105,9 @@ class StudyParams:
     """What every notebook has in common."""
 
     models: list[str] = _key("models by name: embedded, flux-dev-random, a hub id or a local folder")
-    prompts: list[str] | None = _key("prompts that every technique is shown with; null = fluxnb.world.scenes.PROMPTS")
-    first_prompts: int | None = _key("how many of them, from the first; null = all", low=1, high=1000)
+    prompts: list[str] | None = _key("prompts of yours; null = kept out of the embedded model's training")
+    judged: int = _key("how many of them judge images: every mean is over these", low=1, high=1000)
+    shown: list[str] | None = _key("prompts shown in every grid and counted in no mean; null = the documents' own")
     seeds: list[int] = _key("seeds; each prompt is drawn once with each of them", low=0, high=2**32 - 1)
     steps: int = _key("denoising steps of one image", low=1, high=200)
     guidance_scale: float = _key("guidance of FLUX.1-dev", low=0, high=30)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fluxnb.errors import UserError
-from fluxnb.measure import latency, telemetry
+from fluxnb.measure import latency, stats, telemetry
 from fluxnb.study.candidate import Candidate
 from fluxnb.study.judging import judge, trace_of
 from fluxnb.study.pool import Pool
@@ -186,11 +186,10 @@ class Comparison:
 
     def _row(self, taken: Taken, base: Row | None = None, again: list[float] | None = None) -> Row:
         """Appends a row: over the baseline's row `base`, or the baseline's own, over the same a second time."""
-        seconds, columns = taken.seconds, {"status": "ok", **taken.columns, **latency.summary(taken.seconds)}
+        seconds, columns = taken.seconds, {"status": "ok", **taken.columns, **stats.summary(taken.seconds)}
         columns["images_per_s"] = taken.candidate.batch * len(seconds) / sum(seconds)
         if pair := (base.samples, seconds) if base else (seconds, again) if again else None:
-            ratio, low, high = latency.speedup(*pair)
-            columns |= {"speedup": ratio, "speedup_ci_low": low, "speedup_ci_high": high}
+            columns |= stats.compared(*pair)
         return self._append(taken.candidate, columns | {"again": again, "baseline": base and base.id})
 
     # --- in turns ---------------------------------------------------------------------------------------------
@@ -353,7 +352,7 @@ def by_itself(run: Callable, repeats: int, also: Callable | None, before: Callab
         if before:
             before()
         warmed = latency.warm_up(run, limit=3, enough_s=SLOW_S) if warm else None
-        taken = latency.summary([latency.timed(run) for _ in range(repeats)])
+        taken = stats.summary([latency.timed(run) for _ in range(repeats)])
         steady = {"stable": int(warmed.stable)} if warmed else {}
         return {"status": "ok", **taken, **steady, **(also() if also else {})}
     except (Unavailable, RuntimeError) as error:

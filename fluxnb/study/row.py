@@ -86,9 +86,10 @@ class Row:
     memory_peak_gib: float | None = _float("GiB allocated at the peak")
     gpu_util_avg: float | None = _float("% of the timed window")
     gpu_memory_avg_pct: float | None = _float("% of the card in the timed window")
-    speedup: float | None = _float("median of the baseline over median, of samples taken in turn")
-    speedup_ci_low: float | None = _float("lower end of its interval")
-    speedup_ci_high: float | None = _float("upper end of its interval")
+    speedup: float | None = _float("median of the baseline's time over its own, round by round")
+    speedup_ci_low: float | None = _float("lower end of its 95 % interval; of fewer than 6 rounds, of their range")
+    speedup_ci_high: float | None = _float("upper end of it")
+    baseline_p50: float | None = _float("median seconds of the baseline in the same rounds")
     computed_steps: float | None = _float("denoising steps computed, on average over images")
     total_steps: int | None = _int("denoising steps run")
     images: int | None = _int("images judged")
@@ -97,6 +98,12 @@ class Row:
     psnr_identical: int | None = _int("images identical to the baseline's")
     ssim: float | None = _float("structural similarity, mean")
     ssim_min: float | None = _float("structural similarity, worst image")
+    st_lpips: float | None = _float("ST-LPIPS (AlexNet) against the baseline's image, mean: 0 is the same image")
+    st_lpips_max: float | None = _float("ST-LPIPS, worst image")
+    flip: float | None = _float("FLIP against the baseline's image, mean: 0 is the same image")
+    flip_max: float | None = _float("FLIP, worst image")
+    clip_score: float | None = _float("cosine of image and prompt in a given CLIP, mean")
+    clip_score_min: float | None = _float("cosine of image and prompt in a given CLIP, worst image")
     adherence: float | None = _float("share of the prompt's facts found, mean")
     adherence_min: float | None = _float("share of the prompt's facts found, worst image")
     psnr_inside_db: float | None = _float("dB inside the inpainting mask, against the baseline")
@@ -129,7 +136,9 @@ class Row:
     @property
     def baseline_s(self) -> float | None:
         """Median seconds of the baseline that was timed in turn with it."""
-        return None if None in (self.speedup, self.latency_p50) else self.speedup * self.latency_p50
+        if self.baseline_p50 is not None or None in (self.speedup, self.latency_p50):
+            return self.baseline_p50
+        return self.speedup * self.latency_p50  # earlier rows' speedup is the ratio of both medians
 
     def setting(self, name: str, default=None):
         """One of its settings."""

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from fluxnb.measure import latency as timing
-from fluxnb.measure import quality, telemetry
+from fluxnb.measure import quality, stats, telemetry
 from fluxnb.study.comparison import watched
 from fluxnb.study.pool import Pool
 from fluxnb.technique import Unavailable, applied
@@ -88,8 +88,7 @@ class _Spread:
         if self.replicas:
             return None, columns[ALONE] | watched(sampler.result) | {"proof": self._said() | by_one}
         row = columns[TOGETHER] | watched(sampler.result)
-        ratio, low, high = timing.speedup(taken[ALONE], taken[TOGETHER])
-        row |= {"speedup": ratio, "speedup_ci_low": low, "speedup_ci_high": high}
+        row |= stats.compared(taken[ALONE], taken[TOGETHER])
         return columns[ALONE], row | self._proved(by_one, made)
 
     def _warm(self, part: str):
@@ -127,7 +126,7 @@ class _Spread:
         loaded, images = self.loaded[part], self.rank.world if part == ALONE else 1
         return {
             "status": "ok",
-            **timing.summary(seconds),
+            **stats.summary(seconds),
             **timing.median_stages(stages),
             "images_per_s": images * len(seconds) / sum(seconds),
             "total_steps": self.steps,

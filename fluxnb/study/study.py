@@ -25,6 +25,7 @@ from fluxnb.study.row import Row
 from fluxnb.study.serving import Load
 from fluxnb.study.subject import Subject
 from fluxnb.technique import Unavailable, applied
+from fluxnb.world import scenes
 
 FORCE = "FLUXNB_FORCE"  # variable of a kernel that `make report` started: on any GPU
 
@@ -81,12 +82,13 @@ class Study(Rows):
         return Subject(
             model=model,
             dtype=dtype or ("bfloat16" if telemetry.machine()["gpus"] else "float32"),
-            prompts=tuple(given.prompts),
+            prompts=tuple(given.prompts) if model.judged else scenes.PROMPTS,
             seeds=tuple(given.seeds),
             guidance=given.guidance_scale,
             width=(given.width or model.side) if small else full.width,
             height=(given.height or model.side) if small else full.height,
             rounds=given.rounds if small else full.rounds,
+            shown=tuple(given.shown),
         )
 
     def first_judged(self) -> Subject:

@@ -40,6 +40,7 @@ class Subject:
     kind: str = "edges"  # of a ControlNet's condition
     strength: float = 0.8  # of image-to-image and inpainting
     controlnet: str | None = None  # a hub id or folder instead of the one that belongs to the model
+    shown: tuple[str, ...] = ()  # prompts for grids: in no mean
 
     def having(self, *techniques: Technique, dtype: str | None = None) -> Subject:
         """The same model in a pipeline of its own, with techniques built in, or in another number format."""
@@ -52,6 +53,11 @@ class Subject:
     def part(self, prompts: int, rounds: int | None = None) -> Subject:
         """The same with the first few prompts and the first seed, and fewer rounds: for wide surveys."""
         return replace(self, prompts=self.prompts[:prompts], seeds=self.seeds[:1], rounds=rounds or self.rounds)
+
+    @property
+    def showing(self) -> Subject:
+        """The same with the prompts that grids show, and the first seed: these images are judged by eye alone."""
+        return replace(self, prompts=self.shown or self.prompts, seeds=self.seeds[:1])
 
     def runs(self, steps: int) -> int:
         """How many of `steps` are run: fewer where an image is the start."""

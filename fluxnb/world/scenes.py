@@ -13,6 +13,7 @@ Four families of scenes, so that the study's own prompts are part of the world:
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
@@ -60,7 +61,7 @@ STUDY_PROMPTS = (
     "A photorealistic portrait of an elderly man with weathered hands holding a vintage camera",
     "A cute panda holding a sign that says hello world",
 )
-PROMPTS = (  # that techniques are shown with
+PROMPTS = (  # of models whose images nobody judges: they are timed with these
     *STUDY_PROMPTS,
     "a blue cube left of a yellow ball on grass at sunset",
     "a green cone, a red car and a white house on snow at night",
@@ -136,6 +137,25 @@ def training_scene(seed: int) -> Scene:
 def held_out_scene(seed: int) -> Scene:
     """The scene number `seed` of the set kept out of training."""
     return _scene_from(random.Random(f"held out {seed}"), wanted=True)
+
+
+# families of the first prompts that judge; only two cityscapes are kept out of training
+_JUDGING = 2 * (
+    *("composed", "animal", "portrait", "composed", "city", "composed"),
+    *("composed", "animal", "portrait", "composed", "animal", "composed"),
+)
+
+
+def judging(count: int) -> tuple[str, ...]:
+    """The first prompts that judge images: kept out of training, no two alike, of every family."""
+    found: dict[str, str] = {}
+    for seed in itertools.count(1_000_000):
+        if len(found) == count:
+            break
+        scene, at = held_out_scene(seed), len(found)
+        if at >= len(_JUDGING) or scene["family"] == _JUDGING[at]:
+            found.setdefault(scene.key, scene.caption)
+    return tuple(found.values())
 
 
 def _scene_from(rng: random.Random, wanted: bool) -> Scene:
