@@ -83,8 +83,9 @@ def test_the_columns_and_their_order():
         "id,label,mark,notebook,family,technique,stack,exact,settings,model,weights,use_case,gpu,gpus,width,height,"
         "steps,batch,users,images_each,seed,status,reason,n,latency_min,latency_p25,latency_p50,latency_p90,"
         "latency_p99,latency_avg,load_s,warmup_s,first_s,stable,text_s,denoise_s,vae_s,images_per_s,memory_load_gib,"
-        "memory_avg_gib,memory_peak_gib,gpu_util_avg,gpu_memory_avg_pct,speedup,speedup_ci_low,speedup_ci_high,"
-        "computed_steps,total_steps,images,psnr_db,psnr_min_db,psnr_identical,ssim,ssim_min,adherence,adherence_min,"
+        "memory_avg_gib,memory_peak_gib,gpu_util_avg,gpu_memory_avg_pct,speedup,speedup_ci_low,speedup_ci_high,baseline_p50,"
+        "computed_steps,total_steps,images,psnr_db,psnr_min_db,psnr_identical,ssim,ssim_min,st_lpips,st_lpips_max,flip,"
+        "flip_max,clip_score,clip_score_min,adherence,adherence_min,"
         "psnr_inside_db,psnr_outside_db,kept_db,kept_vae_db,agreement,telemetry,samples,again,proof,baseline,session,"
         "host,kind,commit,code,versions,measured_at,run_id"
     )
