@@ -13,6 +13,7 @@ from fluxnb.technique import IDENTICAL, ROUNDING
 
 LOSS_ALLOWED = 0.05  # the plans' criterion: quality within 5 % of the uncached model
 LOSS = f"{100 * LOSS_ALLOWED:g} %"
+LOSSLESS_DB, NEAR_LOSSLESS_DB, BALANCED_DB = 40.0, 35.0, 28.0  # floors: PSNR of the worst of all judged images
 CACHES = (*(f for f in families.ALL if f.cache), families.COMBINED)
 SAME = (IDENTICAL, ROUNDING)  # the baseline's image, as far as arithmetic goes
 
@@ -71,6 +72,18 @@ def keeps_adherence(row: Row, baseline: Row) -> bool:
 def psnr_or_infinite(row: Row) -> float:
     """Mean PSNR in dB; infinite where every image is identical."""
     return math.inf if row.psnr_db is None else row.psnr_db
+
+
+def worst_db(row: Row) -> float | None:
+    """PSNR of its worst judged image in dB: infinite where all are identical, None where it isn't known."""
+    if row.psnr_min_db is None and row.psnr_identical and row.psnr_db is None:
+        return math.inf
+    return row.psnr_min_db
+
+
+def above(row: Row, floor_db: float) -> bool:
+    """Whether its worst judged image is at least this near to the uncached one; False where none was judged."""
+    return judged(row) and (worst_db(row) or -math.inf) >= floor_db
 
 
 def ends(row: Row) -> tuple[float, float] | None:
