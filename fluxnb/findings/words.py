@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from fluxnb.measure import quality
+from fluxnb.findings.rows import ends
+from fluxnb.measure import quality, stats
 from fluxnb.study.row import Row
 from fluxnb.world import probe
+
+_COUNTED = {2: "two", 3: "three", 4: "four", 5: "five"}
 
 
 def share(value: float | None) -> str:
@@ -20,6 +23,15 @@ def psnr(row: Row) -> str:
 def interval(row: Row) -> str:
     """The interval of its speedup."""
     return f"[{row.speedup_ci_low:.2f}, {row.speedup_ci_high:.2f}]"
+
+
+def sureness(row: Row) -> str:
+    """What its rounds say of its speedup: 95 % interval [2.40, 2.60], n = 10; a range below six; n where none holds."""
+    n, found = f"n = {row.n}", ends(row)
+    if found is None:
+        return n
+    kind = "95 % interval" if row.n >= stats.LEAST else f"range of {_COUNTED.get(row.n, row.n)} rounds"
+    return f"{kind} [{found[0]:.2f}, {found[1]:.2f}]" + (f", {n}" if row.n >= stats.LEAST else "")
 
 
 def under_image(reference, image, prompt: str | None) -> str:
