@@ -186,7 +186,9 @@ def test_training_curves_have_a_panel_for_each_stage():
 
 def test_the_figures_of_many_phases_do_not_lie_on_each_other():
     count = 14
-    figure = charts.waterfall([f"+ part {i}" for i in range(count)], [2.5] * count, [22.8] * count, [32.1] * count)
+    figure = charts.waterfall(
+        [f"+ part {i}" for i in range(count)], [2.5] * count, ["", *["≈ 1.00×"] * 13], [22.8] * count, [32.1] * count
+    )
     figure.canvas.draw()
     for axes in figure.axes:
         boxes = [text.get_window_extent() for text in axes.texts]
@@ -195,7 +197,7 @@ def test_the_figures_of_many_phases_do_not_lie_on_each_other():
 
 
 def test_a_waterfall_says_what_each_phase_gains_and_makes_nothing_of_what_is_not_known():
-    figure = charts.waterfall(["a", "+ b"], [5.0, 2.5], [34.0, None], [None, 34.0])
+    figure = charts.waterfall(["a", "+ b"], [5.0, 2.5], ["", "2.00×"], [34.0, None], [None, 34.0])
     assert any("2.00×" in text.get_text() for text in figure.axes[0].texts)
     assert [p.get_height() for p in figure.axes[1].patches] == [34.0]
 

@@ -1,11 +1,13 @@
 """What a page says of the machine: what the plans ask for, its facts, its ceilings."""
 
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from fluxnb import families, findings
 from fluxnb.measure import ceilings, telemetry
+from fluxnb.study import comparison
 from fluxnb.study.row import Row
 from fluxnb.techniques import attention, kinds, quantizers
 
@@ -46,9 +48,10 @@ class Timed:
 
     rows: list = field(default_factory=list)
 
-    def time(self, technique, settings, run, repeats, *, family=families.CEILING, label="", also=None):
-        about = {"technique": technique, "settings": settings, "family": family.name, "label": label}
-        self.rows.append(Row(status="ok", latency_p50=1.0, latency_min=1.0, n=repeats, **about))
+    def time(self, technique, settings, run, repeats, *, family=families.CEILING, label="", also=None, held_s=0.0):
+        about = {"technique": technique, "settings": settings, "family": family.name, "label": label, "session": "one"}
+        about |= {"proof": {"timed_s": held_s}, "telemetry": {"sm_clock_avg_mhz": 1600 + 10 * len(self.rows)}}
+        self.rows.append(Row(status="ok", latency_p50=1.0, latency_min=0.5, n=repeats, **about))
         return self.rows[-1]
 
 
@@ -64,12 +67,34 @@ def test_every_ceiling_has_a_row_that_says_what_it_is(machine):
     assert "matrix product 8192³, float16" in [r.label for r in rows] and rows[-1].settings == {"bytes": 2**33}
 
 
-def test_what_is_set_against_the_limit_is_the_fastest_run(machine):
+def test_what_is_set_against_the_limit_is_the_median_under_load_and_says_where_it_is_from(machine):
     machine()
     reached = ceilings.measured(Timed())
     assert reached.products == dict.fromkeys(("float32", "fp8", "int8"), 2 * 1024**3)
     _, heads, tokens, width = ceilings.ONE_HEAD
     assert reached.attention == 4 * heads * tokens**2 * width
+    assert findings.ceilings_words(reached) == "ceilings held for 0.1 s each at a mean of 1,615 MHz in session one"
+    machine(H200)
+    assert ceilings.measured(Timed()).timed_s == 2.0
+    nothing = Timed()
+    nothing.time = lambda *given, **more: Row(status="unavailable", settings=given[1])
+    reached = ceilings.measured(nothing)  # as in a replay of rows that have none
+    assert not reached.products and reached.step_s(None, "fp8") is None and findings.ceilings_words(reached) == ""
+
+
+def test_a_ceiling_is_held_for_as_long_as_it_was_warmed_up(nvml):
+    calls = []
+
+    def run():
+        calls.append(time.perf_counter())
+        time.sleep(0.001)
+
+    columns = comparison.by_itself(run, 4, None, None, True, held_s=0.1)
+    assert columns["n"] == 4 and columns["latency_p50"] == pytest.approx(0.001, rel=0.5)
+    assert 0.05 < columns["proof"]["timed_s"] < 0.3 and columns["telemetry"]["sm_clock_avg_mhz"] == 1800
+    assert calls[-1] - calls[0] > 0.15  # warm-up and samples
+    slow = comparison.by_itself(lambda: time.sleep(0.02), 100, None, None, True, held_s=0.02)
+    assert slow["n"] == 3  # of what takes long no more is asked than a median needs
 
 
 def test_every_kernel_has_a_row_of_its_own(machine):
@@ -90,17 +115,21 @@ def test_every_format_is_measured_once():
 
 
 def variant(label, speedup, first_s):
-    about = {"status": "ok", "label": label, "first_s": first_s, "family": families.COMPILATION.name}
-    return Row(speedup=speedup, speedup_ci_low=speedup - 0.1, speedup_ci_high=speedup + 0.1, **about)
+    about = {"status": "ok", "label": label, "first_s": first_s, "family": families.COMPILATION.name, "n": 3}
+    low, high = speedup - 0.05, speedup + 0.05
+    return Row(speedup=speedup, speedup_ci_low=low, speedup_ci_high=high, baseline="b", session="one", **about)
 
 
 def test_the_plainest_variant_stands_beside_the_fastest():
     eager = variant("eager", 1.0, 2.0)
     rows = [eager, variant("plain", 1.3, 20.0), variant("all of it", 1.5, 40.0)]
+    plain = "plain: 1.30× (range of three rounds [1.25, 1.35]) after a first image in 20 s; "
     assert findings.plainest_sentence(rows) == (
-        "plain: 1.30× ([1.20, 1.40]) after a first image in 20 s; the fastest, all of it: 1.50× ([1.40, 1.60]) after a "
-        "first image in 40 s."
+        f"{plain}faster beyond the noise, all of it: 1.50× (range of three rounds [1.45, 1.55]) after a first image in "
+        "40 s."
     )
-    assert findings.plainest_sentence(rows[:2]).startswith("no variant is faster than plain: 1.30×")
+    assert findings.plainest_sentence(rows[:2]) == f"{plain}no variant is faster beyond the noise."
+    near = replace(rows[2], speedup=1.35, speedup_ci_low=1.3, speedup_ci_high=1.4)
+    assert findings.plainest_sentence([*rows[:2], near]) == f"{plain}no variant is faster beyond the noise."
     gone = Row(label="gone", status="unavailable", reason="needs a GPU")
     assert findings.plainest_sentence([eager, gone]).startswith("no variant can run here")

@@ -155,6 +155,7 @@ def test_sampler_averages_over_time_and_gpus(nvml):
         "temperature_peak_c": 71,
         "throttled": True,
         "throttle_reasons": ["software power cap", "software thermal slowdown"],
+        "power_limited": 1.0,
     }
 
 
@@ -166,6 +167,15 @@ def test_sampler_sees_change_and_an_idle_gpu_is_not_throttled(nvml, monkeypatch)
         pass
     assert (sampler.result["gpu_util_avg"], sampler.result["gpu_util_peak"]) == (30, 50)
     assert sampler.result["throttled"] is False and sampler.result["throttle_reasons"] == []
+    assert sampler.result["power_limited"] == 0
+
+
+def test_how_long_the_power_limit_held_the_clocks_down_is_a_share(nvml):
+    bits = iter([0x4, 0x20])  # the power limit, then heat
+    nvml.nvmlDeviceGetCurrentClocksThrottleReasons = lambda handle: next(bits) if handle == 0 else 0
+    with telemetry.Sampler(rate_hz=0.01) as sampler:
+        pass
+    assert sampler.result["power_limited"] == 0.5
 
 
 def test_sampler_stops_and_closes_after_an_error(nvml):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fluxnb.families import REPLICAS
-from fluxnb.findings.rows import finished, is_baseline, of, same_image, thousand
-from fluxnb.findings.table import APPLIED, LOADED, P50, PEAK, PSNR, SPEEDUP, Column, proved, table
-from fluxnb.findings.words import interval
+from fluxnb.findings.rows import alike, finished, is_baseline, of, of_one_session, same_image, thousand
+from fluxnb.findings.table import APPLIED, CLOCKS, JUDGED, LOADED, P50, PEAK, PSNR, SPEEDUP, Column, proved, table
+from fluxnb.findings.words import labels, sureness
 from fluxnb.study.row import Row
 
 _ALIKE = "identical on all ranks"  # what a row's `decisions` say then
@@ -17,7 +19,7 @@ def scaling_table(rows: list[Row]):
     rate = next((r.images_per_s for r in of(rows, REPLICAS) if r.images_per_s), None)
     columns = (
         P50,
-        Column("alone", lambda r: r.baseline_s or r.shown("alone_s"), "s"),
+        Column("alone", lambda r: r.baseline_s or r.shown("alone_s"), "s", note="alone: on one GPU, in turn with it"),
         *SPEEDUP,
         Column("efficiency", lambda r: r.speedup and r.speedup / r.gpus, share=True),
         proved("communication", share=True),
@@ -25,9 +27,11 @@ def scaling_table(rows: list[Row]):
         Column("of replicas", lambda r: r.images_per_s and rate and r.images_per_s / rate, share=True),
         LOADED,
         PEAK,
-        Column("computed", "computed_steps"),
+        Column("computed", "computed_steps", "steps"),
+        JUDGED,
         PSNR,
         proved("decided", "decisions"),
+        *CLOCKS,
         APPLIED,
     )
     return table(rows, columns)
@@ -95,27 +99,41 @@ def scaling_stages(rows: list[Row]):
 
 
 def scaling_sentence(rows: list[Row]) -> str:
-    """Which way makes one image soonest without changing it, which makes most images, and the soonest image of all."""
-    one = [r for r in finished(rows) if r.family != REPLICAS.name and not is_baseline(r)]
-    best = min((r for r in one if same_image(r) and r.speedup is not None), key=lambda r: r.latency_p50, default=None)
+    """Which way makes one image soonest without changing it, which makes most images, and the soonest image of all.
+
+    Of the session that most rows are of.
+    """
+    own = of_one_session([r for r in finished(rows) if not is_baseline(r)])
+    one = sorted((r for r in own if r.family != REPLICAS.name), key=lambda r: r.latency_p50)
+    best, *others = [r for r in one if same_image(r) and r.speedup is not None] or [None]
     if best is None:
         return "no way of dividing an image could be measured; the table says why."
     said = (
-        f"{best.label} makes one image **{best.speedup:.2f} times** as fast as one GPU "
-        f"({interval(best)}, {best.latency_p50:.3g} s, {best.speedup / best.gpus:.0%} of {best.gpus} times)"
+        f"{best.label} makes one image **{best.speedup:.2f} times** as fast as one GPU ({sureness(best)}; "
+        f"{best.latency_p50:.3g} s instead of {best.baseline_s:.3g} s, {best.speedup / best.gpus:.0%} of {best.gpus}×)"
     )
+    if same := [r for r in others if alike(r, best)]:
+        said += f", within the noise of {labels(same)}"
     if (moving := best.shown("communication")) is not None:
         said += f", with {moving:.0%} of a step's kernels moving data between GPUs"
-    if replicas := of(finished(rows), REPLICAS):
-        more = replicas[0].images_per_s / best.images_per_s
-        said += (
-            f"; {best.gpus} replicas make {replicas[0].images_per_s:.3g} images a second, {more:.2f} times as many: "
-            f"{'replicas win for many images' if more > 1 else 'dividing wins for many images, too'}"
-        )
-    soonest = min(one, key=lambda r: r.latency_p50)
-    if soonest.latency_p50 < best.latency_p50:
+    if replicas := of(own, REPLICAS):
+        said += f"; {_beside_replicas(best, replicas[0])}"
+    soonest = one[0]
+    if soonest.latency_p50 < best.latency_p50 and not alike(soonest, best):
         said += f"; the soonest image of all is there after **{soonest.latency_p50:.3g} s** ({soonest.label})"
     return said + "."
+
+
+def _beside_replicas(best: Row, replicas: Row) -> str:
+    """Whether as many replicas make more images than dividing each, and where they are of a slower pipeline."""
+    more = replicas.images_per_s / best.images_per_s
+    said = f"{best.gpus} replicas make {replicas.images_per_s:.3g} images a second, {more:.2f} times as many"
+    each = replace(replicas, samples=[s / replicas.gpus for s in replicas.samples or []])
+    if not alike(each, best):
+        said += f": {'replicas win for many images' if more > 1 else 'dividing wins for many images, too'}"
+    if best.baseline_s and abs(replicas.latency_p50 / best.baseline_s - 1) > 0.01:
+        said += f" (of another stack: alone it takes {replicas.latency_p50:.3g} s, this one {best.baseline_s:.3g} s)"
+    return said
 
 
 def recorded_sentence(rows: list[Row]) -> str | None:
@@ -148,7 +166,7 @@ def same_everywhere_sentence(rows: list[Row]) -> str:
     compared = [r for r in ok if r.family != REPLICAS.name and r not in stale]
     different = [r for r in compared if not r.psnr_identical]
     decided = [d for r in compared if (d := r.shown("decisions"))]
-    said = f"{len(compared)} ways of dividing make the picture of one rank"
+    said = f"{len(compared)} ways of dividing make the picture of one rank (one picture compared)"
     if different:
         worst = min(r.psnr_db for r in different)
         said += f", {len(compared) - len(different)} of them to the last bit and the others within {worst:.1f} dB"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from fluxnb import families, notebooks
@@ -14,6 +15,7 @@ from fluxnb.technique import IDENTICAL, ROUNDING
 LOSS_ALLOWED = 0.05  # the plans' criterion: quality within 5 % of the uncached model
 LOSS = f"{100 * LOSS_ALLOWED:g} %"
 LOSSLESS_DB, NEAR_LOSSLESS_DB, BALANCED_DB = 40.0, 35.0, 28.0  # floors: PSNR of the worst of all judged images
+LEAST_PEAK = 0.1  # GiB: what lies below is chance
 CACHES = (*(f for f in families.ALL if f.cache), families.COMBINED)
 SAME = (IDENTICAL, ROUNDING)  # the baseline's image, as far as arithmetic goes
 
@@ -117,6 +119,36 @@ def beyond_noise(row: Row, baseline: Row) -> bool:
     return (row.speedup or 0.0) > (baseline.speedup or 1.0) and not within_noise(row, baseline, baseline)
 
 
+def leaders(rows: Iterable[Row], baseline: Row) -> list[Row]:
+    """The fastest and what is equally fast within the noise, fastest first; empty if none is faster than the baseline.
+
+    Beyond the noise, and of the session that most of them are of: others can't be ranked with these.
+    """
+    told = [r for r in rows if r.speedup is not None and ends(r) is not None]
+    faster = [r for r in of_one_session(told) if beyond_noise(r, baseline)]
+    best = fastest(faster)
+    return sorted((r for r in faster if within_noise(r, best, baseline)), key=lambda r: -r.speedup)
+
+
+def of_one_session(rows: Sequence[Row]) -> list[Row]:
+    """Those of the session that most of them are of: only these may be compared second by second."""
+    most = Counter(r.session for r in rows).most_common(1)
+    return [r for r in rows if r.session == most[0][0]]
+
+
+def alike(one: Row, other: Row) -> bool:
+    """Whether two that have no baseline take equally long as far as can be told: their medians' intervals overlap.
+
+    Of fewer than `stats.LEAST` samples their ranges. Rows of two sessions can't be told apart.
+    """
+    if one.session != other.session or not one.samples or not other.samples:
+        return True
+    spans = [
+        (s[left], s[-1 - left]) for s in map(sorted, (one.samples, other.samples)) for left in [stats.left_out(len(s))]
+    ]
+    return spans[0][0] <= spans[1][1] and spans[1][0] <= spans[0][1]
+
+
 def judged(row: Row) -> bool:
     """Whether its images were judged by today's rules: rows of an earlier format don't say how many there were."""
     return row.images is not None
@@ -133,7 +165,12 @@ def over(row: Row, before: Sequence[Row]) -> float | None:
     Both are taken over the baselines that were timed in turn with them.
     """
     own = [1.0 if is_baseline(b) else b.speedup for b in before if b.speedup and b.session == row.session]
-    return row.speedup / max(own) if own and row.speedup else None
+    return row.speedup / max(1.0, *own) if own and row.speedup else None
+
+
+def peak_gib(row: Row) -> float | None:
+    """GiB at the peak of its pipeline alone; None where there are so few that it is chance."""
+    return row.memory_peak_gib if (row.memory_peak_gib or 0.0) >= LEAST_PEAK else None
 
 
 def thousand(value: float | None) -> float | None:

@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from fluxnb.findings import published
 from fluxnb.findings.rows import (
-    LOSS,
-    beyond_noise,
-    fastest,
+    BALANCED_DB,
+    LEAST_PEAK,
+    NEAR_LOSSLESS_DB,
+    above,
+    alike,
     finished,
     gigabytes,
-    keeps_adherence,
-    over,
+    judged,
+    leaders,
     psnr_or_infinite,
     step_ms,
     teraflops,
 )
 from fluxnb.findings.table import (
-    APPLIED,
     BATCH,
-    LEAST_PEAK,
-    LOADED,
     MILLISECONDS,
     P50,
     PEAK,
@@ -32,15 +30,16 @@ from fluxnb.findings.table import (
     WHAT_RAN,
     Column,
     Columns,
-    listed,
+    N,
     proved,
     table,
 )
-from fluxnb.findings.words import interval, psnr
+from fluxnb.findings.words import fastest_words, labels, psnr, sureness
 from fluxnb.study.row import Row
 
 CARDS = (16, 24, 48, 80)  # GiB
-SPARE = 0.05  # share of a card that isn't counted on
+SPARE = 0.1  # share of a card that isn't counted on: PyTorch's reserve, CUDA's context
+FLOORS = (NEAR_LOSSLESS_DB, BALANCED_DB)
 NUMBERS = {  # quantization -> the number format that products are done in; weight-only ones compute in the model's own
     "torchao fp8 row": "fp8",
     "torchao fp8 tensor": "fp8",
@@ -72,8 +71,23 @@ def of_limit(row: Row, ceilings, work) -> float | None:
 
 def limited(columns: Columns, ceilings, work) -> Columns:
     """The columns and, behind the time per step, which share of the machine's limit it reaches."""
-    share = Column("of the limit", lambda r: of_limit(r, ceilings, work), share=True)
+    note = "of the limit: what products and attention take at the ceilings, by the time taken"
+    if said := ceilings_words(ceilings):
+        note += f" ({said})"
+    share = Column("of the limit", lambda r: of_limit(r, ceilings, work), share=True, note=note)
     return tuple(c for column in columns for c in ((column, share) if column is PER_STEP else (column,)))
+
+
+def ceilings_words(ceilings) -> str:
+    """For how long ceilings were held, at which clock, and in which session; rows may be of another."""
+    said = []
+    if ceilings.timed_s:
+        said.append(f"ceilings held for {ceilings.timed_s:.2g} s each")
+    if ceilings.clock_mhz:
+        said.append(f"at a mean of {ceilings.clock_mhz:,.0f} MHz")
+    if ceilings.session:
+        said.append(f"in session {ceilings.session}")
+    return " ".join(said)
 
 
 def step_parts(rows: list[Row], ceilings, work):
@@ -86,12 +100,13 @@ def step_parts(rows: list[Row], ceilings, work):
         reached = ceilings.products.get(number(row))
         return reached and 1e3 * work.products / reached
 
+    reached = ceilings.attention
     columns = (
         Column("one step", step_ms, "ms"),
         proved("products", "step_ms", "matrix products", unit="ms"),
         Column("products at least", products, "ms"),
         proved("attention", "step_ms", "attention", unit="ms"),
-        Column("attention at least", lambda r: 1e3 * work.attention / ceilings.attention, "ms"),
+        Column("attention at least", lambda r: reached and 1e3 * work.attention / reached, "ms"),
         proved("the rest", "step_ms", "the rest", unit="ms"),
         Column("no kernel", lambda r: max(0.0, step_ms(r) - sum(r.shown("step_ms").values())), "ms"),
     )
@@ -99,19 +114,32 @@ def step_parts(rows: list[Row], ceilings, work):
 
 
 def ceilings_sentence(rows: list[Row]) -> str:
-    """The fastest arithmetic that was measured by itself, and how fast memory is."""
-    best = max((r for r in rows if teraflops(r)), key=teraflops, default=None)
-    if best is None:
+    """The fastest arithmetic that was measured by itself, for how long it was held, and how fast memory is."""
+    told = sorted((r for r in rows if teraflops(r)), key=teraflops, reverse=True)
+    if not told:
         return "no ceiling was measured."
+    best, clock = told[0], (told[0].telemetry or {}).get("sm_clock_avg_mhz")
     memory = "".join(f"; memory moves {gigabytes(r):.3g} GB/s, reads and writes counted" for r in rows if gigabytes(r))
-    return f"the fastest arithmetic measured is {teraflops(best):.3g} TFLOP/s ({best.label}){memory}."
+    held = f", held for {best.shown('timed_s'):.2g} s" if best.shown("timed_s") else ", in a burst of milliseconds"
+    held += f" at {clock:,.0f} MHz" if clock else ""
+    return f"the fastest arithmetic measured is {teraflops(best):.3g} TFLOP/s ({best.label}{held}){memory}."
 
 
 def kernels_sentence(rows: list[Row]) -> str:
-    """What the first kernel, the default, runs and reaches, and which is fastest."""
-    default, best = rows[0], max((r for r in rows if teraflops(r)), key=teraflops)
-    said = f"{default.label} runs **{default.shown('kernels')[0]}** and reaches {teraflops(default):.3g} TFLOP/s"
-    return f"{said}; the fastest is {best.label} with {teraflops(best):.3g} TFLOP/s."
+    """What the first kernel, the default, runs and reaches, and which is fastest beyond the spread of its samples."""
+    default = rows[0]
+    told = sorted((r for r in rows if teraflops(r)), key=teraflops, reverse=True)
+    ran = next(iter(default.shown("kernels", [])), "a kernel that no profile names")
+    if default not in told:
+        return f"{default.label} can't run here; the table says why."
+    said = f"{default.label} runs **{ran}** and reaches {teraflops(default):.3g} TFLOP/s"
+    first = [r for r in told if r is told[0] or alike(r, told[0])]
+    if default in first:
+        others = [r for r in first if r is not default]
+        return f"{said}; {f'{labels(others)} can not be told from it' if others else 'none is faster'}."
+    if len(first) > 1:
+        return f"{said}; {labels(first)} are equally fast within the noise, with {teraflops(told[0]):.3g} TFLOP/s."
+    return f"{said}; the fastest is {told[0].label} with {teraflops(told[0]):.3g} TFLOP/s."
 
 
 # --- speed --------------------------------------------------------------------------------------------------
@@ -121,13 +149,12 @@ def formats_sentence(rows: list[Row]) -> str:
     """What an image takes, which number format is fastest beyond the noise, and how large the noise is."""
     ok = finished(rows)
     compared = [r for r in ok if r.steps == ok[-1].steps]
-    first, best = compared[0], fastest(compared)
-    said = f"{ok[0].label} at {ok[0].width}×{ok[0].height} take {ok[0].latency_p50:.3g} s per image. "
-    if best is first or not beyond_noise(best, first):
-        said += "No other number format is faster here beyond the noise. "
-    else:
-        said += f"The fastest format is {best.label}: {best.speedup:.2f} times {first.label} ({interval(best)}). "
-    return said + f"Two runs of the same baseline differ by {abs(ok[0].speedup - 1):.1%}."
+    said = f"{ok[0].label} at {ok[0].width}×{ok[0].height} take {ok[0].latency_p50:.3g} s per image"
+    if compared[1:]:
+        said += f"; {fastest_words(compared[1:], compared[0])}"
+    if (own := compared[0]).speedup:
+        said += f". The baseline over itself, timed twice in turn: {own.speedup:.3f} times ({sureness(own)})"
+    return f"{said}."
 
 
 def fastest_sentence(rows: list[Row]) -> str:
@@ -135,13 +162,7 @@ def fastest_sentence(rows: list[Row]) -> str:
     ok = finished(rows)
     missing = len(rows) - len(ok)
     words = f" {missing} of {len(rows) - 1} can't run here; the table says why." if missing else ""
-    best = fastest(ok[1:])
-    if best is None or not beyond_noise(best, ok[0]):
-        return f"nothing is faster than the baseline, {ok[0].label}, beyond the noise.{words}"
-    return (
-        f"{best.label} is the fastest, **{best.speedup:.2f} times** the baseline, {ok[0].label} "
-        f"({interval(best)}, n = {best.n}), {best.latency_p50:.3g} s per image.{words}"
-    )
+    return f"{fastest_words(ok[1:], ok[0])}.{words}"
 
 
 def compile_table(rows: list[Row], warm: Mapping[str, Row], ceilings, work):
@@ -154,7 +175,7 @@ def compile_table(rows: list[Row], warm: Mapping[str, Row], ceilings, work):
 
     columns = (
         *first_images(warm),
-        Column("steady", "latency_p50", "s"),
+        P50,
         PER_STEP,
         *SPEEDUP,
         proved("graphs"),
@@ -171,22 +192,23 @@ def first_images(warm: Mapping[str, Row]) -> Columns:
     def again(row: Row) -> float | None:
         return warm[row.label].latency_p50 if row.label in warm else None
 
-    return Column("cold", "first_s", "s"), Column("warm", again, "s")
+    cold = "cold: the first image with nothing compiled before, warm: with what the last run compiled; each once"
+    return Column("cold", "first_s", "s", note=cold), Column("warm", again, "s")
 
 
 def plainest_sentence(rows: list[Row]) -> str:
-    """What the first variant gains for its wait, beside the fastest one."""
+    """What the first variant gains for its wait, beside the fastest one, if that is faster beyond the noise."""
     ok = [r for r in finished(rows[1:]) if r.speedup is not None]
     if not ok:
         return "no variant can run here; the table says why."
-    first, best = ok[0], fastest(ok)
 
     def words(row: Row) -> str:
-        return f"{row.speedup:.2f}× ({interval(row)}) after a first image in {row.first_s:.0f} s"
+        return f"{row.label}: {row.speedup:.2f}× ({sureness(row)}) after a first image in {row.first_s:.0f} s"
 
-    if best is first:
-        return f"no variant is faster than {first.label}: {words(first)}."
-    return f"{first.label}: {words(first)}; the fastest, {best.label}: {words(best)}."
+    plain, first = ok[0], leaders(ok, rows[0])
+    if first and plain not in first:
+        return f"{words(plain)}; faster beyond the noise, {words(first[0])}."
+    return f"{words(plain)}; no variant is faster beyond the noise."
 
 
 def work_sentence(work) -> str:
@@ -197,47 +219,59 @@ def work_sentence(work) -> str:
 def waits_sentence(rows: list[Row], warm: Mapping[str, Row]) -> str:
     """The longest wait for a first image, cold and warm."""
     slowest = max((r for r in rows if r.label in warm), key=lambda r: r.first_s)
-    longest = max(r.latency_p50 for r in warm.values())
+    longest = max(warm, key=lambda label: warm[label].latency_p50)
     cold = f"{slowest.first_s:.0f} s cold ({slowest.label})"
-    return f"the longest wait for a first image is {cold} and {longest:.0f} s warm."
+    return f"the longest wait for a first image is {cold} and {warm[longest].latency_p50:.0f} s warm ({longest})."
 
 
 # --- what changes images ------------------------------------------------------------------------------------
 
 
 def changes_sentence(rows: list[Row]) -> str:
-    """Which technique changes the images most, and whether adherence holds under all of them."""
+    """Which technique changes the images most, and which keep every image near the eager one."""
     ok = finished(rows[1:])
     if not ok:
         return "no variant can run here; the table says why."
-    worst = min(ok, key=psnr_or_infinite)
-    if math.isinf(psnr_or_infinite(worst)):
+    if all(math.isinf(psnr_or_infinite(r)) for r in ok):
         return "every variant makes the eager images, to the last bit."
-    lost = [r.label for r in ok if not keeps_adherence(r, rows[0])]
-    kept = f"adherence is lost by more than {LOSS} with {', '.join(lost)}" if lost else "adherence is kept"
-    return f"of {len(ok)} variants {worst.label} changes images most, to {worst.psnr_db:.1f} dB; {kept}."
+    most = min(ok, key=psnr_or_infinite)
+    return f"of {len(ok)} variants {most.label} changes images most, to {psnr(most)} on average; {_floors(ok)}."
 
 
 def quality_sentence(rows: list[Row]) -> str:
-    """The order of formats by what they change, from the least to the most."""
+    """The order of formats by what they change, from the least to the most, and how many keep every image near."""
     ok = sorted(finished(rows[1:]), key=psnr_or_infinite)
     if not ok:
         return "no quantized format can run here; the table says why."
-    worst, best, missing = ok[0], ok[-1], len(rows) - 1 - len(ok)
+    most, least, missing = ok[0], ok[-1], len(rows) - 1 - len(ok)
     return (
-        f"of {len(ok)} formats, {best.label} changes the image least ({psnr(best)}) and {worst.label} most "
-        f"({psnr(worst)}); {sum(keeps_adherence(r, rows[0]) for r in ok)} keep adherence within {LOSS}."
-        + (f" {missing} can't run here; the table says why." if missing else "")
+        f"of {len(ok)} formats, {least.label} changes the image least ({psnr(least)} on average) and {most.label} most "
+        f"({psnr(most)}); {_floors(ok)}." + (f" {missing} can't run here; the table says why." if missing else "")
     )
 
 
+def _floors(rows: list[Row]) -> str:
+    """How many keep the worst of their judged images above each floor, and what the probe finds of its facts."""
+    known = [r for r in rows if judged(r)]
+    if not known:
+        return "their worst images aren't counted: how many were judged isn't known"
+    counts = (f"{floor:g} dB or more with {sum(above(r, floor) for r in known)} of {len(known)}" for floor in FLOORS)
+    said = f"the worst of {_between([r.images for r in known])} images stays at {' and at '.join(counts)}"
+    facts = [r.adherence for r in known if r.adherence is not None]
+    return said + (f" (adherence {min(facts):.0%} to {max(facts):.0%})" if facts else "")
+
+
+def _between(values: list) -> str:
+    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
 def fits(rows: list[Row]):
-    """Which cards hold each setting: its peak and some to spare."""
+    """Which cards hold each setting: what it allocates and some to spare."""
 
     def holds(card: int) -> Column:
         return Column(f"{card} GiB", lambda r: "yes" if r.memory_peak_gib / (1 - SPARE) <= card else "no")
 
-    return table(rows, map(holds, CARDS))
+    return table(rows, (PEAK, *map(holds, CARDS)))
 
 
 # --- the VAE by itself --------------------------------------------------------------------------------------
@@ -245,21 +279,32 @@ def fits(rows: list[Row]):
 
 def decoding_table(rows: list[Row]):
     """Every way of decoding beside the first of its size and batch, if that was timed in the same session."""
-    columns = (SIDE, BATCH, MILLISECONDS, Column("over the first", _over_first(rows)), PEAK, WHAT_RAN)
+    note = "over the first: over the VAE as it is, at the same size and batch, in the same session"
+    over_first = Column("over the first", _over_first(rows), "×", note=note)
+    columns = (SIDE, BATCH, MILLISECONDS, over_first, N, PEAK, WHAT_RAN)
     return table(rows, columns, "option")
 
 
 def decoding_sentence(rows: list[Row]) -> str:
     """Which option decodes one image of the first size fastest, and which needs least memory at the largest."""
-    one = [(r, times) for r, times in zip(rows, _over_first(rows), strict=True) if times and r.batch == 1]
-    best, times = max((pair for pair in one if pair[0].width == rows[0].width), key=lambda pair: pair[1])
-    said = (
-        f"{best.label} decodes {best.width}² fastest, in {1e3 * best.latency_p50:.3g} ms ({times:.2f}× {rows[0].label})"
-    )
-    side = max(r.width for r, _ in one)
-    peaks = {r.label: r.memory_peak_gib for r, _ in one if r.width == side and r.memory_peak_gib}
+    one = [r for r, times in zip(rows, _over_first(rows), strict=True) if times and r.batch == 1]
+    plain = rows[0]
+    same = [r for r in one if (r.width, r.session) == (plain.width, plain.session)]
+    best = min(same, key=lambda r: r.latency_p50)
+    first = [r for r in same if alike(r, best)]
+    if plain in first:
+        said = f"nothing decodes {plain.width}² faster than {plain.label} beyond the noise"
+    elif len(first) > 1:
+        said = f"{labels(first)} decode {plain.width}² equally fast within the noise"
+    else:
+        said = f"{best.label} decodes {plain.width}² fastest"
+    if plain not in first:
+        times = plain.latency_p50 / best.latency_p50
+        said += f", {best.label} in {1e3 * best.latency_p50:.3g} ms ({times:.2f}× {plain.label}, n = {best.n})"
+    side = max(r.width for r in one)
+    peaks = {r.label: r.memory_peak_gib for r in one if r.width == side and r.memory_peak_gib}
     least = min(peaks, key=peaks.get, default=None)
-    if least and (saved := peaks.get(rows[0].label, 0.0) - peaks[least]) >= LEAST_PEAK:
+    if least and (saved := peaks.get(plain.label, 0.0) - peaks[least]) >= LEAST_PEAK:
         said += f"; at {side}² {least} needs least memory, {peaks[least]:.2f} GiB, {saved:.2f} GiB less"
     return said + "."
 
@@ -270,52 +315,3 @@ def _over_first(rows: Sequence[Row]) -> list[float | None]:
         first.setdefault((r.width, r.batch, r.session), r.latency_p50)
     plain = [first[r.width, r.batch, r.session] for r in rows]
     return [p / r.latency_p50 if p and r.latency_p50 else None for p, r in zip(plain, rows, strict=True)]
-
-
-# --- the stack ----------------------------------------------------------------------------------------------
-
-
-def gains(rows: list[Row], ceilings=None, work=None):
-    """Every phase with its gain over the fastest before it and over the baseline; its share of the limit if known."""
-    own = Column("own gain", [over(r, rows[:i]) for i, r in enumerate(rows)])
-    columns = (P50, PER_STEP, own, *SPEEDUP, LOADED, PEAK, APPLIED)
-    return table(rows, limited(columns, ceilings, work) if ceilings else columns, "phase")
-
-
-def stack_sentence(rows: list[Row]) -> str:
-    """From the baseline to the whole stack, and what the largest single step was."""
-    first, last = rows[0], rows[-1]
-    said = (
-        f"the whole stack takes **{last.latency_p50:.2f} s** instead of {last.baseline_s:.2f} s, {last.speedup:.2f}× "
-        f"({interval(last)}), at {last.memory_peak_gib:.1f} GiB instead of {first.memory_peak_gib:.1f}"
-    )
-    gained = [(gain, r.label) for i, r in enumerate(rows) if (gain := over(r, rows[:i]))]
-    if gained:
-        gain, label = max(gained)
-        said += f"; the largest single step is “{label}”, {gain:.2f}× the fastest before it"
-    return said + "."
-
-
-def beside_published(rows: list[Row], most: float = 0.15):
-    """Published speedups, each over its own baseline, beside those of our stacks, each over its own.
-
-    Where they differ by more than `most`, the reason that fluxnb.findings.published has for it stands beside them.
-    """
-    stacks = {r.stack: r for r in rows if r.stack}
-    lines = []
-    for claim in published.COUNTERPARTS:
-        ours, ratio = stacks.get(claim.ours), claim.ratio()
-        difference = None if ours is None else ours.speedup / ratio - 1
-        close = difference is not None and abs(difference) <= most
-        lines.append(
-            {
-                "claim": claim.text,
-                "GPU": claim.gpu,
-                "published": ratio,
-                "ours": ours and ours.speedup,
-                "difference": difference,
-                "why": "not run here" if ours is None else "" if close else claim.why,
-                "row": ours and ours.id,
-            }
-        )
-    return listed(lines, "claim")

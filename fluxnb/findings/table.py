@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from fluxnb.findings.rows import applied, baseline_s, gigabytes, step_ms, teraflops, thousand, what_ran
+from fluxnb.findings.rows import (
+    applied,
+    baseline_s,
+    ends,
+    gigabytes,
+    judged,
+    peak_gib,
+    step_ms,
+    teraflops,
+    thousand,
+    what_ran,
+)
+from fluxnb.findings.words import under_limit, whiskers
 from fluxnb.study.row import Row
 
-LEAST_PEAK = 0.1  # GiB: what lies below is chance
+LEAST_SAMPLES = 10  # of a percentile besides the median, and of any of a load, where requests are few
 EARLIER = "Rows of an earlier format: their sessions aren't known"
 
 
@@ -22,6 +34,7 @@ class Column:
         unit: shown beside the title.
         share: a part of 1, shown in percent.
         format: a format specification instead of three significant figures.
+        note: what a reader has to know about it, said once below the table.
     """
 
     title: str
@@ -29,6 +42,7 @@ class Column:
     unit: str = ""
     share: bool = False
     format: str = ""
+    note: str = ""
 
     def of(self, rows: Sequence[Row]) -> list:
         """Its value for each row."""
@@ -43,8 +57,8 @@ Columns = tuple[Column, ...]
 def table(rows: Sequence[Row], columns: Iterable[Column], index: str | Column = "setting"):
     """A data frame with a line for each row; `attrs` has its units, formats, the rows' ids and what is to be noted.
 
-    Columns that say nothing here are left out. Where rows aren't ok it says why, where they are of several sessions
-    it says which, and what each session's baseline took.
+    Columns that say nothing here are left out. Where rows aren't ok it says why, where one didn't get steady it says
+    which, and where they are of several sessions it says which, and what each session's baseline took.
 
     Args:
         index: the first column, or its title: then it has the labels.
@@ -54,14 +68,17 @@ def table(rows: Sequence[Row], columns: Iterable[Column], index: str | Column = 
     first = index if isinstance(index, Column) else Column(index, "label")
     if any(r.status not in ("ok", None) for r in rows):
         columns = (Column("status", "status"), *columns, Column("why not", "reason"))
-    columns = (*columns, *_sessions(rows), Column("row", "id"))
+    columns = (*columns, *_unsteady(rows), *_sessions(rows), Column("row", "id"))
     shown = [c for c in columns if _says_something(c, rows)]
     frame = pd.DataFrame({c.title: c.of(rows) for c in (first, *shown)}).set_index(first.title)
     frame.attrs["units"] = {c.title: c.unit for c in shown if c.unit}
     frame.attrs["formats"] = {c.title: c.format or ".1%" for c in shown if c.format or c.share}
     frame.attrs["ids"] = [r.id for r in rows]
-    if any(r.session is None for r in rows if r.status):
-        frame.attrs["note"] = EARLIER
+    words = whiskers(rows) if LOW in shown else ""
+    earlier = EARLIER if any(r.session is None for r in rows if r.status) else ""
+    notes = [*(c.note for c in shown), words and f"low and high: {words}", under_limit(rows), earlier]
+    if said := dict.fromkeys(note[:1].upper() + note[1:] for note in notes if note):
+        frame.attrs["note"] = ". ".join(said)
     return frame
 
 
@@ -97,70 +114,117 @@ def _sessions(rows: Sequence[Row]) -> Columns:
     return (Column("session", "session"), Column("its baseline", baseline_s, "s")) if several else ()
 
 
+def _unsteady(rows: Sequence[Row]) -> Columns:
+    return (STEADY,) if any(r.stable == 0 for r in rows) else ()
+
+
 def _says_something(column: Column, rows: Sequence[Row]) -> bool:
-    """Not where it is empty, where a peak is chance, or where every step is computed."""
-    values = [v for v in column.of(rows) if v is not None and v == v]
-    if column.value == PEAK.value:
-        return max(values, default=0.0) >= LEAST_PEAK
+    """Not where it is empty, or where every step is computed."""
     if column.value == COMPUTED.value:
         return any(r.computed_steps is not None and r.computed_steps < (r.total_steps or 0) for r in rows)
-    return bool(values)
+    return any(v is not None and v == v for v in column.of(rows))
 
 
-def _judged(column: str) -> Callable[[Row], object]:
+def _of_images(column: str) -> Callable[[Row], object]:
     """A figure of quality, which random weights don't have."""
     return lambda r: getattr(r, column) if r.weights != "random" else None
+
+
+def _of_facts(column: str) -> Callable[[Row], object]:
+    """A figure of the probe, which earlier rows don't have: theirs passed ruins."""
+    return lambda r: getattr(r, column) if r.weights != "random" and judged(r) else None
+
+
+def _from(least: int, column: str) -> Callable[[Row], float | None]:
+    """A percentile, of so many samples or more."""
+    return lambda r: getattr(r, column) if (r.n or 0) >= least else None
+
+
+def _end(which: int) -> Callable[[Row], float | None]:
+    return lambda r: (ends(r) or (None, None))[which]
+
+
+def _meanwhile(name: str) -> Callable[[Row], float | None]:
+    """What was noted in the timed window."""
+    return lambda r: (r.telemetry or {}).get(name)
+
+
+def _throttled(row: Row) -> str | None:
+    """What held the clocks down in the timed window, and for which share of it the power limit did."""
+    if (reasons := _meanwhile("throttle_reasons")(row)) is None:
+        return None
+    share = _meanwhile("power_limited")(row)
+    return ", ".join([*reasons, *([f"by power {share:.0%}"] if share else [])]) or "no"
 
 
 # --- columns ------------------------------------------------------------------------------------------------
 
 # fmt: off
-FIRST, SECOND = Column("first", "first_s", "s"), Column("second", lambda r: (r.samples or [None])[0], "s")
-P25, P50 = Column("p25", "latency_p25", "s"), Column("p50", "latency_p50", "s")
-P90, P99 = Column("p90", "latency_p90", "s"), Column("p99", "latency_p99", "s")
+FIRST = Column("first", "first_s", "s", note="first: the first image of its warm-up")
+SECOND = Column("second", lambda r: (r.samples or [None])[0], "s", note="second: the first image after its warm-up")
+P25, P50 = Column("p25", _from(LEAST_SAMPLES, "latency_p25"), "s"), Column("p50", "latency_p50", "s")
+P90, P99 = Column("p90", _from(LEAST_SAMPLES, "latency_p90"), "s"), Column("p99", "latency_p99", "s")
 N, IMAGES, BATCH = Column("n", "n"), Column("images/s", "images_per_s"), Column("batch", "batch")
 MILLISECONDS, PER_STEP = Column("time", lambda r: thousand(r.latency_p50), "ms"), Column("per step", step_ms, "ms")
 SIDE, THRESHOLD = Column("side", "width", "pixels"), Column("threshold", lambda r: r.setting("threshold"))
-SPEEDUP = Column("speedup", "speedup"), Column("low", "speedup_ci_low"), Column("high", "speedup_ci_high")
+LOW, HIGH = Column("low", _end(0), "×"), Column("high", _end(1), "×")
+SPEEDUP = Column("speedup", "speedup", "×"), LOW, HIGH, N
 COMPUTED, STEPS = Column("computed steps", "computed_steps"), Column("steps", "total_steps")
-LOADED, PEAK = Column("load", "memory_load_gib", "GiB"), Column("peak", "memory_peak_gib", "GiB")
-OF_CARD = Column("of the card", lambda r: r.gpu_memory_avg_pct and r.gpu_memory_avg_pct / 100, share=True)
-PSNR, SSIM = Column("PSNR", _judged("psnr_db"), "dB"), Column("SSIM", _judged("ssim"))
-ADHERENCE = Column("adherence", _judged("adherence"), share=True)
+LOADED = Column("load", "memory_load_gib", "GiB")
+PEAK = Column("peak", peak_gib, "GiB", note="peak: what this pipeline allocates, measured alone (on a CPU, by how much "
+              "the process grows); what PyTorch keeps in reserve and CUDA's context come on top")
+STEADY = Column("steady", lambda r: None if r.stable is None else "yes" if r.stable else "no",
+                note="steady: whether warm-up ended because two images in a row took the same time, to 2 %")
+PSNR, WORST_PSNR = Column("PSNR", _of_images("psnr_db"), "dB"), Column("worst PSNR", _of_images("psnr_min_db"), "dB")
+JUDGED = Column("judged", _of_images("images"), "images")
+ADHERENCE = Column("adherence", _of_facts("adherence"), share=True)
+WORST_ADHERENCE = Column("worst adherence", _of_facts("adherence_min"), share=True)
 APPLIED, WHAT_RAN = Column("applied", applied), Column("what ran", what_ran)
 
 # --- presets: one for each kind of table --------------------------------------------------------------------
 
+CLOCKS = (
+    Column("SM clock", _meanwhile("sm_clock_avg_mhz"), "MHz"), Column("power", _meanwhile("power_avg_w"), "W"),
+    Column("temperature", _meanwhile("temperature_avg_c"), "°C"), Column("throttled", _throttled),
+    Column("other load", _meanwhile("other_load_cores"), "cores"),
+)
 QUALITY = (
-    PSNR, Column("worst", _judged("psnr_min_db"), "dB"), Column("identical", _judged("psnr_identical")), SSIM,
-    ADHERENCE, Column("worst adherence", _judged("adherence_min"), share=True), Column("judged", _judged("images")),
+    JUDGED, PSNR, WORST_PSNR, Column("identical", _of_images("psnr_identical"), "images"),
+    Column("SSIM", _of_images("ssim")), Column("worst SSIM", _of_images("ssim_min")),
+    Column("ST-LPIPS", _of_images("st_lpips")), Column("worst ST-LPIPS", _of_images("st_lpips_max")),
+    Column("FLIP", _of_images("flip")), Column("worst FLIP", _of_images("flip_max")),
+    Column("CLIP score", _of_images("clip_score")), Column("worst CLIP score", _of_images("clip_score_min")),
+    ADHERENCE, WORST_ADHERENCE,
 )
 LATENCY = (
     Column("load", "load_s", "s"), FIRST, Column("warm-up", "warmup_s", "s"), Column("min", "latency_min", "s"),
-    P25, P50, P90, P99, Column("mean", "latency_avg", "s"), N, IMAGES, PEAK, *SPEEDUP,
+    P25, P50, P90, P99, Column("mean", "latency_avg", "s"), IMAGES, PEAK, *SPEEDUP, *CLOCKS,
 )
-CACHE = (FIRST, SECOND, P50, P90, N, *SPEEDUP, COMPUTED, STEPS, *QUALITY)
-MATRIX = (FIRST, P50, PER_STEP, *SPEEDUP, COMPUTED, LOADED, PEAK, OF_CARD, PSNR, SSIM, ADHERENCE, APPLIED)
-CHANGES = (PSNR, SSIM, ADHERENCE)
-BATCHES = (BATCH, P50, IMAGES, PEAK, *SPEEDUP)
+CACHE = (FIRST, SECOND, P50, P90, *SPEEDUP, COMPUTED, STEPS, *QUALITY, *CLOCKS)
+MATRIX = (FIRST, P50, PER_STEP, *SPEEDUP, COMPUTED, LOADED, PEAK, *QUALITY, *CLOCKS, APPLIED)
+CHANGES = QUALITY
+BATCHES = (BATCH, P50, IMAGES, PEAK, *SPEEDUP, *CLOCKS)
 TOTAL = Column("total", lambda r: r.first_s + r.samples[0] if r.first_s and r.samples else None, "s")
-SHAPE = (FIRST, SECOND, TOTAL, COMPUTED, PSNR, ADHERENCE)  # of the published table of one cache
+SHAPE = (FIRST, SECOND, TOTAL, COMPUTED, JUDGED, PSNR, WORST_PSNR, ADHERENCE, WORST_ADHERENCE)  # as one is published
 KERNELS = (
-    MILLISECONDS, Column("rate", teraflops, "TFLOP/s"), Column("error", lambda r: r.shown("error"), format=".1e"),
+    MILLISECONDS, N, Column("rate", teraflops, "TFLOP/s"), Column("error", lambda r: r.shown("error"), format=".1e"),
     WHAT_RAN,
 )
 ARITHMETIC = Column("arithmetic", teraflops, "TFLOP/s")
-CEILINGS = (MILLISECONDS, ARITHMETIC, Column("memory", gigabytes, "GB/s"))
-CONVERSION = (SIDE, MILLISECONDS)
+CEILINGS = (
+    MILLISECONDS, ARITHMETIC, Column("memory", gigabytes, "GB/s"), proved("timed for", "timed_s", unit="s"), *CLOCKS,
+)
+CONVERSION = (SIDE, MILLISECONDS, N)
 MASK = (
     Column("inside", "psnr_inside_db", "dB"), Column("outside", "psnr_outside_db", "dB"),
-    Column("kept", "kept_db", "dB"), Column("VAE alone", "kept_vae_db", "dB"), ADHERENCE,
+    Column("kept", "kept_db", "dB"), Column("VAE alone", "kept_vae_db", "dB"), ADHERENCE, WORST_ADHERENCE, JUDGED,
 )
-AGREEMENT = (Column("agreement", "agreement", share=True), ADHERENCE)
+AGREEMENT = (Column("agreement", "agreement", share=True), ADHERENCE, WORST_ADHERENCE, JUDGED)
 LOAD = (
-    Column("requests", "n"), Column("together", lambda r: r.shown("batch") if r.setting("batching", 1) > 1 else None),
-    P25, P50, P90, P99, Column("average", "latency_avg", "s"), proved("queued", "queued_s", unit="s"),
-    proved("served", "service_s", unit="s"), IMAGES, proved("refused"), proved("failed"),
-    Column("GPU busy", lambda r: r.gpu_util_avg and r.gpu_util_avg / 100, share=True),
-    Column("memory", "memory_peak_gib", "GiB"),
+    Column("requests", "n"), Column("together", lambda r: r.shown("batch") if r.setting("batching", 1) > 1 else None,
+                                    note="together: requests made at once, on average"),
+    P25, Column("p50", _from(LEAST_SAMPLES, "latency_p50"), "s"), P90, P99, Column("average", "latency_avg", "s"),
+    proved("queued", "queued_s", unit="s"), proved("served", "service_s", unit="s"), IMAGES, proved("refused"),
+    proved("failed"), Column("GPU busy", lambda r: r.gpu_util_avg and r.gpu_util_avg / 100, share=True),
+    Column("memory", "memory_peak_gib", "GiB", note="memory: of all that ran on the fullest GPU, by NVML"), *CLOCKS,
 )

@@ -1,4 +1,7 @@
-"""What the hardware can do: matrix products, attention and memory traffic. A speed is set against these."""
+"""What the hardware can do: matrix products, attention and memory traffic. A speed is set against these.
+
+A ceiling is held for seconds, at the clocks that the power limit allows: a burst of milliseconds runs at others.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from fluxnb.technique import Unavailable
 FLUX_ATTENTION = (1, 24, 4608, 128)
 ONE_HEAD = (1, 1, 1152, 128)  # stands for it on a CPU
 BACKENDS = ("default", "cudnn", "flash", "efficient", "math")
+HELD_S, HELD_S_ON_A_CPU = 2.0, 0.1  # seconds of calls in a row, after as many to warm up
 
 
 def device() -> str:
@@ -168,30 +172,46 @@ def step_work(subject) -> Work:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """FLOP/s this machine reaches: products by number format, attention in its default format."""
+    """FLOP/s this machine reaches under load: products by number format, attention in its default format.
+
+    Args:
+        timed_s: seconds that each was timed for, at least.
+        clock_mhz: of the GPU meanwhile, on average.
+        session: that they were measured in.
+    """
 
     products: dict[str, float]
-    attention: float
+    attention: float | None
+    timed_s: float | None = None
+    clock_mhz: float | None = None
+    session: str | None = None
 
     def step_s(self, work: Work, number: str) -> float | None:
         """Seconds that one step takes at least with products in `number`; None if that wasn't measured.
 
         Everything that is neither a product nor attention counts as nothing.
         """
-        if number not in self.products:
+        if number not in self.products or not self.attention:
             return None
         return work.products / self.products[number] + work.attention / self.attention
 
 
 def measured(study, size: int = 8192, repeats: int = 5) -> Ceilings:
-    """Measures the ceilings, as rows of the study's own notebook: in the same run as what is set against them."""
+    """Measures the ceilings, as rows of the study's own notebook."""
     size = size if _on_gpu() else 1024
     numbers = ("bfloat16", "float32", "fp8", "int8") if _on_gpu() else ("float32", "fp8", "int8")
     rows = {number: _product(study, size, number, repeats) for number in numbers}
     attention = _attention(study, BACKENDS[0], repeats)
     batch, heads, tokens, width = attention.setting("shape")
-    reached = {number: 2 * size**3 / row.latency_min for number, row in rows.items() if row.ok}
-    return Ceilings(reached, 4 * batch * heads * tokens**2 * width / attention.latency_min)
+    ok = [row for row in (*rows.values(), attention) if row.ok]
+    clocks = [mhz for row in ok if (mhz := (row.telemetry or {}).get("sm_clock_avg_mhz"))]
+    return Ceilings(
+        {number: 2 * size**3 / row.latency_p50 for number, row in rows.items() if row.ok},
+        4 * batch * heads * tokens**2 * width / attention.latency_p50 if attention.ok else None,
+        min((row.shown("timed_s", 0.0) for row in ok), default=None),
+        sum(clocks) / len(clocks) if clocks else None,
+        ok[-1].session if ok else None,
+    )
 
 
 def sweep(study, size: int, repeats: int) -> list:
@@ -205,19 +225,25 @@ def sweep(study, size: int, repeats: int) -> list:
     rows += [_attention(study, backend, repeats) for backend in BACKENDS]
     run, moved = copy(4 if _on_gpu() else 0.5)
     label = "copy in device memory"
-    return [*rows, study.time("ceiling: copy", {"bytes": moved}, run, repeats, label=label)]
+    return [*rows, study.time("ceiling: copy", {"bytes": moved}, run, repeats, label=label, held_s=_held_s())]
 
 
 def _product(study, size: int, number: str, repeats: int):
     settings, label = {"size": size, "dtype": number}, f"matrix product {size}³, {number}"
-    return study.time("ceiling: matrix product", settings, matmul(size, number)[0], repeats, label=label)
+    run, _ = matmul(size, number)
+    return study.time("ceiling: matrix product", settings, run, repeats, label=label, held_s=_held_s())
 
 
 def _attention(study, backend: str, repeats: int):
     shape, dtype = (FLUX_ATTENTION, "bfloat16") if _on_gpu() else (ONE_HEAD, "float32")
     settings = {"shape": list(shape), "dtype": dtype, "backend": backend}
     run, _ = attention(shape, dtype, backend)
-    return study.time("ceiling: attention", settings, run, repeats, label=f"attention, {backend}, {dtype}")
+    label = f"attention, {backend}, {dtype}"
+    return study.time("ceiling: attention", settings, run, repeats, label=label, held_s=_held_s())
+
+
+def _held_s() -> float:
+    return HELD_S if _on_gpu() else HELD_S_ON_A_CPU
 
 
 def _on_gpu() -> bool:

@@ -19,7 +19,6 @@ import statistics
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -297,23 +296,13 @@ def _said(error: Exception) -> str:
 # --- users ------------------------------------------------------------------------------------------------
 
 
-def closed_loop(
-    server: Server,
-    users: int,
-    total: int,
-    steps: int,
-    images: int = 1,
-    each: Callable[[int], tuple[str, int]] | None = None,
-) -> list[Request]:
+def closed_loop(server: Server, users: int, total: int, steps: int, images: int = 1) -> list[Request]:
     """So many users, each asking again when it has been answered, until `total` requests were made.
 
-    Args:
-        each: the prompt and the seed of the n-th request; the subject's inputs in turn by default.
-
     Returns:
-        All requests, in the order in which they were asked.
+        All requests, of the subject's inputs in turn, in the order in which they were asked.
     """
-    each = each or (lambda n: server.subject.inputs[n % len(server.subject.inputs)])
+    inputs = server.subject.inputs
     numbers: queue.SimpleQueue = queue.SimpleQueue()
     for n in range(total):
         numbers.put(n)
@@ -325,7 +314,7 @@ def closed_loop(
                 n = numbers.get_nowait()
             except queue.Empty:
                 return
-            made.append(_asked(server, each(n), steps, images, None).wait())
+            made.append(_asked(server, inputs[n % len(inputs)], steps, images, None).wait())
 
     threads = [threading.Thread(target=user) for _ in range(users)]
     for thread in threads:

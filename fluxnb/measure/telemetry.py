@@ -48,6 +48,7 @@ THROTTLE_REASONS = {
     0x200: "board limit",
     0x400: "reliability",
 }
+POWER = {"software power cap", "hardware power brake"}  # those that the power limit is behind
 
 
 def replayed() -> dict | None:
@@ -202,8 +203,9 @@ class Sampler:
     `result` is None without a GPU or NVML, else a dict (a figure that the GPU does not report is None):
     samples, gpu_util_avg, gpu_util_peak (%, mean over GPUs), gpu_memory_avg_pct (%), memory_avg_gib,
     memory_peak_gib (the fullest GPU, all processes), sm_clock_avg_mhz, sm_clock_min_mhz, power_avg_w,
-    power_peak_w (W, sum over GPUs), temperature_avg_c, temperature_peak_c (the hottest GPU), throttled (bool)
-    and throttle_reasons (a sorted list of words).
+    power_peak_w (W, sum over GPUs), temperature_avg_c, temperature_peak_c (the hottest GPU), throttled (bool),
+    throttle_reasons (a sorted list of words) and power_limited (the share of samples in which the power limit held a
+    GPU's clock down).
     """
 
     def __init__(self, rate_hz: float = 10.0):
@@ -350,11 +352,8 @@ def _aggregate(readings: list[list[dict]]) -> dict | None:
     clock = per_sample("sm_clock", average)
     power = per_sample("power", sum)
     temperature = per_sample("temperature", max)
-    bits = 0
-    for sample in readings:
-        for gpu in sample:
-            bits |= gpu["throttle"] or 0
-    reasons = sorted(word for bit, word in THROTTLE_REASONS.items() if bits & bit)
+    told = [[_reasons(gpu["throttle"]) for gpu in sample] for sample in readings]
+    reasons = sorted(set().union(*(words for sample in told for words in sample)))
     return {
         "samples": len(readings),
         "gpu_util_avg": average(util),
@@ -370,7 +369,12 @@ def _aggregate(readings: list[list[dict]]) -> dict | None:
         "temperature_peak_c": max(temperature, default=None),
         "throttled": bool(reasons),
         "throttle_reasons": reasons,
+        "power_limited": average([any(POWER & words for words in sample) for sample in told]),
     }
+
+
+def _reasons(bits: int | None) -> set[str]:
+    return {word for bit, word in THROTTLE_REASONS.items() if (bits or 0) & bit}
 
 
 def _ask(nvml, call: str, *args):

@@ -18,6 +18,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -115,10 +116,21 @@ def count_rows(table: Path) -> dict[str, int]:
     return dict(Counter(row["notebook"] for row in _rows(table)))
 
 
-def last_measured(table: Path, stem: str) -> str | None:
-    """When the newest row of a notebook was measured."""
-    moments = [row["measured_at"] for row in _rows(table) if row["notebook"] == stem and row.get("measured_at")]
-    return max(moments, default=None)
+def measured(table: Path, stem: str, shown: str) -> dict:
+    """When the rows that a page shows were measured ("from", "to") and of which "commits"; {} where it has none.
+
+    Args:
+        stem: of its notebook.
+        shown: its text, which names rows by their ids; where it names none all of the notebook's count.
+    """
+    own = [row for row in _rows(table) if row["notebook"] == stem and row.get("measured_at")]
+    named = set(re.findall(r"\b[0-9a-f]{10}\b", shown))
+    own = [row for row in own if row.get("id") in named] or own
+    if not own:
+        return {}
+    moments = [row["measured_at"] for row in own]
+    commits = dict.fromkeys(row["commit"] for row in own if row.get("commit"))
+    return {"from": min(moments), "to": max(moments), "commits": list(commits)}
 
 
 def describe_failure(state: dict) -> str:

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 
 from fluxnb.families import BASELINE, PUBLISHED, Family
+from fluxnb.findings.rows import ends
 from fluxnb.report.series import OTHERS, lines
 from fluxnb.study.row import Row
 
@@ -109,8 +110,9 @@ def _drawn(rows: list[Row]) -> dict[tuple[Family, str], list[Row]]:
 
 
 def _interval(rows: list[Row]) -> list[list[float]]:
-    low = [0 if r.speedup_ci_low is None else max(0, r.speedup - r.speedup_ci_low) for r in rows]
-    return [low, [0 if r.speedup_ci_high is None else max(0, r.speedup_ci_high - r.speedup) for r in rows]]
+    found = [ends(r) or (r.speedup, r.speedup) for r in rows]
+    low = [max(0, r.speedup - below) for r, (below, _) in zip(rows, found, strict=True)]
+    return [low, [max(0, above - r.speedup) for r, (_, above) in zip(rows, found, strict=True)]]
 
 
 def shares(ours: dict[float, float], theirs: dict[float, float], ours_label: str, theirs_label: str, family: Family):
@@ -217,11 +219,10 @@ def _horizontal(axes, labels: list[str], unit: str, most: float, parts: dict | N
         axes.legend(frameon=False, ncols=len(parts), loc="lower right", bbox_to_anchor=(1, 1))
 
 
-def waterfall(phases: list[str], seconds: list[float], gib: list[float | None], psnr: list[float | None]):
-    """Time, memory and quality after each phase, over the same x axis; what is None has no bar or point.
-
-    Below a time stands its gain over the phase before.
-    """
+def waterfall(
+    phases: list[str], seconds: list[float], gains: list[str], gib: list[float | None], psnr: list[float | None]
+):
+    """Time with each phase's gain in words, memory and quality, over the same x axis; None has no bar or point."""
     style()
     figure, (time, memory, quality) = plt.subplots(3, 1, figsize=(max(8.4, 0.68 * len(phases)), 8.2), sharex=True)
     for i, value in enumerate(seconds):
@@ -229,8 +230,7 @@ def waterfall(phases: list[str], seconds: list[float], gib: list[float | None], 
         time.bar(i, value, color=_PALETTE[0], width=0.6)
         if i:
             time.plot([i - 1, i], [before, before], color="#888888", lw=0.8, ls=":")
-        gain = f"\n{before / value:.2f}×" if i else ""
-        time.annotate(f"{value:.2f}{gain}", (i, value), ha="center", va="bottom", fontsize=8)
+        time.annotate(f"{value:.2f}\n{gains[i]}".strip(), (i, value), ha="center", va="bottom", fontsize=8)
     time.set(ylabel="Seconds per image", ylim=(0, 1.25 * max(seconds)))
     known = [(i, value) for i, value in enumerate(gib) if value is not None]
     for i, value in known:

@@ -52,7 +52,7 @@ def _read(root: Path, table: Path) -> Configuration:
     for source in notebooks.sources(root, 1 if folder.parent.name == "single_gpu" else 2):
         if facts := kept.get(source.stem):
             page = Page(source.stem, facts.get("title", source.stem), facts["status"], facts["state"])
-            page.finding, page.problem = facts["finding"], facts["problem"]
+            page.finding, page.problem, page.measured = facts["finding"], facts["problem"], facts.get("measured")
         else:
             page = Page(source.stem, title_of(source), "missing", problem="not run yet")
         page.rows = counts[source.stem]

@@ -195,8 +195,8 @@ def three_figures(value: float) -> str:
     return f"{rounded:.{decimals}f}".replace("-", "−")
 
 
-def webp_uri(image, max_px: int = 512) -> tuple[str, tuple[int, int]]:
-    """An image as a WebP data URI, and its (width, height): lossless up to 160 px, else quality 90."""
+def webp_uri(image, max_px: int = 512, lossy: int | None = None) -> tuple[str, tuple[int, int]]:
+    """An image as a WebP data URI, and its (width, height): lossless up to 160 px, else quality 90; or as `lossy`."""
     from PIL import Image
 
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
@@ -204,10 +204,10 @@ def webp_uri(image, max_px: int = 512) -> tuple[str, tuple[int, int]]:
     if max(picture.size) > max_px:
         picture.thumbnail((max_px, max_px), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    if max(picture.size) <= LOSSLESS_PX:
+    if max(picture.size) <= LOSSLESS_PX and not lossy:
         picture.save(buffer, "WEBP", lossless=True, quality=90, method=4)
     else:
-        picture.save(buffer, "WEBP", quality=90, method=4)
+        picture.save(buffer, "WEBP", quality=lossy or 90, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode(), picture.size
 
 
@@ -328,8 +328,13 @@ def _provenance_items(run: dict, n: int | None) -> list[tuple[str, str | None]]:
     counts = {name: gpus.count(name) for name in gpus}
     versions = run.get("versions") or {}
     shown = ("python", "torch", "diffusers")
-    commit, started, measured = run.get("commit"), _date_text(run.get("started_at")), _date_text(run.get("measured_at"))
-    dates = [("Measured", measured), ("Page made anew", started)] if run.get("replayed") else [("Date", started)]
+    commit, started, rows = run.get("commit"), _date_text(run.get("started_at")), run.get("measured") or {}
+    made = "Page made anew" if run.get("replayed") else "Page made" if rows else "Date"
+    dates = [
+        ("Measured", _dates_text(rows.get("from"), rows.get("to"))),
+        ("Commits of the rows", ", ".join(rows.get("commits", [])) or ("not noted" if rows else None)),
+        (made, started),
+    ]
     return [
         (
             "GPU",
@@ -342,7 +347,7 @@ def _provenance_items(run: dict, n: int | None) -> list[tuple[str, str | None]]:
         ("Driver", machine.get("driver")),
         ("Versions", ", ".join(f"{name} {versions[name]}" for name in shown if versions.get(name))),
         (
-            "Commit of the page" if run.get("replayed") else "Commit",
+            "Commit of the page" if run.get("replayed") or rows else "Commit",
             commit and commit[:10] + (" + uncommitted changes" if run.get("dirty") else ""),
         ),
         *dates,
@@ -354,6 +359,11 @@ def _cpu_text(machine: dict) -> str:
     cores, ram = machine.get("cores"), machine.get("ram_gib")
     parts = [machine.get("cpu"), f"{cores} cores" if cores else None, f"{ram} GiB" if ram else None]
     return ", ".join(filter(None, parts))
+
+
+def _dates_text(first: str | None, last: str | None) -> str | None:
+    """From when to when; one moment once."""
+    return " to ".join(dict.fromkeys(filter(None, map(_date_text, (first, last))))) or None
 
 
 def _date_text(moment: str | None) -> str | None:

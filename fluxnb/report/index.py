@@ -50,10 +50,10 @@ def line(page: Page) -> dict:
         "number": page.number,
         "href": page.href if page.status in WITH_PAGE else None,
         "status": page.status,
-        "status_text": STATUS[page.status],
+        "status_text": STATUS[page.status] + ", by an earlier edition" * page.earlier,
         "finding": page.finding,
         "time": duration(seconds) if seconds is not None else "–",
         "rows": page.rows or "–",
-        "date": (page.state.get("finished") or "")[:10] or "–",
+        "date": ((page.measured or {}).get("to") or page.state.get("finished") or "")[:10] or "–",
         "commit": str(commit)[:10] if commit else "–",
     }

@@ -14,6 +14,7 @@ from fluxnb.report import (
     count_rows,
     describe_failure,
     executed_notebook,
+    measured,
     read_json,
     read_state,
     write_changed,
@@ -41,11 +42,17 @@ class Page:
     finding: str = ""  # the sentence of the first result callout, plain text
     problem: str = ""  # why the page isn't ok, plain text
     notebook: Path | None = None  # the executed notebook to render it from; None where the page stands already
+    measured: dict | None = None  # when its rows were measured, and of which commits; None: of an earlier edition
 
     @property
     def href(self) -> str:
         """Its file."""
         return f"{self.stem}.html"
+
+    @property
+    def earlier(self) -> bool:
+        """Whether it stands there as an earlier edition made it."""
+        return self.measured is None and self.notebook is None and self.status in WITH_PAGE
 
     @property
     def link(self) -> str:
@@ -83,6 +90,7 @@ def remember(pages: list[Page], place: Place) -> None:
             commit = page.state.get("provenance", {}).get("commit")
             state = {name: page.state.get(name) for name in ("seconds", "started", "finished")}
             facts = {name: getattr(page, name) for name in ("title", "status", "finding", "problem")}
+            facts |= {} if page.measured is None else {"measured": page.measured}
             kept[page.stem] = facts | {"state": state | {"provenance": {"commit": commit}}}
     write_remembered(kept, place)
 
@@ -104,6 +112,7 @@ def _executed(place: Place, stem: str, rows: int) -> Page | None:
         return None
     content = read_json(notebook)
     page = Page(stem, _title(content, stem), "ok", state, rows, _finding(content), notebook=notebook)
+    page.measured = measured(place.table, stem, notebook.read_text(encoding="utf-8"))
     if notebook.name.endswith(".failed.ipynb"):
         page.status, page.problem = "failed", describe_failure(state)
     elif state.get("status") != "ok":

@@ -65,6 +65,7 @@ def site(root: Path) -> Path:
 
     for found in configurations(root):
         place = Place(found.name, 1, root, root / "build" / found.name / "reference", found.folder, own=False)
+        _mark_earlier(place, found.pages)
         _write_index(place, found.pages)
         _write_progress(place, found.pages)
     readme.write(root)
@@ -105,6 +106,7 @@ def publish(place: Place, max_page_mb: float | None = None) -> list[Path]:
     before, found = _made_from(place), read(place)
     written, problems = _render_pages(place, found, max_page_mb)
     remember(found, place)
+    _mark_earlier(place, found)
     _write_explorer(place)
     index = _write_index(place, found)
     _write_progress(place, found)
@@ -134,6 +136,12 @@ def _render_pages(place: Place, found: list[Page], max_page_mb: float | None) ->
         write_changed(target, text)
         written.append(target)
     return written, problems
+
+
+def _mark_earlier(place: Place, found: list[Page]) -> None:
+    from fluxnb.report import earlier
+
+    earlier.mark(place, found, _relative(_top(place.root, False) / LEDGER, place.reports))
 
 
 def _write_index(place: Place, found: list[Page]) -> Path:

@@ -53,11 +53,12 @@ def page_html(
     import nbformat
 
     content = nbformat.read(page.notebook, as_version=4)
+    about = (page.state.get("provenance") or run) | {"measured": page.measured}
     facts = {
         "page": page,
         "gpu": gpu,
         "contents": prepare(content, root),
-        "provenance": provenance_html(page.state.get("provenance") or run, page.rows or None),
+        "provenance": provenance_html(about, page.rows or None),
         "style": style_sheet(),
         "previous": around[0],
         "next": around[1],

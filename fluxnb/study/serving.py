@@ -11,6 +11,8 @@ from fluxnb.study.loop import Rows, Task
 from fluxnb.study.row import Row
 from fluxnb.study.subject import Subject
 
+PLACES = 64  # of a server's queue
+
 
 @dataclass(frozen=True)
 class Load:
@@ -29,21 +31,25 @@ class Load:
     total: int
     arrivals: float | None = None
 
-    def meaning(self, batch: int) -> dict:
-        """The columns of its row that say what it is; `batch` waiting requests are made together."""
-        who = f"arrivals at {self.arrivals:.0%}" if self.arrivals else f"{self.users} user{'s' * (self.users > 1)}"
+    def meaning(self, batch: int, processes: int) -> dict:
+        """The columns of its row that say what it is; `batch` waiting requests may be made together."""
+        who = f"{self.users} user{'s' * (self.users > 1)}"
+        if self.arrivals:
+            of = "the process makes" if processes == 1 else f"all {processes} processes make"
+            who = f"arrivals at {self.arrivals:.0%} of what {of}"
         label = f"{who}, {self.images} image{'s' * (self.images > 1)} each"
         return {
             "family": families.SERVING.name,
             "technique": "arrivals" if self.arrivals else "users",
-            "label": f"{label}, made {batch} together" if batch > 1 else label,
+            "label": f"{label}, up to {batch} made together" if batch > 1 else label,
             "mark": f"{self.arrivals:.0%}" if self.arrivals else str(self.users),
         }
 
-    def row(self, shape: dict, batch: int, places: int) -> tuple[dict, dict]:
+    def row(self, shape: dict, batch: int) -> tuple[dict, dict]:
         """(key, meaning) of its row; `shape` is the key of a candidate of the server's steps on its GPUs."""
-        meaning, processes = self.meaning(batch), shape["gpus"]
-        settings = shape["settings"] | {"batching": batch, "queue": places}
+        processes = shape["gpus"]
+        meaning = self.meaning(batch, processes)
+        settings = shape["settings"] | {"batching": batch, "queue": PLACES}
         if batch > 1 and processes > 1:
             settings["taken"] = "in shares"  # a process takes no more of what waits than its share
         if self.arrivals:
@@ -70,18 +76,17 @@ class Load:
         return row | watched(sampler.result)
 
 
-def measure(rows: Rows, subject: Subject, loads: dict[Task, Load], due: list[Task], batch: int, places: int) -> None:
+def measure(rows: Rows, subject: Subject, loads: dict[Task, Load], due: list[Task], batch: int) -> None:
     """Appends a row for each task that is due, all of one server, one process per GPU.
 
     Args:
         loads: of all tasks; arrivals are a share of what the first one's users get.
-        batch: waiting requests that are made together.
-        places: of the queue.
+        batch: at most so many waiting requests are made together.
     """
     first, *_ = loads
     processes, steps = first.key["gpus"], first.key["steps"]
     images = tuple({loads[task].images for task in due})
-    with load.Server(subject, processes, places, batch, images) as server:
+    with load.Server(subject, processes, PLACES, batch, images) as server:
         for task in due:
             found = rows.find(first)
             capacity = found.images_per_s / found.images_each * processes if found else None
