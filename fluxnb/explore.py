@@ -319,10 +319,10 @@ class Explorer:
             if made is None:
                 return
             self.latest = made
-            decibels = quality.format_psnr(quality.psnr(baseline.image, made.image))
+            apart = quality.in_words(baseline.image, made.image)
             speed = baseline.seconds / made.seconds
             self.said.value = (
-                f"{made.label}: {speed:.2f}×, {made.computed} of {made.total} steps, {decibels}, {made.seconds:.2f} s"
+                f"{made.label}: {speed:.2f}×, {made.computed} of {made.total} steps, {apart}, {made.seconds:.2f} s"
             )
             dial, (_, points) = self._dial(self.gate.value), self._points(self.gate.value, wanted.use_case)
             if (foreseen := predict(points, dial.value)) is not None:

@@ -13,11 +13,14 @@ from fluxnb import families
 from fluxnb.errors import UserError
 from fluxnb.findings.table import CACHE as COLUMNS
 from fluxnb.findings.table import EARLIER, Column
-from fluxnb.measure import telemetry
+from fluxnb.measure import quality, telemetry
 from fluxnb.report import html, show
 from fluxnb.technique import Unavailable
+from fluxnb.world import scenes
 
 PROMPTS = ("a red apple on a white table", "a cat")
+JUDGED = ("a blue cube", "a dog")
+LAST = ["baseline, where the setting is worst", "the setting's worst"]
 
 
 @pytest.fixture
@@ -75,9 +78,13 @@ def test_what_was_not_measured_is_named_with_the_reason(said, rows):  # noqa: F8
 def test_bars_say_what_their_whiskers_are(said, rows):  # noqa: F811
     show.bars(rows)
     show.bars(rows, "speedup")
-    show.bars([replace(r, latency_p25=None) for r in rows])
-    assert "90th percentile" in caption(said[0]) and "95 % interval" in caption(said[1])
+    show.bars([replace(r, samples=None) for r in rows])
+    assert "slowest of its samples" in caption(said[0]) and "95 % interval of the speedup" in caption(said[1])
     assert "Whiskers" not in caption(said[2])
+    show.bars([replace(r, n=3, baseline="b") for r in rows], "speedup")
+    show.bars([replace(r, n=3) for r in rows], "speedup")
+    assert "Whiskers: range of the speedup over so few rounds" in caption(said[3])
+    assert "Whiskers" not in caption(said[4])  # an earlier row's ends cover less than they say
     assert "FBCache 0.5: 0.0800 s" in alt(said[0]) and "Seconds per image (median)" in alt(said[0])
 
 
@@ -138,7 +145,7 @@ class Kept:
         found = self.pictures[candidate.meaning["label"]]
         if isinstance(found, Exception):
             raise found
-        return found
+        return found[: len(subject.inputs)]
 
     def traces(self, subject, candidate):
         self.images(subject, candidate)
@@ -150,23 +157,17 @@ def candidate(label, mark="", family=CACHE):
 
 
 def picture(value):
-    return Image.fromarray(np.full((16, 16, 3), value, dtype=np.uint8))
+    return Image.fromarray(np.full((32, 32, 3), value, dtype=np.uint8))
 
 
 @pytest.fixture
 def subject():
+    """Judged on two prompts with two seeds; two others are shown with the first."""
     model = SimpleNamespace(name="embedded", weights="trained")
-    inputs = [(prompt, seed) for seed in (3, 4) for prompt in PROMPTS]
-    return SimpleNamespace(
-        model=model,
-        width=16,
-        height=16,
-        checked=False,
-        prompts=PROMPTS,
-        inputs=inputs,
-        use_case="txt2img",
-        kind="edges",
-    )
+    about = {"model": model, "width": 32, "height": 32, "checked": False, "use_case": "txt2img", "kind": "edges"}
+    inputs = [(prompt, seed) for seed in (3, 4) for prompt in JUDGED]
+    shown = SimpleNamespace(prompts=PROMPTS, inputs=[(prompt, 3) for prompt in PROMPTS], **about)
+    return SimpleNamespace(prompts=JUDGED, inputs=inputs, showing=shown, **about)
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ def kept():
         {
             "28 steps": grey,
             "FBCache 0.05": grey,
-            "FBCache 0.2": [picture(v) for v in (90, 90, 90, 90)],
+            "FBCache 0.2": [picture(v) for v in (90, 90, 105, 90)],
             "broken": Unavailable("needs a GPU"),
         }
     )
@@ -197,16 +198,40 @@ def lines_of(markup):
 def test_a_grid_has_settings_with_their_speedups_over_what_they_are_nearest_to(said, subject, kept, rows):  # noqa: F811
     show.grid(kept, subject, BASE, SETTINGS, rows)
     assert heads(said[0]) == ["prompt \\ threshold", "baseline", "0.05 (1.40×)", "0.2 (2.50×)"]
-    assert lines_of(said[0]) == list(PROMPTS) and said[0].count("identical") >= 2 and " dB" in said[0]
+    assert lines_of(said[0]) == [*PROMPTS, *LAST] and said[0].count(">identical<") == 3 and " dB" in said[0]
     assert "seed 3" in caption(said[0]) and "In the heads: speedup" in caption(said[0])
-    assert said[0].count("<img") == 6
+    assert said[0].count("<img") == 6 + 4 and "ST-LPIPS 0." in said[0] and "FLIP 0." in said[0]
+
+
+def test_a_grid_says_what_it_is_of_and_what_is_in_no_mean(said, subject, kept, rows):  # noqa: F811
+    show.grid(kept, subject, BASE, SETTINGS, rows)
+    for part in (
+        "<code>embedded</code> (trained weights)", "The prompts shown are to be looked at, and counted in no mean",
+        "of the 4 that judge it", "1 session", "PSNR, ST-LPIPS and FLIP",
+    ):  # fmt: skip
+        assert part in caption(said[0])
+    subject.showing.prompts = scenes.STUDY_PROMPTS[:2]
+    show.grid(kept, subject, BASE, SETTINGS)
+    assert "The prompts shown are the documents' own, and counted in no mean" in caption(said[1])
+    subject.prompts = subject.showing.prompts
+    show.grid(kept, subject, BASE, SETTINGS)
+    assert "in no mean" not in caption(said[2])
+
+
+def test_a_grid_ends_with_the_worst_image_that_was_judged(said, subject, kept):
+    show.grid(kept, subject, BASE, SETTINGS[1:], by="setting")
+    baseline, setting = re.findall(r"<tr><th scope=\"row\">.*?</tr>", said[0], re.S)
+    assert baseline.count("<img") == 2 and setting.count("<img") == 4
+    worst = quality.in_words(picture(130), picture(90))  # of 100 and 90, 110 and 90, 120 and 105, 130 and 90
+    assert f"{JUDGED[1]}, seed 4" in setting and setting.rindex(worst) > setting.index(JUDGED[1])
 
 
 def test_a_grid_can_be_turned_and_show_differences(said, subject, kept):
-    show.grid(kept, subject, BASE, SETTINGS, prompts=1, by="setting", difference=True)
-    assert heads(said[0]) == ["threshold \\ prompt", PROMPTS[0]]
-    assert lines_of(said[0]) == ["baseline", "0.05", "0.05: difference × 4", "0.2", "0.2: difference × 4"]
-    assert "In the heads" not in caption(said[0])
+    show.grid(kept, subject, BASE, SETTINGS, by="setting", difference=True)
+    assert heads(said[0]) == ["threshold \\ prompt", *PROMPTS, *LAST]
+    assert lines_of(said[0]) == ["baseline", "0.05", "0.05: FLIP", "0.2", "0.2: FLIP"]
+    assert "In the heads" not in caption(said[0]) and "FLIP: where a person would see" in caption(said[0])
+    assert said[0].count("<img") == 2 + 2 * (4 + 3)
 
 
 def test_settings_of_several_families_are_named_by_their_labels(said, subject, kept):
@@ -235,7 +260,7 @@ def test_images_that_a_replay_does_not_have_are_said_to_be_missing(said, subject
 
 def test_a_use_case_shows_what_it_starts_from(said, subject, kept):
     given = SimpleNamespace(image=picture(1), mask=picture(2), condition=lambda kind: picture(3))
-    subject.use_case, subject.material = "ControlNet inpainting", lambda prompt, seed: given
+    subject.showing.use_case, subject.showing.material = "ControlNet inpainting", lambda prompt, seed: given
     show.grid(kept, subject, BASE, SETTINGS[:1])
     assert heads(said[0])[1:] == ["input", "mask", "edges", "baseline", "FBCache 0.05"]
 
@@ -245,7 +270,7 @@ def test_traces_are_shown_with_their_masks(said, subject, kept):
     show.fired(kept, subject, SETTINGS)
     for markup in said:
         assert "FBCache 0.05, steps 101; FBCache 0.2, steps 101 (1 computed, 0 reused)" in alt(markup)
-        assert "seed 3, <code>a red apple on a white table</code>" in caption(markup)
+        assert "seed 3, <code>a blue cube</code>" in caption(markup)
     assert "accumulated" not in caption(said[0])
     show.steps(kept, subject, [candidate("FBCache 0.05", family=families.TEACACHE)])
     assert "accumulated, rescaled change" in caption(said[2])

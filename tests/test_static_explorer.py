@@ -29,7 +29,8 @@ def row(family, label, computed, speedup, steps=STEPS, **settings):
     made = chart_row(family, label, computed, speedup, 30.0, **settings)
     mark = label.rsplit(" ", 1)[-1]
     where = {"gpu": "smoke", "use_case": "txt2img", "batch": 1, "baseline": "base", "mark": mark}
-    return replace(made, id=label.replace(" ", "-"), steps=steps, total_steps=steps, **where)
+    worst = {"psnr_min_db": 24.7, "adherence_min": 0.5, "st_lpips": 0.01, "st_lpips_max": 0.02}
+    return replace(made, id=label.replace(" ", "-"), steps=steps, total_steps=steps, **where, **worst)
 
 
 def keep(folder, row, values, mask=None):
@@ -82,6 +83,8 @@ def test_the_explorer_holds_every_measured_setting_and_its_image(images):
     assert [m["joined"] for m in methods.values()] == [True, False, False, True]
     free, last = points[0], points[-1]
     assert free["images"][0]["psnr"] is None and free["images"][0]["mask"] == "111111"
+    assert free["images"][0]["flip"] == 0 < last["images"][0]["flip"] < 1
+    assert last["images"][0]["heat"].startswith("data:image/webp") and len(last["images"][0]["heat"]) < 4000
     assert last["images"][0]["psnr"] > 20 and "0" in last["images"][0]["mask"]
     assert len(last["images"][0]["indicator"]) == STEPS and last["id"] == "FBCache-0.5"
     assert len(figures) == 2 * (len(ROWS) - 1)  # what is on no slider isn't on the page
@@ -120,6 +123,17 @@ def test_rows_of_other_inputs_or_of_another_baseline_are_not_mixed(images):
     assert explorer.collect(lost, images)[0]["cases"] == []
 
 
+def test_the_page_has_the_first_of_many_inputs_and_says_no_figure_that_earlier_rows_lack(tmp_path):
+    many = [(f"{prompt}, {i}", 0) for i in range(4) for prompt, _ in INPUTS]
+    few = [replace(r, images=None) for r in (BASE, *CACHED)]
+    for one in few:
+        images = [Image.fromarray(np.full((320, 320, 3), i, dtype=np.uint8)) for i in range(len(many))]
+        kept.keep(tmp_path, kept.key_of(one.as_dict(), one.code), one.label, many, images, [None] * len(many))
+    (case,), figures = (found := explorer.collect(few, kept.every(tmp_path)))[0]["cases"], found[1]
+    assert case["inputs"] == many[: explorer.INPUTS] and len(figures) == 4 * explorer.INPUTS
+    assert {f["size"] for f in figures} == {(256, 256)} and case["methods"][0]["points"][0]["quality"] == ""
+
+
 def test_rows_that_were_not_timed_are_left_out(images):
     assert explorer.collect([BASE, replace(CACHED[1], speedup=None), replace(FEWER, status="error")], images) == (
         {"cases": []}, [],
@@ -149,7 +163,9 @@ def test_what_a_study_kept_is_found_by_its_rows_and_can_be_shown(tmp_path, monke
     show.grid(s, subject, plain, cached, rows)
     show.steps(s, subject, cached)
     show.frontier(rows)
-    assert shown[0].count("<img") == 6 and "identical" in shown[0] and f"({rows[2].speedup:.2f}×)" in shown[0]
+    assert (
+        shown[0].count("<img") == 3 * 4 + 2 * 2 and "identical" in shown[0] and f"({rows[2].speedup:.2f}×)" in shown[0]
+    )
     assert "1 session" in shown[2] and "2 images judged" in shown[2]
 
 
@@ -159,6 +175,9 @@ STATE = """(() => ({
   readout: document.getElementById("readout").textContent,
   labels: [...document.querySelectorAll("#labels li")].map((item) => item.textContent),
   image: document.getElementById("image").src.length + document.getElementById("image").src.slice(-99),
+  heat: document.getElementById("heat").src.slice(-99),
+  apart: document.getElementById("apart").textContent,
+  quality: document.getElementById("quality").textContent,
   trace: document.querySelectorAll("#trace rect.reused").length,
   chosen: document.querySelector("#frontier .point.chosen title").textContent,
   view: document.querySelector(".stage").dataset.view,
@@ -215,7 +234,7 @@ def driven(page):
         seen["mouse"] = await tab.value(STATE)
         await tab.value("document.querySelector('#frontier circle:last-of-type').dispatchEvent(new Event('click'))")
         seen["frontier"] = await tab.value(STATE)
-        for view in ("wipe", "blink", "difference"):
+        for view in ("wipe", "blink"):
             await tab.value(f"document.querySelector('[value={view}]').click()")
             seen[view] = await tab.value(STATE)
         await tab.value("document.getElementById('input').value='1'")
@@ -252,6 +271,14 @@ def test_the_keyboard_moves_the_slider_and_everything_follows(driven):
     assert after["chosen"].startswith("FBCache 0.5") and after["hash"] == "#row=FBCache-0.5&i=0&v=beside"
 
 
+def test_the_heat_map_and_the_figures_of_all_images_follow_the_slider(driven):
+    assert driven["key"]["heat"] != driven["start"]["heat"] != driven["mouse"]["heat"]
+    assert driven["mouse"]["apart"].startswith("FLIP 0.000") and not driven["key"]["apart"].startswith("FLIP 0.000")
+    assert driven["start"]["quality"] == (
+        "Of 16 images: PSNR 30.0 dB (worst 24.7 dB), ST-LPIPS 0.010 (worst 0.020), adherence 95% (worst 50%)"
+    )
+
+
 def test_the_mouse_moves_the_slider(driven):
     assert driven["mouse"]["readout"].startswith("FBCache 0: ") and "identical" in driven["mouse"]["readout"]
     assert driven["mouse"]["trace"] == 0
@@ -262,8 +289,8 @@ def test_a_point_of_the_frontier_can_be_chosen(driven):
 
 
 def test_views_and_prompts_change_and_the_address_keeps_them(driven):
-    assert [driven[v]["view"] for v in ("wipe", "blink", "difference")] == ["wipe", "blink", "difference"]
-    assert driven["input"]["image"] != driven["difference"]["image"]
+    assert [driven[v]["view"] for v in ("wipe", "blink")] == ["wipe", "blink"]
+    assert driven["input"]["image"] != driven["blink"]["image"]
     assert driven["again"] == driven["input"]
 
 

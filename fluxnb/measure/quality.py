@@ -1,4 +1,4 @@
-"""How near an image comes to its reference: PSNR and SSIM, from 8-bit pixels in float64.
+"""How near an image comes to its reference: PSNR and SSIM from 8-bit pixels in float64, ST-LPIPS and FLIP beside them.
 
 Two identical images have an infinite PSNR. It is kept out of every mean and counted instead, since no finite
 figure stands for it.
@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+
+from fluxnb.measure import perceptual
 
 _TAPS = 11  # the window of Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5
 
@@ -45,23 +47,31 @@ def ssim(a, b) -> float:
 
 
 def compare(references: Sequence, candidates: Sequence) -> dict:
-    """Columns of a results row: psnr_db, psnr_min_db, psnr_identical, ssim, ssim_min of images pair by pair.
+    """Columns of a results row, of images pair by pair: the mean and the worst of PSNR, SSIM, ST-LPIPS and FLIP.
 
     psnr_db is the mean of the decibels over the pairs that differ, psnr_min_db the worst of them; both are
-    None when all pairs are identical. psnr_identical counts the identical pairs. ssim is the mean over all
-    pairs. Raises ValueError for no images or unequal numbers.
+    None when all pairs are identical. psnr_identical counts the identical pairs. The others are means over all
+    pairs, whose images are of one size. Raises ValueError for no images, unequal numbers, or a size too small.
     """
     if len(references) != len(candidates) or not len(references):
         raise ValueError(f"pairs of images are needed, got {len(references)} references, {len(candidates)} candidates")
-    decibels = [psnr(a, b) for a, b in zip(references, candidates, strict=True)]
-    likeness = [ssim(a, b) for a, b in zip(references, candidates, strict=True)]
+    pairs = list(zip(references, candidates, strict=True))
+    decibels = [psnr(a, b) for a, b in pairs]
+    likeness = [ssim(a, b) for a, b in pairs]
+    apart = [pair for pair, d in zip(pairs, decibels, strict=True) if d != math.inf]
+    seen = perceptual.st_lpips([a for a, _ in apart], [b for _, b in apart])
+    errors = [perceptual.flip(a, b)[0] for a, b in apart]
     finite = [d for d in decibels if d != math.inf]
     return {
         "psnr_db": sum(finite) / len(finite) if finite else None,
         "psnr_min_db": min(finite, default=None),
-        "psnr_identical": len(decibels) - len(finite),
-        "ssim": sum(likeness) / len(likeness),
+        "psnr_identical": len(pairs) - len(finite),
+        "ssim": sum(likeness) / len(pairs),
         "ssim_min": min(likeness),
+        "st_lpips": sum(seen) / len(pairs),  # identical pairs are 0
+        "st_lpips_max": max(seen, default=0.0),
+        "flip": sum(errors) / len(pairs),
+        "flip_max": max(errors, default=0.0),
     }
 
 
@@ -72,6 +82,13 @@ def format_psnr(psnr_db: float | None, identical: int = 0) -> str:
     if psnr_db is None or math.isnan(psnr_db):
         return "not measured"
     return f"{psnr_db:.1f} dB"
+
+
+def in_words(reference, image) -> str:
+    """What a pair of images differs in: "33.2 dB, ST-LPIPS 0.012, FLIP 0.034", or "identical"."""
+    found = compare([reference], [image])
+    words = format_psnr(found["psnr_db"], found["psnr_identical"])
+    return words if found["psnr_identical"] else f"{words}, ST-LPIPS {found['st_lpips']:.3f}, FLIP {found['flip']:.3f}"
 
 
 def _error_where(a: np.ndarray, b: np.ndarray, where: np.ndarray) -> float:

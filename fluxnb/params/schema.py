@@ -108,6 +108,7 @@ class StudyParams:
     prompts: list[str] | None = _key("prompts of yours; null = kept out of the embedded model's training")
     judged: int = _key("how many of them judge images: every mean is over these", low=1, high=1000)
     shown: list[str] | None = _key("prompts shown in every grid and counted in no mean; null = the documents' own")
+    clip: str | None = _key("a CLIP that judges how images fit their prompts: a hub id or a local folder; null = none")
     seeds: list[int] = _key("seeds; each prompt is drawn once with each of them", low=0, high=2**32 - 1)
     steps: int = _key("denoising steps of one image", low=1, high=200)
     guidance_scale: float = _key("guidance of FLUX.1-dev", low=0, high=30)
@@ -119,7 +120,7 @@ class StudyParams:
     full_size: FullSize = _key("how models of FLUX's real size are measured")
 
 
-_TORCHAO, _USE_CASES = tuple(kinds.TORCHAO), tuple(USE_CASES)
+_TORCHAO, _USE_CASES, _KERNELS = tuple(kinds.TORCHAO), tuple(USE_CASES), tuple(kinds.ATTENTION)
 _COMPILED, _WAYS, _DIVIDED = tuple(stacks.COMPILED), tuple(stacks.WAYS), tuple(stacks.DIVIDED)
 
 NOTEBOOKS: dict[str, dict[str, Key]] = {
@@ -178,12 +179,14 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "first_block_thresholds": Key(list[float], "First Block Cache thresholds of the grid", low=0),
         "warm_up": Key(int, "steps computed before anything is reused", low=0, high=50),
         "survey_prompts": Key(int, "prompts that every setting of the grid is judged on", low=1, high=100),
+        "intervals": Key(list[int], "fixed intervals of the control: compute every n-th step", low=1, high=50),
         "fewer_steps": Key(list[int], "step counts of the fewer-steps controls", low=1, high=199),
         "batches": Key(list[int], "batch sizes whose one decision is compared", low=1, high=64),
         "full_size_steps": Key(int, "steps at which the engine's cost is measured at full size", low=2, high=200),
     },
     nb.QUANTIZED_CACHE: {
         "thresholds": Key(list[float], "thresholds of the published experiment", low=0),
+        "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
         "rank": Key(int, "rank of SVDQuant's 16-bit part", low=1, high=128),
         "full_size_steps": Key(int, "steps of an image with a 4-bit transformer at full size", low=2, high=200),
     },
@@ -203,7 +206,8 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "condition": Key(str, "what the ControlNet is given", choices=CONDITIONS),
         "strength": Key(float, "share of the steps run where a picture is the start", low=0.05, high=1),
         "threshold": Key(float, "threshold of both caches: the balanced preset", low=0),
-        "quantization": Key(str, "the torchao kind whose quality is judged", choices=_TORCHAO),
+        "attention": Key(str | None, "an attention kernel beside the caches; null = none", choices=_KERNELS),
+        "quantization": Key(str | None, "the torchao kind whose quality is judged; null = none", choices=_TORCHAO),
         "full_quantization": Key(str, "the torchao kind at full size, compiled", choices=_TORCHAO),
         "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
         "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
@@ -233,7 +237,13 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     nb.FINAL_STACK: {
         "quantization": Key(str, "the torchao kind of the stack", choices=_TORCHAO),
         "cache_steps": Key(int, "computed steps of the stack's cache", low=2, high=200),
-        "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
+        "rounds": Key(int, "interleaved rounds of the shortlist: what is recommended rests on 10", low=3, high=1000),
+        "shortlist": Key(list[str] | None, "stacks of the shortlist; null = none", choices=stacks.SHORTLIST),
+        "fewer_steps": Key(list[int], "step counts of the control in the shortlist", low=1, high=199),
+        "solver_steps": Key(list[int], "step counts of the second-order solver in the shortlist", low=1, high=199),
+        "first_block_thresholds": Key(list[float], "First Block Cache in the shortlist, on trained weights", low=0),
+        "tea_thresholds": Key(list[float], "TeaCache in the shortlist, on trained weights", low=0),
+        "prompts": Key(int, "prompts that the phases' quality is judged on", low=1, high=100),
         "around": Key(list[str], "what is spared before and after the steps", choices=tuple(stacks.AROUND)),
     },
     nb.EMBEDDED: {

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 
-from fluxnb import families
+from PIL import Image
+
+from fluxnb import families, findings
 from fluxnb.families import Family
-from fluxnb.measure import quality
+from fluxnb.measure import perceptual, quality
 from fluxnb.report import html
 from fluxnb.report.render import TEMPLATES, render_template
 from fluxnb.report.series import OTHERS, dial, lines
@@ -20,6 +22,8 @@ from fluxnb.study.kept import Kept
 from fluxnb.study.row import Row
 
 SHOWN_PX = 256  # sides of the images on the page
+HEAT_PX, HEAT_QUALITY = 128, 75  # of FLIP's heat maps: two kilobytes each
+INPUTS = 4  # prompts and seeds on the page, of those that judge: ninety settings make nine megabytes
 
 
 class _Figures:
@@ -75,7 +79,7 @@ def _case(settings: list[tuple[Row, Kept, Kept]], figures: _Figures) -> dict:
     inputs: list[tuple] = []
     baseline, points = {}, {}
     for row, own, first in settings:
-        for i, given in enumerate(first.inputs):
+        for i, given in enumerate(first.inputs[:INPUTS]):
             if given not in inputs:
                 inputs.append(given)
                 baseline[len(inputs) - 1] = figures.add(first, i, "baseline")
@@ -107,24 +111,51 @@ def _point(row: Row) -> dict:
         "steps": row.computed_steps,
         "total": row.total_steps,
         "psnr": row.psnr_db,
-        "adherence": row.adherence,
+        "quality": _quality(row),
     }
+
+
+def _quality(row: Row) -> str:
+    """Mean and worst figures of all images that were judged; "" of earlier rows, which don't say how many."""
+    if not findings.judged(row):
+        return ""
+    figures = {
+        "PSNR": (row.psnr_db, row.psnr_min_db, "{:.1f} dB"),
+        "ST-LPIPS": (row.st_lpips, row.st_lpips_max, "{:.3f}"),
+        "FLIP": (row.flip, row.flip_max, "{:.3f}"),
+        "adherence": (row.adherence, row.adherence_min, "{:.0%}"),
+    }
+    said = [
+        f"{name} {as_.format(mean)} (worst {as_.format(worst)})"
+        for name, (mean, worst, as_) in figures.items()
+        if None not in (mean, worst)
+    ]
+    same = f", {row.psnr_identical} identical" if row.psnr_identical else ""
+    return f"Of {row.images} images{same}: {', '.join(said)}" if said else ""
 
 
 def _images(own: Kept, first: Kept, inputs: list[tuple], figures: _Figures) -> dict[int, dict]:
     """Input -> its image, how far it is from the baseline's, and what the cache decided."""
     shown = {}
     for i, given in enumerate(own.inputs):
-        if given not in first.inputs:
+        if given not in inputs or given not in first.inputs:
             continue
-        decibels = quality.psnr(first.image(first.inputs.index(given)), own.image(i))
+        pair = first.image(first.inputs.index(given)), own.image(i)
+        decibels, (apart, heat) = quality.psnr(*pair), perceptual.flip(*map(_as_shown, pair))
         trace = own.traces[i] or {}
         shown[inputs.index(given)] = {
             "figure": figures.add(own, i, own.label),
             "psnr": None if math.isinf(decibels) else round(decibels, 1),
+            "flip": round(apart, 3),
+            "heat": html.webp_uri(heat, HEAT_PX, HEAT_QUALITY)[0],
             **{name: trace.get(name) for name in ("mask", "indicator", "threshold")},
         }
     return shown
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    image.thumbnail((SHOWN_PX, SHOWN_PX), Image.Resampling.LANCZOS)
+    return image
 
 
 def explorer_html(gpu: str, rows: list[Row], images: list[Kept], crumbs: list) -> str | None:

@@ -24,6 +24,7 @@ NEEDED = {  # module -> what pip calls it. Without a technique's own package its
     "tokenizers": "tokenizers",
     "PIL": "pillow",
     "skimage": "scikit-image",
+    "flip_evaluator": "flip-evaluator",
     "numpy": "numpy",
     "pandas": "pandas",
     "matplotlib": "matplotlib",

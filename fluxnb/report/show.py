@@ -10,30 +10,26 @@ the caption names it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-
-import numpy as np
-from PIL import Image
 
 from fluxnb import families, findings
 from fluxnb.errors import UserError
 from fluxnb.families import Family
+from fluxnb.findings.rows import is_baseline
 from fluxnb.findings.table import Column
 from fluxnb.findings.table import table as made
 from fluxnb.measure import telemetry
-from fluxnb.models import pipelines
 from fluxnb.report import charts, html
-from fluxnb.report.captions import about, conditions, left_out, number, sentences, valued, with_unit
+from fluxnb.report.captions import about, left_out, number, sentences, valued, with_unit
 from fluxnb.report.decisions import fired, fit, polynomial, spread, steps  # noqa: F401  notebooks take them from here
+from fluxnb.report.grids import grid  # noqa: F401
 from fluxnb.report.series import lines
 from fluxnb.study.row import Row
-from fluxnb.technique import Unavailable
 
 STAGES = {"text encoding": "text_s", "denoising": "denoise_s", "VAE decoding": "vae_s"}
-QUARTILES = "Whiskers: from the 25th to the 90th percentile of its samples."
-ENDS = {"latency_p50": ("latency_p25", "latency_p90"), "speedup": ("speedup_ci_low", "speedup_ci_high")}  # of whiskers
-INTERVALS = "Whiskers: 95 % interval of the speedup."
+SAMPLES = "from the fastest to the slowest of its samples"
 
 
 def say(sentence: str, kind: str = "result") -> None:
@@ -72,11 +68,12 @@ def table(rows: list[Row], columns: tuple[Column, ...], note: str = "", title: s
         say(f"{title or f'{len(rows)} settings'}: {reasons.pop()}.", "not-measured")
         return
     data = made(rows, columns, index)
-    frame(data, sentences(title, about(rows), note, data.attrs.get("note", "")))
+    frame(data, sentences(title, about(rows), note))
 
 
 def frame(data, caption: str, **options) -> None:
-    """A data frame that isn't one of rows; units and formats are its attrs."""
+    """A data frame; units, formats and what is to be noted below it are its attrs."""
+    caption = sentences(caption, data.attrs.get("note", ""))
     html.table(data, caption, **{"formats": data.attrs.get("formats"), **options})
 
 
@@ -88,7 +85,6 @@ def frontier(
     x: str = "speedup",
     quality: str = "psnr_db",
     marks: tuple[Family, ...] | None = None,
-    note: str = "",
 ) -> None:
     """Speed against quality, with the baseline's row among them; `marks`: families whose points are labelled."""
     shown = charts.on_frontier(rows, x, quality)
@@ -104,10 +100,9 @@ def frontier(
         f"{title}, by {across[0].lower()}{across[1:]}: higher is nearer to the baseline, {better}",
         about(shown),
         f"At the points: {', '.join(f'{name} ({of})' for name, of in dials.items())}" if dials else "",
-        INTERVALS if x == "speedup" else "",
+        f"Whiskers: {said}" if x == "speedup" and (said := findings.whiskers(shown)) else "",
         edge if quality == "psnr_db" and any(map(charts.identical, shown)) else "",
         left_out(rows, shown),
-        note,
     )
     named = []
     for (family, words), line in lines(shown).items():
@@ -123,18 +118,27 @@ def bars(rows: list[Row], column: str | Column = "latency_p50", note: str = "") 
     if not shown:
         _nothing(rows)
         return
-    ends = [[getattr(r, end) for r in shown] for end in ENDS.get(str(column.value), ())]
-    errors = None
-    if ends and not any(None in of for of in ends):
-        pairs = zip(ends, (-1, 1), strict=True)
-        errors = [[max(0, sign * (e - v)) for e, v in zip(of, values, strict=True)] for of, sign in pairs]
-    said = "" if errors is None else INTERVALS if column.value == "speedup" else QUARTILES
+    errors, said = _whiskers(shown, column.value, values)
     figure = charts.bars([r.label for r in shown], values, title, [families.named(r.family) for r in shown], errors)
     html.figure(
         figure,
         _alt(title, shown, [column], [values]),
         sentences(title[:1].upper() + title[1:], about(shown), said, left_out(rows, shown), note),
     )
+
+
+def _whiskers(rows: list[Row], column, values: list[float]) -> tuple[list[list[float]] | None, str]:
+    """How far whiskers go (below, above) each value, and what they are; (None, "") for what has none."""
+    if column == "speedup":
+        found = [findings.ends(r) or (v, v) for r, v in zip(rows, values, strict=True)]
+        words = findings.whiskers(rows)
+    elif column == "latency_p50" and all(r.samples for r in rows):
+        found, words = [(min(r.samples), max(r.samples)) for r in rows], SAMPLES
+    else:
+        return None, ""
+    below = [max(0, v - low) for (low, _), v in zip(found, values, strict=True)]
+    above = [max(0, high - v) for (_, high), v in zip(found, values, strict=True)]
+    return ([below, above], f"Whiskers: {words}") if words else (None, "")
 
 
 def grouped(rows: list[Row], columns: dict[str, str] | Sequence[Column], note: str = "", axis: str = "") -> None:
@@ -173,75 +177,37 @@ def waterfall(rows: list[Row], judged: list[Row], note: str = "") -> None:
     decibels = findings.quality_of_phases(shown, judged)
     phases = zip(shown, decibels, strict=True)
     alt = "; ".join(
-        f"{r.label} {valued(r, 'latency_p50')}, {valued(r, 'memory_peak_gib')}"
+        f"{r.stack or r.label} {valued(r, 'latency_p50')}, {valued(r, 'memory_peak_gib')}"
         + ("" if db is None else f", {with_unit(db, 'psnr_db')}")
         for r, db in phases
     )
     figure = charts.waterfall(
         [r.stack or r.label for r in shown],
         [r.latency_p50 for r in shown],
+        _gains(shown),
         [r.memory_peak_gib for r in shown],
         decibels,
     )
     caption = sentences(
-        "Each phase has all that the one before it has; below its seconds stands its gain over that one",
+        "Each phase has all that the one before it has; below its seconds stands its gain over that one where both are "
+        "of one session, and ≈ where it is within the noise",
         about(shown),
         f"PSNR is of trained weights: {about(judged)}" if judged else "",
-        "A phase without a point changes no arithmetic, or wasn't judged",
+        "It is that of the worst image; a phase without a point makes identical images, or wasn't judged",
         left_out(rows, shown),
         note,
     )
     html.figure(figure, f"Seconds, peak memory and PSNR after each phase: {alt}.", caption)
 
 
-# --- images ------------------------------------------------------------------------------------
-
-
-def grid(
-    s, subject, baseline, candidates: list, rows: list[Row] | None = None, *, prompts: int | None = None,
-    width: int | None = None, by: str = "prompt", difference: bool = False,
-) -> None:  # fmt: skip
-    """Images of the baseline and of candidates, prompt by prompt, PSNR and adherence under each.
-
-    Args:
-        s: the study that made or kept them.
-        rows: of the candidates; their speedups go into the heads.
-        prompts: so many of the subject's, with its first seed; all by default.
-        width: of an image in CSS pixels.
-        by: "prompt", a line for each prompt, or "setting", a line for each setting.
-        difference: beside each candidate's image four times its difference from the baseline's.
-    """
-    shown, measured = list(subject.prompts)[:prompts], {r.label: r for r in rows or []}
-    try:
-        reference = s.images(subject, baseline)
-        columns = [*_started(subject, shown), ("baseline", [(image, "") for image in reference[: len(shown)]])]
-        for head, candidate in zip(_heads(candidates, rows), candidates, strict=True):
-            images = _column(s, subject, candidate, measured.get(candidate.meaning["label"]))
-            if isinstance(images, str):
-                columns.append((head, [images] * len(shown)))
-                continue
-            columns.append((head, _judged(subject, reference, images, shown)))
-            if difference:
-                pairs = zip(reference, images, shown, strict=False)
-                columns.append((f"{head}: difference × 4", [(_apart(a, b), "") for a, b, _ in pairs]))
-    except UserError as error:
-        if not telemetry.replayed():
-            raise
-        say(f"Images of `{subject.model.name}` are not here: {error}", "not-measured")
-        return
-    caption = sentences(
-        conditions(subject, baseline),
-        "Under each image: PSNR against the baseline's"
-        + (", and the share of the prompt's facts that are there" if subject.checked else ""),
-        "In the heads: speedup over the baseline" if rows else "",
-    )
-    setting, heads = _dial(candidates) or "setting", [head for head, _ in columns]
-    turned = [cells for _, cells in columns]
-    if by == "prompt":
-        by_prompt = [list(line) for line in zip(*turned, strict=True)]
-        html.image_grid(shown, heads, by_prompt, caption=caption, corner=f"prompt \\ {setting}", width=width)
-    else:
-        html.image_grid(heads, shown, turned, caption=caption, corner=f"{setting} \\ prompt", width=width)
+def _gains(rows: list[Row]) -> list[str]:
+    """What each row gains over the one before, "" for the first and across sessions."""
+    said = [""]
+    for before, row in itertools.pairwise(rows):
+        own, same = [1.0 if is_baseline(r) else r.speedup for r in (before, row)], before.session == row.session
+        noise = "≈ " if findings.within_noise(row, before, rows[0]) else ""
+        said.append(f"{noise}{own[1] / own[0]:.2f}×" if same and None not in own else "")
+    return said
 
 
 # --- charts of other figures ------------------------------------------------------------------------------
@@ -269,59 +235,6 @@ def curves(data, panels: list[str], caption: str, **columns) -> None:
 
 
 # --- what they are made of ---
-
-
-def _family(candidate) -> Family:
-    return families.named(candidate.meaning["family"])
-
-
-def _dial(candidates: list) -> str | None:
-    """The dial that tells candidates of one family from each other; None where something else does, or one is alone."""
-    marks = {c.meaning["mark"] for c in candidates}
-    one = len({_family(c) for c in candidates}) == 1 and len(marks) == len(candidates) > 1
-    return _family(candidates[0]).dial if one else None
-
-
-def _heads(candidates: list, rows: list[Row] | None) -> list[str]:
-    """What stands over each setting's images: its place on the dial where that tells them apart, and its speedup."""
-    name, fast = "mark" if _dial(candidates) else "label", {r.label: r.speedup for r in rows or []}
-    speeds = (fast.get(c.meaning["label"]) for c in candidates)
-    return [c.meaning[name] + (f" ({x:.2f}×)" if x else "") for c, x in zip(candidates, speeds, strict=True)]
-
-
-def _column(s, subject, candidate, row: Row | None) -> list | str:
-    """A candidate's images, or why there are none."""
-    if row is not None and not row.ok:
-        return f"{row.status}: {row.reason or 'no reason was noted'}"
-    try:
-        return s.images(subject, candidate)
-    except Unavailable as reason:
-        return f"unavailable: {reason}"
-
-
-def _started(subject, prompts: list[str]) -> list[tuple[str, list]]:
-    """What a use case starts from, as (name, its cell for each prompt)."""
-    takes = {
-        "input": (pipelines.takes_image(subject.use_case), lambda m: m.image),
-        "mask": ("inpainting" in subject.use_case, lambda m: m.mask.convert("RGB")),
-        subject.kind: (pipelines.takes_condition(subject.use_case), lambda m: m.condition(subject.kind)),
-    }
-    if subject.use_case == "txt2img":
-        return []
-    given = [subject.material(prompt, subject.inputs[0][1]) for prompt in prompts]
-    return [(name, [(picture(m), "") for m in given]) for name, (taken, picture) in takes.items() if taken]
-
-
-def _judged(subject, reference: list, images: list, prompts: list[str]) -> list[tuple]:
-    named = [prompt if subject.checked else None for prompt in prompts]
-    pairs = zip(reference, images, named, strict=False)  # the first seed's come first
-    return [(image, findings.under_image(plain, image, prompt)) for plain, image, prompt in pairs]
-
-
-def _apart(a, b):
-    """Four times the absolute difference of two images, so that it can be seen."""
-    apart = np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int))
-    return Image.fromarray(np.clip(4 * apart, 0, 255).astype(np.uint8))
 
 
 def _columns(columns) -> tuple[list[Column], str]:

@@ -7,7 +7,7 @@ import statistics
 
 import numpy as np
 
-from fluxnb.measure import quality
+from fluxnb.measure import clip, quality
 from fluxnb.models import control, pipelines
 from fluxnb.study.candidate import Candidate
 from fluxnb.study.subject import Loaded, Subject
@@ -38,6 +38,9 @@ def judge(subject: Subject, references: list, images: list, traces: list, loaded
         found = [s for s in probe.adherence([p for p, _ in subject.inputs], images) if s is not None]
         if found:
             row |= {"adherence": statistics.fmean(found), "adherence_min": min(found)}
+    if subject.clip:
+        fits = clip.scores(subject.clip, [p for p, _ in subject.inputs], images)
+        row |= {"clip_score": statistics.fmean(fits), "clip_score_min": min(fits)}
     if traces and all(traces):
         row["computed_steps"] = statistics.fmean(t["mask"].count("1") for t in traces)
     started = [subject.material(*given) for given in subject.inputs] if subject.use_case != "txt2img" else []

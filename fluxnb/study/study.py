@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from fluxnb import families, params
 from fluxnb.errors import UserError
 from fluxnb.families import Family
-from fluxnb.measure import telemetry
+from fluxnb.measure import clip, telemetry
 from fluxnb.models import embedded, pipelines
 from fluxnb.study import kept, serving, spreading
 from fluxnb.study.candidate import Candidate
@@ -40,6 +40,8 @@ def begin(gpu: str, notebook: str, **overrides) -> Study:
     if not telemetry.replayed():
         name, count = params.detect_gpu()
         params.check_gpu(chosen, name, force=os.environ.get(FORCE) == "1", detected_count=count)
+        if chosen.study.clip:
+            clip.load(chosen.study.clip)  # what isn't one is said now
     return Study(chosen, notebook, params.find_folder().parent)
 
 
@@ -89,6 +91,7 @@ class Study(Rows):
             height=(given.height or model.side) if small else full.height,
             rounds=given.rounds if small else full.rounds,
             shown=tuple(given.shown),
+            clip=given.clip,
         )
 
     def first_judged(self) -> Subject:
@@ -208,25 +211,24 @@ class Study(Rows):
 
         return self.measured(list(of), timer)
 
-    def serve(self, subject: Subject, loads: list[Load], steps: int, batch: int = 1, places: int = 64) -> list[Row]:
+    def serve(self, subject: Subject, loads: list[Load], steps: int, batch: int = 1) -> list[Row]:
         """Measures a server of the subject (`measure.load`), one process per GPU, under several loads in turn.
 
         Args:
-            batch: waiting requests that are made together.
-            places: of the queue.
+            batch: at most so many waiting requests are made together.
         """
         shape = self.key(subject, Candidate(steps, gpus=self.params.gpu.count))
-        of = {Task(*each.row(shape, batch, places), enough=each.enough): each for each in loads}
+        of = {Task(*each.row(shape, batch), enough=each.enough): each for each in loads}
 
         def timer(due: list[Task]) -> None:
             self.pool.release()
-            serving.measure(self, subject, of, due, batch, places)
+            serving.measure(self, subject, of, due, batch)
 
         return self.measured(list(of), timer)
 
     def time(
         self, technique: str, settings: dict, run, repeats: int, *, family: Family = families.CEILING, label: str = "",
-        also=None, before=None, warm=True, **columns,
+        also=None, before=None, warm=True, held_s: float = 0.0, **columns,
     ) -> Row:  # fmt: skip
         """Times a function by itself, say a matrix product; one row, found again like any other.
 
@@ -234,13 +236,16 @@ class Study(Rows):
             also: called after a successful run for further columns of the row, such as an error or a proof.
             before: called before anything is timed; not at all if the row is there already.
             warm: False times the very first call: what a user waits for.
+            held_s: seconds of calls in a row that the samples are of, after as many to warm up: under load.
             columns: of the key, such as model and weights; random weights by default, say of matrices.
         """
+        settings = settings | {"held_s": held_s} if held_s else settings
         key = {"notebook": self.notebook, "technique": technique, "settings": settings, "weights": "random", **columns}
         key |= {"gpu": self.params.name, "gpus": 1, "host": self.host, "versions": telemetry.versions_short()}
         label = label or technique
         task = Task(key, {"family": family.name, "technique": technique, "label": label, "mark": label})
-        return self.measured([task], lambda _: self.append(task, by_itself(run, repeats, also, before, warm)))[0]
+        timer = lambda _: self.append(task, by_itself(run, repeats, also, before, warm, held_s))  # noqa: E731
+        return self.measured([task], timer)[0]
 
     def _task(
         self, subject: Subject, candidate: Candidate, timed: bool = False, judged: bool = False, profiled: bool = False
@@ -248,8 +253,8 @@ class Study(Rows):
         def enough(row: Row) -> bool:
             if not row.ok:
                 return candidate.patience_s <= row.shown("patience_s", math.inf)  # the more patient try again
-            if (timed and row.n is None) or (judged and candidate.batch == 1 and row.images is None):
-                return False  # surveyed before, or timed without a look at its images
+            if (timed and (row.n or 0) < subject.rounds) or (judged and candidate.batch == 1 and row.images is None):
+                return False  # surveyed before, timed in fewer rounds, or without a look at its images
             seen = not profiled or not telemetry.machine()["gpus"] or row.computed_steps != row.total_steps
             return seen or row.shown("step_ms") is not None
 

@@ -41,6 +41,7 @@ class Subject:
     strength: float = 0.8  # of image-to-image and inpainting
     controlnet: str | None = None  # a hub id or folder instead of the one that belongs to the model
     shown: tuple[str, ...] = ()  # prompts for grids: in no mean
+    clip: str | None = None  # a hub id or folder of what judges how images fit their prompts
 
     def having(self, *techniques: Technique, dtype: str | None = None) -> Subject:
         """The same model in a pipeline of its own, with techniques built in, or in another number format."""
@@ -82,13 +83,15 @@ class Subject:
 
     @property
     def digest(self) -> str:
-        """Changes when prompts, seeds, guidance, weights or what the use case starts from do."""
+        """Changes when prompts, seeds, guidance, weights, what the use case starts from or a CLIP that judges do."""
         determines = [self.prompts, self.seeds, self.guidance, fingerprint(self.model.name)]
         if pipelines.takes_condition(self.use_case):
             own = control.FOLDER if self.model.name == embedded.NAME else self.model.name
             determines += [self.kind, fingerprint(str(self.controlnet or own))]
         if pipelines.takes_image(self.use_case):
             determines.append(self.strength)
+        if self.clip:
+            determines.append(fingerprint(self.clip))
         return hashlib.sha256(json.dumps(determines).encode()).hexdigest()[:8]
 
     def material(self, prompt: str, seed: int) -> material.Material:

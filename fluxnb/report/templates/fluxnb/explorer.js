@@ -88,10 +88,13 @@
     $("image").alt = image ? image.alt : "not made for this prompt";
     $("caption").textContent = point.label;
     const steps = shown?.mask ? shown.mask.split("1").length - 1 : Math.round(10 * point.steps) / 10;
-    const adherence = point.adherence === null ? "" : `, adherence ${point.adherence.toFixed(2)}`;
     const quality = shown ? decibels(shown.psnr) : "no image of this prompt";
     $("readout").textContent =
-      `${point.label}: ${point.speedup.toFixed(2)}×, ${steps} of ${point.total} steps, ${quality}${adherence}`;
+      `${point.label}: ${point.speedup.toFixed(2)}×, ${steps} of ${point.total} steps, ${quality}`;
+    $("quality").textContent = point.quality;
+    $("heat").src = shown ? shown.heat : "";
+    $("heat").alt = shown ? "heat map: where a person would see a difference from the baseline" : "not made for this prompt";
+    $("apart").textContent = shown ? `FLIP ${shown.flip.toFixed(3)}: black is no difference, white the most there is` : "";
     trace(shown, point);
     frontier(one);
   }
