@@ -68,7 +68,7 @@ def said(monkeypatch):
 def test_a_recorded_mask_is_that_of_the_first_image_and_equal_ones_stand_together():
     s = Kept({"0": ["1111"], "0.1": ["1101", "1001"], "0.2": ["1010"], "0.4": ["1010"], "0.8": ["10100"]})
     found = findings.recorded(s, SUBJECT, [candidate(mark) for mark in s.masks], 4)
-    assert found == {"mask of threshold 0.1": "1101", "mask of thresholds 0.2 and 0.4": "1010"}
+    assert found == {"as threshold 0.1 decided on m": "1101", "as thresholds 0.2 and 0.4 decided on m": "1010"}
 
 
 def test_a_replay_takes_the_masks_of_its_rows(replay):
@@ -87,8 +87,9 @@ def test_schedules_are_the_recorded_masks_and_those_of_published_shares_once_eac
     shares = {0.0: 1.0, 0.05: 1.0, 0.1: 0.75, 0.2: 0.5, 0.4: 0.01}
     found = findings.schedules({"first": "1010", "again": "1010"}, shares, 4, first_block=False)
     assert [cache.settings["mask"] for cache in found] == ["1010", "1110", "1000"]  # 0.2 would compute 1010, too
-    assert found[0].label == "first: 2 of 4, no block run"
-    assert found[2].label == "share published for 0.4: 1 of 4, no block run"  # at least the first step
+    assert found[0].label == "prescribed schedule, random weights, first: 2 of 4, no block run"
+    assert found[2].label.endswith("as many as the share of time published for 0.4: 1 of 4, no block run")
+    assert all(cache.label.startswith(findings.PRESCRIBED) for cache in found)  # no name reads like a cache's speedup
 
 
 def test_how_far_decisions_differ_between_images_is_said(said):
@@ -105,7 +106,9 @@ def test_a_fit_is_drawn_with_what_it_explains(said, monkeypatch):
     s.loaded = lambda subject: None
     show.fit(s, SUBJECT)
     assert "R² = 0.93 of the output's change (3 steps of 1 image)" in said[0]
-    least = re.search(r"never falls below ([\d.]+): a threshold T then allows at most T / \1 reused", said[0])
+    least = re.search(
+        r"never falls below ([\d.]+) for changes up to 0.5: a threshold T then allows at most T / \1 reused", said[0]
+    )
     assert float(least[1]) == pytest.approx(0.17, abs=0.02)  # of FLUX.1-dev's polynomial
     assert "at 3 steps, with fitted and published." in said[1]
 

@@ -2,55 +2,119 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from fluxnb import families
 from fluxnb.families import COMBINED, FEWER_STEPS, FIRST_BLOCK, INTERVAL, SECOND_ORDER, TEACACHE, Family
+from fluxnb.findings import published
 from fluxnb.findings.rows import (
+    BALANCED_DB,
     CACHES,
-    LOSS,
+    NEAR_LOSSLESS_DB,
+    above,
     against_control,
     baseline_of,
-    fastest,
-    keeps_adherence,
+    ends,
+    is_baseline,
+    judged,
+    leaders,
     of,
-    psnr_or_infinite,
+    of_one_session,
+    within_noise,
+    worst_db,
 )
-from fluxnb.findings.table import Column, table
-from fluxnb.findings.words import interval, psnr
+from fluxnb.findings.table import ADHERENCE, COMPUTED, PSNR, SPEEDUP, THRESHOLD, WORST_PSNR, Column, table
+from fluxnb.findings.words import sureness
+from fluxnb.measure import stats
 from fluxnb.study.row import Row
 
-GOOD = 30.0  # dB of mean PSNR from which an image looks like the uncached one
-PRESETS = {  # name -> (least mean PSNR in dB, the plan's threshold, the plan's expected speedup)
-    "conservative": (40.0, 0.05, 1.5),
-    "balanced": (30.0, 0.12, 2.0),
-    "aggressive": (0.0, 0.2, 2.5),
+FLOORS = {"near-lossless": NEAR_LOSSLESS_DB, "balanced": BALANCED_DB}
+PRESETS = {  # name -> (least PSNR of the worst image in dB, the plan's threshold, the plan's expected speedup)
+    "conservative": (NEAR_LOSSLESS_DB, 0.05, 1.5),
+    "balanced": (BALANCED_DB, 0.12, 2.0),
+    "aggressive": (-math.inf, 0.2, 2.5),
 }
 CRITERIA = {FIRST_BLOCK: 2.0, TEACACHE: 1.3, COMBINED: 3.0}  # the plan's least speedups
+NEAR = 0.1  # of the uncached run: shares that are no further apart are called near
+UNJUDGED = "These rows don't say how many images were judged, so nothing is chosen from them."
+
+
+# --- which, and how good ------------------------------------------------------------------------------------
+
+
+def told(rows: Sequence[Row]) -> tuple[Row, list[Row]]:
+    """The baseline, and what may be ranked: timed and judged by today's rules, of the session that most are of."""
+    ranked = of_one_session([r for r in rows if r.speedup is not None and judged(r) and not is_baseline(r)])
+    session = ranked[0].session if ranked else None
+    own = (r for r in rows if is_baseline(r) and r.session == session)
+    return next(own, baseline_of(rows)), ranked
+
+
+def nearest(rows: Iterable[Row], baseline: Row, floor_db: float = -math.inf) -> list[Row]:
+    """The fastest whose worst image keeps a floor, and what is as fast within the noise: nearest to its images first.
+
+    Empty where nothing that keeps the floor is faster than the baseline beyond the noise.
+    """
+    return sorted(leaders([r for r in rows if above(r, floor_db)], baseline), key=worst_db, reverse=True)
+
+
+def images_words(row: Row) -> str:
+    """How near its images are to the uncached ones: the worst beside the mean."""
+    count = f"{row.images} image{'s' * (row.images != 1)}"
+    if worst_db(row) == math.inf:
+        return f"{count} identical"
+    if row.psnr_min_db is None:
+        return "images not judged"
+    words = f"worst of {count} {row.psnr_min_db:.1f} dB, mean {row.psnr_db:.1f} dB"
+    if row.st_lpips is None:
+        return words
+    return f"{words}, ST-LPIPS {row.st_lpips_max:.2g} at worst, mean {row.st_lpips:.2g}"
+
+
+def words_of(row: Row) -> str:
+    """A setting with its speedup, how sure that is, its computed steps and its images."""
+    steps = f"{row.computed_steps:.1f} of {row.total_steps} steps computed"
+    steps = f"{row.total_steps} steps" if row.computed_steps == row.total_steps else steps
+    return f"{row.label} **{row.speedup:.2f}×** ({sureness(row)}; {steps}; {images_words(row)})"
+
+
+def standing(ones: list[Row], others: list[Row], baseline: Row) -> str:
+    """How the speed of the fastest of a kind, all alike within the noise, stands to that of another kind."""
+    if any(within_noise(one, other, baseline) for one in ones for other in others):
+        return "as fast within the noise as"
+    one, other = (max(r.speedup for r in rows) for rows in (ones, others))
+    return "faster than" if one > other else "slower than"
+
+
+def met(row: Row, least: float) -> str:
+    """Whether its speedup reaches a mark: a verdict takes `stats.HEADLINE` rounds that are all on one side of it."""
+    found = ends(row)
+    if found is None or row.n < stats.HEADLINE or found[0] < least <= found[1]:
+        return "can't be told"
+    return "met" if found[0] >= least else "not met"
 
 
 def cache_sentence(rows: list[Row], family: Family) -> str:
-    """The result in one breath: the fastest setting that keeps quality, and how it stands to fewer steps."""
-    baseline, cached = baseline_of(rows), of(rows, family)
-    kept = [r for r in cached if keeps_adherence(r, baseline) and psnr_or_infinite(r) >= GOOD]
-    best = fastest(kept or cached)
-    sentence = (
-        f"{best.label} makes an image **{best.speedup:.2f} times** faster ({interval(best)}, n = {best.n}), computing "
-        f"{best.computed_steps:.1f} of {best.total_steps} steps, "
-        + ("with identical images" if best.psnr_identical and best.psnr_db is None else f"at {psnr(best)}")
-    )
-    if best.adherence is not None:
-        sentence += f" and {best.adherence:.1%} adherence (uncached {baseline.adherence:.1%})"
-    sentence += f" — the fastest setting above {GOOD:g} dB that keeps adherence within {LOSS}." if kept else "."
-    for at, words in (("computed_steps", "computed steps"), ("speedup", "time")):
-        if gaps := against_control(rows, family, at):
-            mean = sum(gaps) / len(gaps)
-            sentence += (
-                f" At equal {words} it is {abs(mean):.1f} dB {'above' if mean >= 0 else 'below'} simply using fewer "
-                f"steps, on average over its settings ({min(gaps):+.1f} to {max(gaps):+.1f} dB)."
-            )
-    return sentence
+    """At each floor the fastest setting of a cache and the fastest control, and how they stand at equal steps."""
+    (baseline, ranked), parts = told(rows), []
+    if not ranked:
+        return UNJUDGED
+    for name, floor in FLOORS.items():
+        best, control = (nearest(of(ranked, *f), baseline, floor) for f in ((family,), (FEWER_STEPS, SECOND_ORDER)))
+        said = f"{name} (worst image {floor:g} dB or more): "
+        if not best:
+            said += f"no setting of {family.name} is that near and faster than the baseline beyond the noise; "
+            parts.append(said + (f"fewer steps are: {words_of(control[0])}" if control else "nor are fewer steps"))
+        elif not control:
+            parts.append(f"{said}{words_of(best[0])}; no fewer steps are that near and faster beyond the noise")
+        else:
+            stands = standing(best, control, baseline)
+            parts.append(f"{said}{words_of(best[0])}, {stands} fewer steps: {words_of(control[0])}")
+    gaps = against_control(ranked, family, "computed_steps")
+    equal = f" At equal computed steps it is {_gaps(gaps, 'simply using fewer steps')}." if gaps else ""
+    return f"{'. '.join(parts)}.{equal}"
 
 
 def interval_sentence(rows: list[Row], family: Family) -> str:
@@ -58,141 +122,154 @@ def interval_sentence(rows: list[Row], family: Family) -> str:
     gaps = against_control(rows, family, "computed_steps", INTERVAL)
     if not gaps:
         return f"no setting of {family.name} computes as many steps as a fixed interval here."
-    mean = sum(gaps) / len(gaps)
-    where = "level with" if abs(mean) < 0.05 else f"{abs(mean):.1f} dB {'above' if mean > 0 else 'below'}"
-    return (
-        f"at equal hit rate, {family.name} is {where} a fixed interval, which doesn't look ({min(gaps):+.1f} to "
-        f"{max(gaps):+.1f} dB over {len(gaps)} setting{'s' * (len(gaps) > 1)})."
-    )
+    return f"at equal hit rate, {family.name} is {_gaps(gaps, 'a fixed interval, which does not look')}."
+
+
+def _gaps(gaps: list[float], what: str) -> str:
+    """Differences of mean PSNR to a control, in words that hold for all of them."""
+    low, high, mean = min(gaps), max(gaps), sum(gaps) / len(gaps)
+    count = f"{len(gaps)} setting{'s' * (len(gaps) > 1)}"
+    if max(-low, high) < 0.05:
+        return f"level with {what} ({count})"
+    where = "above" if low > -0.05 else "below" if high < 0.05 else "above at some settings and below at others"
+    where = f"{where}, compared with {what}" if " " in where else f"{where} {what}"
+    return f"{where}: {mean:+.1f} dB of mean PSNR on average ({low:+.1f} to {high:+.1f} dB, {count})"
 
 
 def presets(rows: list[Row], family: Family):
-    """The plan's three presets, derived: the fastest setting that keeps the preset's quality."""
-    baseline, own = baseline_of(rows), of(rows, family)
-    best, at_plan = [], []
-    for floor, planned, _ in PRESETS.values():
-        fitting = (r for r in own if psnr_or_infinite(r) >= floor and keeps_adherence(r, baseline))
-        best.append(fastest(fitting) or Row())
-        at_plan.append(next((r.speedup for r in own if r.setting("threshold") == planned), None))
+    """The plan's three presets, derived: the fastest beyond the noise whose worst image keeps the preset's floor."""
+    baseline, ranked = told(rows)
+    own = of(ranked, family)
+    best = [next(iter(nearest(own, baseline, floor)), Row()) for floor, *_ in PRESETS.values()]
+    there = [next((r for r in own if r.setting("threshold") == planned), Row()) for _, planned, _ in PRESETS.values()]
+    expected = [least for *_, least in PRESETS.values()]
     columns = (
-        Column("threshold", lambda r: r.setting("threshold")),
-        *_BRIEFLY,
+        Column("worst image at least", [None if f == -math.inf else f for f, *_ in PRESETS.values()], "dB"),
+        THRESHOLD,
+        *SPEEDUP,
+        COMPUTED,
+        PSNR,
+        WORST_PSNR,
+        ADHERENCE,
         Column("plan's threshold", [planned for _, planned, _ in PRESETS.values()]),
-        Column("plan's expectation", [expected for *_, expected in PRESETS.values()]),
-        Column("measured there", at_plan),
+        Column("plan's expectation", expected, "×"),
+        Column("measured there", [r.speedup for r in there], "×"),
+        Column("worst PSNR there", [r.psnr_min_db for r in there], "dB"),
+        Column("expected there", [met(r, x) if r.status else None for r, x in zip(there, expected, strict=True)]),
     )
     return table(best, columns, Column("preset", list(PRESETS)))
 
 
-_BRIEFLY = (
-    Column("speedup", "speedup"),
-    Column("computed steps", "computed_steps"),
-    Column("PSNR", "psnr_db", "dB"),
-    Column("adherence", "adherence", share=True),
-)
-
-
 def best_at_equal_steps(rows: list[Row]):
-    """For each number of steps of the control: the best cache setting that computes at most one step more."""
-    caches = [r for r in of(rows, *CACHES) if r.psnr_db is not None]
-    second = {r.steps: r.psnr_db for r in of(rows, SECOND_ORDER)}
+    """For each number of steps of the control: the cache that computes no more and is nearest at its worst image."""
+    caches = [r for r in of(rows, *CACHES) if r.psnr_min_db is not None]
+    second = {r.steps: r for r in of(rows, SECOND_ORDER)}
     found = []
     for control in sorted(of(rows, FEWER_STEPS), key=lambda r: -r.steps):
         near = (r for r in caches if r.computed_steps <= control.steps)
-        best = max(near, key=lambda r: r.psnr_db, default=None)
-        if best is not None and control.psnr_db is not None:
-            found.append((control, best))
-    controls, caches = [c for c, _ in found], [b for _, b in found]
+        best = max(near, key=lambda r: r.psnr_min_db, default=None)
+        if best is not None and control.psnr_min_db is not None:
+            found.append((control, best, second.get(control.steps, Row())))
     columns = (
         Column("best cache", "label"),
         Column("computed", "computed_steps"),
         Column("cache PSNR", "psnr_db", "dB"),
         Column("cache worst", "psnr_min_db", "dB"),
-        Column("Euler PSNR", [c.psnr_db for c in controls], "dB"),
-        Column("Euler worst", [c.psnr_min_db for c in controls], "dB"),
-        Column("gain", [b.psnr_db - c.psnr_db for c, b in found], "dB"),
-        Column("gain, worst", [b.psnr_min_db - c.psnr_min_db for c, b in found], "dB"),
-        Column("DPM-Solver++ PSNR", [second.get(c.steps) for c in controls], "dB"),
+        Column("Euler PSNR", [c.psnr_db for c, *_ in found], "dB"),
+        Column("Euler worst", [c.psnr_min_db for c, *_ in found], "dB"),
+        Column("gain", [b.psnr_db - c.psnr_db for c, b, _ in found], "dB"),
+        Column("gain, worst", [b.psnr_min_db - c.psnr_min_db for c, b, _ in found], "dB"),
+        Column("DPM-Solver++ PSNR", [s.psnr_db for *_, s in found], "dB"),
+        Column("DPM-Solver++ worst", [s.psnr_min_db for *_, s in found], "dB"),
     )
-    return table(caches, columns, Column("steps", [c.steps for c in controls]))
+    return table([b for _, b, _ in found], columns, Column("steps", [c.steps for c, *_ in found]))
 
 
 def criteria_sentence(rows: list[Row]) -> str:
-    """The plan's criteria for speed at kept adherence, each met or not, in one run."""
-    baseline, parts = baseline_of(rows), []
+    """The plan's criteria for speed, each met, not met or not to be told by settings that keep the balanced floor."""
+    (baseline, ranked), parts = told(rows), []
+    if not ranked:
+        return UNJUDGED
     for family, least in CRITERIA.items():
-        best = fastest(r for r in of(rows, family) if keeps_adherence(r, baseline))
-        if best is None:
-            parts.append(f"{family.name}: no setting keeps adherence within {LOSS}")
+        kept = [r for r in of(ranked, family) if above(r, BALANCED_DB)]
+        if best := next(iter(leaders(kept, baseline)), None):
+            marks = {met(r, least) for r in kept}  # one that may reach it keeps the others from saying no
+            verdict = "met" if met(best, least) == "met" else "not met" if marks == {"not met"} else "can't be told"
+            parts.append(f"{family.name} (asked: {least:g}×): {verdict}; {words_of(best)}")
+        else:
+            parts.append(f"{family.name} (asked: {least:g}×): no setting is that near and faster beyond the noise")
+    asked = f"the plan's speedups, asked of settings whose worst image keeps {BALANCED_DB:g} dB"
+    few = min(r.n for r in ranked)
+    why = f" A verdict takes {stats.HEADLINE} rounds, and these have {few}." if few < stats.HEADLINE else ""
+    return f"{asked}, on `{baseline.model}` over {baseline.label}. {'. '.join(parts)}.{why}"
+
+
+def combined_sentence(rows: list[Row]) -> str:
+    """Whether combining the two gates pays: at each floor the fastest combination beside every other kind."""
+    (baseline, ranked), parts = told(rows), []
+    if not ranked:
+        return UNJUDGED
+    kinds = (*CACHES, FEWER_STEPS, SECOND_ORDER)
+    for name, floor in FLOORS.items():
+        best = {family: found for family in kinds if (found := nearest(of(ranked, family), baseline, floor))}
+        said, together = f"{name} (worst image {floor:g} dB or more): ", best.pop(COMBINED, [])
+        words = "; ".join(f"{family.name}: {words_of(found[0])}" for family, found in best.items())
+        if not together:
+            said += "no combination is that near and faster beyond the noise"
+            parts.append(f"{said}; {words or 'nor is anything else'}")
             continue
-        verdict = "met" if best.speedup >= least else "not met"
-        asked = f"asked: {least:g}×, {verdict}; {best.label}, {psnr(best)}"
-        parts.append(f"{family.name} {best.speedup:.2f}× ({asked})")
-    return f"Fastest settings with adherence within {LOSS} of the uncached model: {'; '.join(parts)}."
-
-
-def combined_sentence(rows: list[Row], floor: float = 35.0) -> str:
-    """Whether combining the two gates pays: the fastest setting above a floor of quality, of each kind."""
-    kinds = (*CACHES, FEWER_STEPS)
-    kept = [r for r in rows if psnr_or_infinite(r) >= floor]
-    best = {family: r for family in kinds if (r := fastest(of(kept, family)))}
-    together = best.pop(COMBINED, None)
-    if together is None:
-        return f"No combined setting stays above {floor:g} dB."
-    faster = [family for family, r in best.items() if r.speedup >= together.speedup]
-    if not faster:
-        verdict = "combining pays"
-    elif {FIRST_BLOCK, TEACACHE} & set(faster):
-        verdict = "combining doesn't pay"
-    else:
-        beat = " and ".join(f.name for f in faster)
-        verdict = f"combining beats either cache alone, and {beat} beat{'s' * (len(faster) == 1)} it"
-    words = ", ".join(f"{family.name} {r.speedup:.2f}× ({r.label})" for family, r in best.items())
-    return (
-        f"{verdict}: above {floor:g} dB, {together.label} is the fastest combination with **{together.speedup:.2f}×** "
-        f"({interval(together)}, {together.computed_steps:.1f} of {together.total_steps} steps, {psnr(together)}); "
-        f"alone or as controls: {words or 'nothing stays above it'}."
-    )
+        alone = {standing(together, best[family], baseline) for family in (FIRST_BLOCK, TEACACHE) if family in best}
+        if "slower than" in alone:
+            verdict = "combining doesn't pay"
+        elif alone - {"faster than"}:
+            verdict = "whether combining pays can't be told, one cache alone is as fast within the noise"
+        else:
+            verdict = "combining pays over either cache alone"
+        parts.append(f"{said}{verdict}: {words_of(together[0])}; {words or 'nothing else is that near and faster'}")
+    return f"{'. '.join(parts)}."
 
 
 def strategies_sentence(rows: list[Row]) -> str:
-    """Which way of reusing is nearest to the uncached image, beside the first of them."""
-    first, *others = [r for r in rows if r.family != families.BASELINE.name]
-
-    def words(row):
-        return f"{psnr(row)} at {row.computed_steps:.1f} steps, {row.speedup:.2f}×"
-
-    best = max((first, *others), key=psnr_or_infinite)
-    if best is first:
-        return f"nearest to the uncached image is **{first.label}** ({words(first)})."
-    return f"nearest to the uncached image is **{best.label}** ({words(best)}); {first.label} reaches {words(first)}."
+    """Which way of reusing is nearest at its worst image: of all, and of those that compute no more than the first."""
+    found = [r for r in rows if not is_baseline(r) and judged(r) and worst_db(r) is not None]
+    if not found:
+        return UNJUDGED
+    first, best = found[0], max(found, key=worst_db)
+    as_many = max((r for r in found if r.computed_steps <= first.computed_steps), key=worst_db)
+    said = f"nearest to the uncached image at its worst is {words_of(best)}"
+    if best is not as_many:
+        said += f"; of those that compute no more steps than {first.label}, {words_of(as_many)}"
+    return f"{said}." if first in (best, as_many) else f"{said}; {first.label} itself: {words_of(first)}."
 
 
 # --- what a step costs --------------------------------------------------------------------------------------
 
 
 def replay_sentence(rows: list[Row]) -> str:
-    """What leaving steps out saves of an image, and what a reused step costs."""
-    best = fastest(rows)
-    return (
-        f"computing {best.computed_steps:.0f} of {best.total_steps} steps takes {best.latency_p50:.3g} s, where all of "
-        f"them take {best.baseline_s:.3g} s: **{best.speedup:.2f}×** ({interval(best)}). {hit_cost_sentence(rows)}"
-    ).rstrip()
+    """What the shortest of prescribed schedules takes, and what a reused step costs."""
+    best = min((r for r in rows if not is_baseline(r) and r.speedup), key=lambda r: r.computed_steps, default=None)
+    if best is None:
+        return "no prescribed schedule was timed here."
+    said = (
+        f"a prescribed schedule of {best.computed_steps:.0f} of {best.total_steps} steps ({best.weights} weights, so "
+        f"time only) takes {best.latency_p50:.3g} s, where all steps take {best.baseline_s:.3g} s: "
+        f"**{best.speedup:.2f}×** ({sureness(best)}). "
+    )
+    return (said + hit_cost_sentence(rows)).rstrip()
 
 
 def hit_cost_sentence(rows: list[Row]) -> str:
     """What a reused step costs as a share of a computed one: least squares of the denoising time.
 
     The time is taken as computed steps times one cost plus reused steps times another, in the session that most rows
-    are of; nothing for fewer than three schedules.
+    are of; nothing for fewer than three schedules, or where sessions aren't known.
     """
     import numpy as np
 
-    most = Counter(r.session for r in rows).most_common(1)[0][0]
-    rows = [r for r in rows if r.session == most]
+    rows = of_one_session([r for r in rows if r.denoise_s])
     computed = np.array([r.computed_steps for r in rows], dtype=float)
     reused = np.array([r.total_steps for r in rows], dtype=float) - computed
-    if len(rows) < 3 or not reused.any():
+    if len(rows) < 3 or rows[0].session is None or not reused.any():
         return ""
     times = np.array([r.denoise_s for r in rows])
     (step, hit), *_ = np.linalg.lstsq(np.stack((computed, reused), axis=1), times, rcond=None)
@@ -206,33 +283,36 @@ def engine_sentence(rows: list[Row]) -> str:
     """What the engine costs on a computed step, and what a reused step costs, as shares of a computed step.
 
     Args:
-        rows: of one session: uncached; looking at every step; reusing all steps but one, with and without a block.
+        rows: uncached; looking at every step; reusing all steps but one, with and without a block.
     """
+    if not all(r.ok and r.session == rows[0].session is not None for r in rows):
+        return "what the engine costs can't be told: one of four rows is missing, or not known to be of their session."
     plain, looks, first, none = (r.denoise_s for r in rows)
     n = rows[0].steps
     step = plain / n
     reused = {"with the first block": first, "without any block": none}
     words = ", ".join(f"{name} {(seconds - step) / (n - 1) / step:.1%}" for name, seconds in reused.items())
-    return (
-        f"a computed step takes {1e3 * step:.3g} ms; looking at it costs {(looks - plain) / plain:+.1%}; "
-        f"a reused step costs {words} of a computed one."
-    )
+    costs = f"costs {(looks - plain) / plain:+.1%}"
+    if within_noise(rows[1], rows[0], rows[0]):
+        costs = f"costs nothing beyond the noise (×{rows[1].speedup:.3f} as fast, {sureness(rows[1])})"
+    return f"a computed step takes {1e3 * step:.3g} ms; looking at it {costs}; a reused step costs {words} of it."
 
 
-def polynomial_sentence(fit, published: Sequence[float]) -> str:
+def polynomial_sentence(fit, coefficients: Sequence[float]) -> str:
     """What a fitted polynomial explains, and what the least value of a published one means for its thresholds.
 
     Args:
         fit: of fluxnb.cache.teacache.
-        published: coefficients, highest power first.
+        coefficients: the published ones, highest power first.
     """
     import numpy as np
 
-    least = np.polyval(published, np.linspace(0, 0.5, 501)).min()
+    least = np.polyval(coefficients, np.linspace(0, 0.5, 501)).min()
     return (
         f"the fitted polynomial explains R² = {fit.r2:.2f} of the output's change ({len(fit.changes)} steps of "
-        f"{fit.images} image{'s' * (fit.images != 1)}). FLUX.1-dev's published one never falls below {least:.2f}: a "
-        f"threshold T then allows at most T / {least:.2f} reused steps in a row, whatever the image."
+        f"{fit.images} image{'s' * (fit.images != 1)}). FLUX.1-dev's published one never falls below {least:.2f} for "
+        f"changes up to 0.5: a threshold T then allows at most T / {least:.2f} reused steps in a row, whatever the "
+        "image."
     )
 
 
@@ -255,7 +335,8 @@ def spread_sentence(traces: Mapping[str, list[dict]]) -> str:
         computed = " to ".join(map(str, dict.fromkeys((min(counts), max(counts)))))
         one = "one mask for all" if masks == 1 else f"{masks} different masks"
         parts.append(f"{label}: hit rate {hit_rate:.0%}, {computed} computed, {one}")
-    return f"over {len(next(iter(traces.values())))} images, {'; '.join(parts)}."
+    count = len(next(iter(traces.values())))
+    return f"over {count} image{'s' * (count != 1)}, {'; '.join(parts)}."
 
 
 def computed_shares(rows: Sequence[Row]) -> dict[float, float]:
@@ -269,13 +350,51 @@ def beside(ours: Mapping[float, float], theirs: Mapping[float, float]) -> tuple[
     return {t: ours[t] for t in common}, {t: theirs[t] for t in common}
 
 
-def agreement_sentence(ours: Mapping[float, float], theirs: Mapping[float, float]) -> str:
-    """How far two curves of shares are apart, in percentage points."""
-    gaps = {t: 100 * (ours[t] - theirs[t]) for t in theirs}
-    worst = max(gaps, key=lambda t: abs(gaps[t]))
-    mean = sum(map(abs, gaps.values())) / len(gaps)
-    here, there = (", ".join(f"{100 * curve[t]:.0f}" for t in theirs) for curve in (ours, theirs))
-    return (
-        f"share of steps computed {here} % at thresholds {', '.join(f'{t:g}' for t in theirs)}, beside a published "
-        f"{there} % of the time: {mean:.0f} points apart on average, at most {abs(gaps[worst]):.0f} (at {worst:g})."
+def shares_table(rows: Sequence[Row], gpu: str = ""):
+    """Every threshold of a cache that was also published: steps computed here beside the share of time there.
+
+    Args:
+        rows: of one family, each with its threshold.
+        gpu: that it was published for; every one by default.
+    """
+    pairs = _published(rows, gpu)
+    columns = (
+        Column("published for", [where for _, where, _ in pairs]),
+        Column("steps computed here", lambda r: r.computed_steps / r.total_steps, format=".0%"),
+        Column("time left here", lambda r: r.speedup and 1 / r.speedup, format=".0%"),
+        Column("time left, published", [theirs for *_, theirs in pairs], format=".0%"),
+        Column("steps here − time published", [100 * _apart(pair) for pair in pairs], "points", format="+.0f"),
     )
+    return table([r for r, *_ in pairs], columns, THRESHOLD)
+
+
+def shares_sentence(rows: Sequence[Row], gpu: str = "") -> str:
+    """How far the shares of `shares_table` are apart, in percentage points: where most, and how many are near."""
+    if not (pairs := _published(rows, gpu)):
+        return "no threshold of this page was published with its time."
+    row, where, theirs = worst = max(pairs, key=lambda pair: abs(_apart(pair)))
+    near = sum(abs(_apart(pair)) <= NEAR for pair in pairs)
+    alike = "about the same share" if near == len(pairs) else "another share than was published"
+    return (
+        f"the same threshold leaves {alike}: furthest apart at {row.setting('threshold'):g}, where "
+        f"**{row.computed_steps / row.total_steps:.0%}** of the steps are computed here and **{theirs:.0%}** of the "
+        f"time was left on {where}, {100 * abs(_apart(worst)):.0f} points; {near} of {len(pairs)} published shares are "
+        f"within {100 * NEAR:.0f} points."
+    )
+
+
+def _published(rows: Sequence[Row], gpu: str) -> list[tuple[Row, str, float]]:
+    """(row, GPU, published share of time) for every threshold above 0 that both have."""
+    ours, every = {r.setting("threshold"): r for r in rows}, published.table()
+    found = []
+    for family in {families.named(r.family) for r in rows}:
+        for where in dict.fromkeys(every.gpu[every.family == family.name]) if not gpu else (gpu,):
+            with suppress(KeyError):  # a claim without a time
+                shares = published.time_shares(family, where)
+                found += [(ours[t], where, share) for t, share in shares.items() if t and t in ours]
+    return sorted(found, key=lambda pair: pair[0].setting("threshold"))
+
+
+def _apart(pair: tuple[Row, str, float]) -> float:
+    """Share of steps computed minus the published share of time."""
+    return pair[0].computed_steps / pair[0].total_steps - pair[2]

@@ -9,11 +9,14 @@ from fluxnb.errors import UserError
 from fluxnb.families import SCHEDULE
 from fluxnb.measure import telemetry
 
+PRESCRIBED = f"{SCHEDULE.name}, random weights"  # so that no name reads like a cache's speedup on trained ones
+
 
 def recorded(s, subject, candidates: list, steps: int) -> dict[str, str]:
     """Where it is from -> what the gate of each candidate decided on the first prompt and seed, for so many steps.
 
     Settings that decided the same stand together. In a replay without what was kept, the masks of the notebook's rows.
+    Raises UserError where they are neither kept nor to be made.
 
     Args:
         s: the study that made or kept the decisions.
@@ -30,14 +33,16 @@ def recorded(s, subject, candidates: list, steps: int) -> dict[str, str]:
     for value, mask in masks.items():
         if len(mask) == steps and "0" in mask:
             together.setdefault(mask, []).append(value)
-    named = {mask: f"threshold{'s' * (len(values) > 1)} {' and '.join(values)}" for mask, values in together.items()}
-    return {f"mask of {name}": mask for mask, name in named.items()}
+    where = f"as threshold{{}} {{}} decided on {subject.model.name}"
+    return {where.format("s" * (len(values) > 1), " and ".join(values)): mask for mask, values in together.items()}
 
 
 def schedules(
     recorded: Mapping[str, str], shares: Mapping[float, float], steps: int, first_block: bool = True
 ) -> list[Cache]:
     """Prescribed schedules: the recorded masks, and masks that compute a published share of the steps, evenly spread.
+
+    Their labels say what they are, of which weights, and where the mask is from.
 
     Args:
         recorded: where it is from -> mask.
@@ -50,5 +55,5 @@ def schedules(
     for threshold, share in shares.items():
         if threshold > 0 and share < 1:
             mask = even_mask(max(1, round(share * steps)), steps)
-            masks.setdefault(mask, f"share published for {threshold:g}")
-    return [prescribed(mask, origin, first_block) for mask, origin in masks.items()]
+            masks.setdefault(mask, f"as many as the share of time published for {threshold:g}")
+    return [prescribed(mask, f"{PRESCRIBED}, {origin}", first_block) for mask, origin in masks.items()]

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 
 from fluxnb.families import BASELINE, Family
-from fluxnb.findings.rows import LOSS, finished, keeps_adherence, of
+from fluxnb.findings.caches import FLOORS, UNJUDGED, images_words
+from fluxnb.findings.rows import above, beyond_noise, ends, finished, judged, of, of_one_session, within_noise, worst_db
 from fluxnb.findings.table import P50, PEAK, Column, Columns, table
-from fluxnb.findings.words import share
+from fluxnb.findings.words import share, sureness
 from fluxnb.study.results import canonical
 from fluxnb.study.row import Row
 
@@ -21,23 +23,28 @@ Cases = Mapping[str, list[Row]]
 
 
 def use_cases_sentence(cases: Cases, which: Family | str) -> str:
-    """What a family, or a named stack, gives in each use case, and whether adherence holds in all of them."""
-    found = {case: own[0] for case, rows in cases.items() if (own := of(finished(rows), which))}
+    """Where a family, or a named stack, is faster beyond the noise, where it pays differently, and its worst image."""
+    found = {case: own[0] for case, rows in cases.items() if (own := of(_timed(rows), which))}
+    name = which if isinstance(which, str) else which.name
     if not found:
-        return f"{which if isinstance(which, str) else which.name} could not be measured in any use case."
-    slowest, fastest = (pick(found, key=lambda case: found[case].speedup) for pick in (min, max))
-    labels = {r.stack or r.label for r in found.values()}
-    label = labels.pop() if len(labels) == 1 or isinstance(which, str) else which.name
-    said = f"{label} makes every one of {len(found)} use cases faster: " if len(found) > 1 else f"{label}: "
-    if found[slowest].speedup <= 1:
-        said = f"{label} doesn't pay in every use case: "
-    said += f"from **{found[slowest].speedup:.2f}×** ({slowest}) to **{found[fastest].speedup:.2f}×** ({fastest})"
-    judged = {case: r for case, r in found.items() if r.adherence is not None}
-    if not judged:
-        return said + "."
-    if lost := [case for case, r in judged.items() if not keeps_adherence(r, cases[case][0])]:
-        return said + f"; adherence is lost by more than {LOSS} in {', '.join(lost)}."
-    return said + f", with adherence within {LOSS} of the uncached image in all of them."
+        return f"{name} could not be measured in any use case."
+    labels = {r.label for r in found.values()}
+    label = labels.pop() if len(labels) == 1 and not isinstance(which, str) else name
+    stands: dict[str, list[str]] = {}
+    for case, r in found.items():
+        stands.setdefault(_beside(r, cases[case][0]), []).append(case)
+    said = f"{label} is " + ", ".join(f"{how} in {' and '.join(own)}" for how, own in stands.items())
+    said += f"; {_between(found, cases)}"
+    seen = {case: r for case, r in found.items() if judged(r) and worst_db(r) is not None}
+    if not seen:
+        return f"{said}. " + (UNJUDGED if any(r.ssim is not None for r in found.values()) else "This is time only.")
+    worst = min(seen, key=lambda case: worst_db(seen[case]))
+    said += f". Images are furthest from the uncached ones in {worst}: {images_words(seen[worst])}"
+    for floor, least in FLOORS.items():
+        kept = [case for case, r in seen.items() if above(r, least)]
+        where = "all of them" if len(kept) == len(seen) > 1 else ", ".join(kept) or "none"
+        said += f"; {floor} (worst image {least:g} dB or more) in {where}"
+    return f"{said}."
 
 
 def use_case_table(cases: Cases):
@@ -46,7 +53,7 @@ def use_case_table(cases: Cases):
         Column("steps run", "total_steps"),
         Column(BASELINE.name, P50.value, "s"),
         *(
-            Column(name, [own[case].speedup if case in own else None for case in cases])
+            Column(name, [own[case].speedup if case in own else None for case in cases], "×")
             for name, own in _accelerations(cases).items()
         ),
         PEAK,
@@ -54,29 +61,45 @@ def use_case_table(cases: Cases):
     return table([rows[0] for rows in cases.values()], columns, Column("use case", list(cases)))
 
 
-def pays_differently(cases: Cases, beyond: float = 1.15) -> list[str]:
-    """For each acceleration one sentence: where it gives most and least, if that differs beyond the noise.
+def pays_differently(cases: Cases) -> list[str]:
+    """For each acceleration one sentence: whether it pays more in one use case than in another, beyond the noise."""
+    found = {name: own for name, own in _accelerations(cases).items() if len(own) > 1}
+    return [f"{name}: {_between(own, cases)}." for name, own in found.items()]
 
-    Args:
-        beyond: ratio of the highest to the lowest speedup from which they count as different.
-    """
-    said = []
-    found: dict[str, dict[str, Row]] = {}
-    for case, rows in cases.items():
-        for r in finished(rows[1:]):
-            found.setdefault(r.stack or r.label, {})[case] = r
-    for name, own in found.items():
-        if len(own) < 2:
-            continue
-        low, high = (pick(own, key=lambda case: own[case].speedup) for pick in (min, max))
-        a, b = own[low].speedup, own[high].speedup
-        apart = own[high].speedup_ci_low > own[low].speedup_ci_high
-        if b >= beyond * a and apart:
-            said.append(f"{name} pays most in {high} ({b:.2f}×) and least in {low} ({a:.2f}×).")
-        else:
-            why = f"less than {beyond - 1:.0%} apart" if apart else "within the noise"
-            said.append(f"{name} pays alike in all of them, {a:.2f}× to {b:.2f}×, {why}.")
-    return said
+
+def _between(found: Mapping[str, Row], cases: Cases) -> str:
+    """Of one acceleration in one session, the two use cases that differ most beyond the noise; or that no two do."""
+    own = of_one_session(list(found.values()))
+    found = {case: r for case, r in found.items() if r in own}
+
+    def words(case: str) -> str:
+        return f"{case}, {found[case].speedup:.2f}× ({sureness(found[case])})"
+
+    def ratio(pair) -> float:
+        return found[pair[0]].speedup / found[pair[1]].speedup
+
+    if len(found) == 1:
+        return f"**{words(*found)}**"
+    pairs = [sorted(pair, key=lambda case: -found[case].speedup) for pair in combinations(found, 2)]
+    apart = [(a, b) for a, b in pairs if not any(within_noise(found[a], found[b], cases[case][0]) for case in (a, b))]
+    if apart:
+        most, least = max(apart, key=ratio)
+        return f"it pays more in **{words(most)}** than in **{words(least)}**"
+    low, high = (pick(r.speedup for r in found.values()) for pick in (min, max))
+    return f"**{low:.2f}× to {high:.2f}×**, and no two use cases can be told apart beyond the noise"
+
+
+def _beside(row: Row, baseline: Row) -> str:
+    """How it stands to its own baseline, as far as its rounds tell."""
+    if ends(row) is None or ends(baseline) is None:
+        return "without an interval, so not told from its baseline,"
+    if within_noise(row, baseline, baseline):
+        return "within the noise of its baseline"
+    return "faster than its baseline" if beyond_noise(row, baseline) else "slower than its baseline"
+
+
+def _timed(rows: list[Row]) -> list[Row]:
+    return [r for r in finished(rows[1:]) if r.speedup]
 
 
 def _accelerations(cases: Cases) -> dict[str, dict[str, Row]]:
@@ -88,7 +111,7 @@ def _accelerations(cases: Cases) -> dict[str, dict[str, Row]]:
     found: dict[str, dict[str, Row]] = {}
     for case, rows in cases.items():
         seen: Counter[str] = Counter()
-        for row in finished(rows[1:]):
+        for row in _timed(rows):
             what = row.stack or canonical({k: v for k, v in row.settings.items() if k not in _OF_THE_CASE})
             label = row.stack or row.label
             name = names.setdefault((what, seen[what]), f"{label} (2)" if label in names.values() else label)
@@ -103,16 +126,16 @@ def of_cases(cases: Cases, columns: Columns):
     return table(rows, columns)
 
 
-def kept_sentence(cases: Cases, slack_db: float = 0.5) -> str:
-    """Whether what lies outside the mask is as the VAE alone would leave it."""
-    ok = [r for rows in cases.values() for r in finished(rows) if r.kept_db is not None]
+def kept_sentence(cases: Cases) -> str:
+    """How much of what lies outside the mask is kept, beside what the VAE alone keeps."""
+    ok = [r for rows in cases.values() for r in finished(rows) if None not in (r.kept_db, r.kept_vae_db)]
     if not ok:
         return "Nothing was inpainted here."
     worst = min(ok, key=lambda r: r.kept_db - r.kept_vae_db)
-    apart = worst.kept_vae_db - worst.kept_db
-    said = f"outside the mask the picture is kept at {worst.kept_db:.1f} dB at worst ({worst.label}), "
-    said += f"where the VAE alone keeps {worst.kept_vae_db:.1f} dB: "
-    return said + ("nothing but the VAE's own error." if apart <= slack_db else f"{apart:.1f} dB are lost on the way.")
+    return (
+        f"outside the mask the picture is kept at {worst.kept_db:.1f} dB where most is lost ({worst.label}), and the "
+        f"VAE alone keeps {worst.kept_vae_db:.1f} dB: {worst.kept_db - worst.kept_vae_db:+.1f} dB."
+    )
 
 
 def mean_agreement(images: list, conditions: list, kind: str) -> float:
@@ -123,15 +146,19 @@ def mean_agreement(images: list, conditions: list, kind: str) -> float:
 
 
 def agreement_with_condition(cases: Cases, free: Mapping[str, float], kind: str) -> str:
-    """Whether images follow the condition better than without a ControlNet, and whether accelerated ones still do.
+    """How far images agree with the condition, in the first use case: with a ControlNet, without, and accelerated.
 
     Args:
         cases: the first one made from noise, as those of `free`.
         free: model -> mean agreement of the same prompts and seeds without a ControlNet.
     """
-    rows = next(iter(cases.values()))
-    worst, own = min(finished(rows), key=lambda r: r.agreement), free.get(rows[0].model)
-    said = f"images agree with the given {kind} to {share(rows[0].agreement)}"
-    if own is not None:
+    case, (baseline, *others) = next(iter(cases.items()))
+    said = f"{case}: images agree with the given {kind} to {share(baseline.agreement)}"
+    if (own := free.get(baseline.model)) is not None:
         said += f", to {share(own)} without a ControlNet"
-    return said + f"; of the accelerated ones {worst.label} agrees least, to {share(worst.agreement)}."
+    least = min((r for r in finished(others) if r.agreement is not None), key=lambda r: r.agreement, default=None)
+    return (
+        f"{said}; of the accelerated ones {least.label} agrees least, to {share(least.agreement)}."
+        if least
+        else f"{said}."
+    )

@@ -1,0 +1,142 @@
+"""What rows of several use cases say: where something pays differently, what a mask and a condition ask for."""
+
+import math
+from dataclasses import replace
+
+import measured
+import pytest
+
+from fluxnb import findings
+from fluxnb.families import FIRST_BLOCK, TEACACHE
+from fluxnb.findings.caches import UNJUDGED
+from fluxnb.findings.use_cases import of_cases
+
+
+def base(**changed):
+    return measured.row(**{"again": [0.4] * 10, "n": 10, "speedup_ci_low": 0.99, "speedup_ci_high": 1.01} | changed)
+
+
+def fast(speedup, apart=0.1, **changed):
+    about = {"n": 10, "baseline": "b", "images": 4, "psnr_min_db": 30.0, "psnr_identical": 0}
+    ends = {"speedup_ci_low": speedup - apart, "speedup_ci_high": speedup + apart}
+    return measured.cached(0.2, speedup, 32.0, 12.0, **about | ends | changed)
+
+
+def test_one_use_case_pays_more_than_another_only_beyond_the_noise():
+    def said(a, b):
+        return findings.pays_differently({"a": [base(), a], "b": [base(), b]})
+
+    assert said(fast(3.9), fast(3.2)) == [
+        "FBCache 0.2: it pays more in **a, 3.90× (95 % interval [3.80, 4.00], n = 10)** than in **b, 3.20× (95 % "
+        "interval [3.10, 3.30], n = 10)**."
+    ]
+    level = "FBCache 0.2: **3.20× to 3.90×**, and no two use cases can be told apart beyond the noise."
+    assert said(fast(3.9, 0.5), fast(3.2, 0.5)) == [level]
+    earlier = {"n": 3, "baseline": None}  # a row of an earlier format with three rounds has no interval
+    assert said(fast(3.9, **earlier), fast(3.2, **earlier)) == [level]
+    few = said(fast(3.9, n=3), fast(3.2, n=3))[0]
+    assert "range of three rounds [3.80, 4.00]" in few and "95 %" not in few
+    assert findings.pays_differently({"a": [base(), fast(3.4)]}) == []
+
+
+def test_of_three_the_two_that_are_told_apart_are_named():
+    """The extremes overlap, as "1.99x (inpainting) to 2.40x (ControlNet inpainting)" did; two between them don't."""
+    cases = {"wide": fast(1.9, 0.6), "low": fast(2.0), "high": fast(2.4)}
+    (said,) = findings.pays_differently({case: [base(), r] for case, r in cases.items()})
+    assert "more in **high, 2.40×" in said and "than in **low, 2.00×" in said and "wide" not in said
+
+
+def test_two_sessions_are_not_set_beside_each_other():
+    cases = {"a": fast(2.0, session="one"), "b": fast(3.0, session="one"), "c": fast(9.0, session="two")}
+    (said,) = findings.pays_differently({case: [base(), r] for case, r in cases.items()})
+    assert "9.00" not in said and "more in **b, 3.00×" in said
+
+
+def test_the_noise_of_either_baseline_counts():
+    noisy = base(speedup_ci_low=0.5)
+    (said,) = findings.pays_differently({"a": [base(), fast(3.9)], "b": [noisy, fast(3.2)]})
+    assert "no two use cases" in said
+
+
+def test_where_it_is_faster_and_what_its_worst_image_is():
+    cases = {
+        "txt2img": [base(), fast(2.0, psnr_min_db=36.0)],
+        "img2img": [base(), fast(1.1, 0.3)],
+        "inpainting": [base(), fast(0.8, psnr_min_db=21.0)],
+        "ControlNet": [base(), fast(2.1, status="oom")],
+    }
+    said = findings.use_cases_sentence(cases, FIRST_BLOCK)
+    assert said.startswith(
+        "FBCache 0.2 is faster than its baseline in txt2img, within the noise of its baseline in img2img, slower than "
+        "its baseline in inpainting; it pays more in **txt2img"
+    )
+    assert "furthest from the uncached ones in inpainting: worst of 4 images 21.0 dB" in said
+    assert (
+        "near-lossless (worst image 35 dB or more) in txt2img; balanced (worst image 28 dB or more) in txt2img, img"
+        in said
+    )
+    kept = {case: [base(), fast(2.0, psnr_min_db=36.0)] for case in ("a", "b")}
+    assert findings.use_cases_sentence(kept, FIRST_BLOCK).endswith(
+        "balanced (worst image 28 dB or more) in all of them."
+    )
+    ruined = {"a": [base(), fast(2.0, psnr_min_db=16.0, adherence=1.0)]}  # adherence can't tell
+    assert findings.use_cases_sentence(ruined, FIRST_BLOCK).endswith("balanced (worst image 28 dB or more) in none.")
+    assert findings.use_cases_sentence(cases, TEACACHE) == "TeaCache could not be measured in any use case."
+
+
+def test_without_an_interval_nothing_is_faster_and_without_images_it_is_time_only():
+    own = {"n": 3, "baseline": None, "stack": "cached", "images": None, "ssim": None, "psnr_min_db": None}
+    full = {case: [base(), fast(3.0, **own)] for case in ("a", "b")}
+    said = findings.use_cases_sentence(full, "cached")
+    assert said.startswith(
+        "cached is without an interval, so not told from its baseline, in a and b; **3.00× to 3.00×**"
+    )
+    assert said.endswith("This is time only.")
+    old = {"a": [base(), fast(3.0, images=None)]}
+    assert findings.use_cases_sentence(old, FIRST_BLOCK).endswith(UNJUDGED)
+
+
+def test_a_use_case_has_its_own_baseline_and_speedups():
+    cases = {
+        "txt2img": [base(latency_p50=0.4), fast(2.0, stack="cached")],
+        "img2img": [base(latency_p50=0.3), fast(1.5, status="oom")],
+    }
+    table = findings.use_case_table(cases)
+    assert list(table["baseline"]) == [0.4, 0.3] and table.attrs["units"]["baseline"] == "s"
+    assert table.loc["txt2img", "cached"] == 2.0 and math.isnan(table.loc["img2img", "cached"])
+
+
+def test_a_cache_is_one_acceleration_whether_or_not_a_controlnet_is_held():
+    own = {"threshold": 0.2, "inputs": "b"}
+    held = fast(1.8, label="held", settings=own | {"hold_controlnet": True})
+    every = fast(1.4, label="every step", settings=own)
+    cases = {"txt2img": [base(), fast(2.0, settings=own | {"inputs": "a"})], "ControlNet": [base(), held, every]}
+    table = findings.use_case_table(cases)
+    assert list(table["FBCache 0.2"]) == [2.0, 1.8] and table.loc["ControlNet", "every step"] == 1.4
+    assert findings.use_cases_sentence(cases, FIRST_BLOCK).startswith(
+        "First Block Cache is faster than its baseline in txt2img and ControlNet"
+    )
+
+
+def test_what_lies_outside_the_mask_stands_beside_the_vae_alone():
+    kept = base(kept_db=39.8, kept_vae_db=40.0, psnr_inside_db=30.0)
+    lost = replace(kept, label="cached", kept_db=35.0)
+    assert "kept at 39.8 dB where most is lost (28 steps)" in findings.kept_sentence({"inpainting": [kept]})
+    said = findings.kept_sentence({"inpainting": [kept, lost]})
+    assert "35.0 dB where most is lost (cached)" in said and said.endswith("the VAE alone keeps 40.0 dB: -5.0 dB.")
+    assert findings.kept_sentence({"txt2img": [base()]}) == "Nothing was inpainted here."
+    table = of_cases({"inpainting": [kept, replace(lost, status="oom")]}, findings.MASK)
+    assert table.loc["inpainting: 28 steps", "inside"] == 30.0 and len(table) == 1
+    assert table.attrs["units"]["VAE alone"] == "dB"
+
+
+@pytest.mark.parametrize(
+    ("accelerated", "end"),
+    [(0.75, "of the accelerated ones FBCache 0.2 agrees least, to 75%."), (None, "a ControlNet.")],
+)
+def test_agreement_with_a_condition_in_words(accelerated, end):
+    cases = {"ControlNet txt2img": [base(agreement=0.8), fast(2.0, agreement=accelerated)]}
+    said = findings.agreement_with_condition(cases, {"embedded": 0.3}, "edges")
+    assert said.startswith("ControlNet txt2img: images agree with the given edges to 80%, to 30% without a ControlNet")
+    assert said.endswith(end)
+    assert "without" not in findings.agreement_with_condition(cases, {}, "edges")
