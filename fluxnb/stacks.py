@@ -105,12 +105,17 @@ def phases(kind: str, around: list[str]) -> list[Stack]:
     Args:
         around: keys of `AROUND`, put around every image after the last phase.
     """
-    found = [Stack(name, parts(kind)) for name, parts in PHASES.items()]
+    found = [_spelled(name, parts(kind)) for name, parts in PHASES.items()]
     above: tuple = ()
     for part in around:
         above += (technique := _of(AROUND, part)())
-        found.append(Stack(f"+ {technique[0].label}", found[len(PHASES) - 1].built, above))
+        found.append(_spelled(f"+ {technique[0].label}", found[len(PHASES) - 1].built, above))
     return found
+
+
+def _spelled(name: str, built: tuple, above: tuple = (), before: str = "") -> Stack:
+    """A stack whose label leaves none of its techniques out."""
+    return Stack(name, built, above, before + ", ".join(part.label for part in (*built, *above)))
 
 
 def cache(steps: int, computed: int):
@@ -130,8 +135,8 @@ def cached(kind: str, around: list[str], steps: int, computed: int) -> list[Stac
     blocks = (*_blocks(kind), t.Compiled())
     graphs = (t.CudaGraph(blocks=True), t.TextEncoders(record=True))
     return [
-        Stack(CACHED, (*blocks, t.ModulationAhead()), above, f"{CACHED}: {above[-1].label}"),
-        Stack(CACHED_RECORDED, (*blocks, *graphs, t.ModulationAhead()), above, f"{CACHED_RECORDED}: {above[-1].label}"),
+        _spelled(CACHED, (*blocks, t.ModulationAhead()), above),
+        _spelled(CACHED_RECORDED, (*blocks, *graphs, t.ModulationAhead()), above),
     ]
 
 
@@ -158,16 +163,11 @@ def advanced(steps: int, around: list[str], teacache_share: float, first_block_s
     tea, first = replayed(teacache_share, False), replayed(first_block_share, True)
     flash = t.Attention("flash")
     fp8, int8 = ((flash, t.TorchAO(kind), t.Regional()) for kind in ("fp8 row", "int8"))
-    after = tuple(part for name in around for part in _of(AROUND, name)())
-    whole = (
-        t.FusedQKV(), t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.Compiled(), t.CudaGraph(),
-        t.TextEncoders(record=True), t.ModulationAhead(), *after,
-    )  # fmt: skip
     return [
-        Stack(BF16_COMPILED, (t.Regional(),)),
-        Stack(BF16_STACK, whole, label="BF16, the whole stack without quantization"),
+        _spelled(BF16_COMPILED, (t.Regional(),)),
+        _whole(around),
         *(
-            Stack(name, built, (above,), f"{name}: {above.label}")
+            _spelled(name, built, (above,), f"{name}: ")
             for name, built, above in (
                 (FLASH_TEACACHE, (flash,), tea),
                 (FLASH_FIRST_BLOCK, (flash,), first),
@@ -177,6 +177,37 @@ def advanced(steps: int, around: list[str], teacache_share: float, first_block_s
             )
         ),
     ]
+
+
+def _whole(around: list[str]) -> Stack:
+    after = tuple(part for name in around for part in _of(AROUND, name)())
+    parts = (
+        t.FusedQKV(), t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.Compiled(), t.CudaGraph(),
+        t.TextEncoders(record=True), t.ModulationAhead(), *after,
+    )  # fmt: skip
+    return _spelled(BF16_STACK, parts)
+
+
+# --- the shortlist that recommendations are computed from (notebook 13) ---------------------------------------
+
+LEAN: dict[str, Parts] = {  # nothing but what has shown a gain by itself
+    "BF16, lean": lambda: (t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.Compiled()),
+    "FP8, lean": lambda: (t.TorchAO("fp8 row"), t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.Compiled()),
+    "INT8 weight-only, lean": lambda: (t.TorchAO("int8 weight-only"), t.FusedRoPE(), t.Regional(), t.Compiled()),
+}
+SHORTLIST = (*LEAN, BF16_STACK, CACHED_RECORDED)
+
+
+def shortlist(names: list[str], kind: str, around: list[str], steps: int, computed: int) -> list[Stack]:
+    """Stacks by name, the lean ones also under the stack's cache.
+
+    Args:
+        kind, around: of those that have everything, as in `cached`.
+    """
+    known = {stack.name: [stack] for stack in (*cached(kind, around, steps, computed), _whole(around))}
+    for name, parts in LEAN.items():
+        known[name] = [_spelled(name, parts()), _spelled(f"{name}, cached", parts(), (cache(steps, computed),))]
+    return [stack for name in names for stack in _of(known, name)]
 
 
 # --- use cases at full size (notebook 10) ---------------------------------------------------------------------

@@ -167,7 +167,7 @@ def test_resolved_is_plain_and_complete():
     resolved = params.load("smoke").resolved()
     assert json.loads(json.dumps(resolved)) == resolved
     assert list(resolved) == ["gpu", "study", *params.NOTEBOOKS]
-    assert resolved["study"]["full_size"]["rounds"] == 3
+    assert resolved["study"]["full_size"]["rounds"] == 5
 
 
 def test_digest_changes_with_the_values_only(folder):

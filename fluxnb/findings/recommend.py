@@ -1,112 +1,293 @@
-"""What to choose: the best row for each goal, with the quality that the same change has on trained weights."""
+"""What to choose: for each goal the row that it rests on, of all that was timed in turn with one plain baseline.
+
+A row can be recommended if its speedup follows from `stats.HEADLINE` rounds or more of one session, and if the very
+same was judged on trained weights: the worst image decides, and nothing is put together from parts.
+"""
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from fluxnb import families
-from fluxnb import techniques as t
-from fluxnb.findings.rows import LOSS, SAME, finished, is_baseline, keeps_adherence, psnr_or_infinite, same_image
-from fluxnb.findings.table import LEAST_PEAK, P50, PEAK, Column, table
+from fluxnb import notebooks
+from fluxnb.findings.ledger import latest
+from fluxnb.findings.rows import (
+    BALANCED_DB,
+    LOSSLESS_DB,
+    NEAR_LOSSLESS_DB,
+    above,
+    fastest,
+    finished,
+    is_baseline,
+    judged,
+    keeps_adherence,
+    peak_gib,
+    same_image,
+    within_noise,
+    worst_db,
+)
+from fluxnb.findings.table import COMPUTED, P50, PEAK, SPEEDUP, Column, table
+from fluxnb.findings.words import sureness
+from fluxnb.measure import stats
 from fluxnb.study.row import Row
 
-LOSSLESS = 40.0  # dB of mean PSNR from which a difference is taken as lossless
 ABOUT = 1.02  # times as much memory is about as much
-_CONTROLS = tuple(f.name for f in families.ALL if f.control)
-_GIVEN = ("model", "dtype", "inputs")  # settings that every row has, of what it was measured on
+STAND_IN = (  # for FLUX's own weights
+    "time and memory are of random weights at full size, and quality is that of the very same on trained weights of "
+    "`{}`: a stand-in whose order of methods is a hypothesis about FLUX"
+)
+_OF_IMAGES = ("model", "inputs")  # settings that say of what, not how
 
 
-def quality_of(row: Row, judged: Iterable[Row]) -> Row | None:
-    """The row on trained weights that shows what `row` does to images; None if none was judged.
+@dataclass(frozen=True)
+class Goal:
+    """What is wanted: speed, or the smallest memory, with no judged image below a floor."""
 
-    The same stack or the same settings; never a control, which changes the steps. Else, where only the order of
-    operations is another, that part of it which changes images most; otherwise the same apart from how it is
-    compiled and from what those of `judged` set that change nothing else.
-    """
-    others = [o for o in finished(judged) if not is_baseline(o) and o.family not in _CONTROLS]
-    same = [o for o in others if _same_stack(o, row)] or [o for o in others if _set(o) == _set(row) != set()]
-    if same:
-        return same[0]
-    if same_image(row):
-        parts = [o for o in others if same_image(o) and _set(o) and _set(o) <= _set(row)]
-        return min(parts, key=psnr_or_infinite, default=None)
-    unseen = _compiled().union(*(_set(o) for o in others if same_image(o)))
-    change = _set(row) - unseen
-    return next((o for o in others if change and _set(o) - unseen == change), None)
+    name: str
+    floor_db: float
+    exact: bool = False  # nothing but the order of operations may differ
+    smallest: bool = False
+
+    @property
+    def text(self) -> str:
+        """The goal as a reader sees it."""
+        return f"{'smallest memory, ' if self.smallest else ''}{self.name} ({self.floor_db:g} dB)"
 
 
-def quality_of_phases(rows: list[Row], judged: list[Row]) -> list[float | None]:
-    """PSNR on trained weights for each phase; None where a phase only reorders operations or made identical images."""
-    found = [None if same_image(r) else quality_of(r, judged) for r in rows]
-    return [None if other is None else other.psnr_db for other in found]
+GOALS = tuple(
+    Goal(name, floor_db, exact, smallest)
+    for smallest in (False, True)
+    for name, floor_db, exact in (
+        ("lossless", LOSSLESS_DB, True), ("near-lossless", NEAR_LOSSLESS_DB, False), ("balanced", BALANCED_DB, False),
+    )
+)  # fmt: skip
 
 
-def recommendations(rows: list[Row], judged: list[Row]):
-    """The best row for each goal: fastest lossless, fastest that keeps adherence, smallest memory.
-
-    Of rows whose memory differs by 2 % or less, the fastest is the smallest one's equal. A goal that no row reaches
-    is left out.
+@dataclass(frozen=True)
+class Choice:
+    """A goal's answer.
 
     Args:
-        rows: time and memory; quality too if they are of trained weights.
-        judged: rows of trained weights that quality is looked up in.
+        row: the baseline's where nothing else reaches the goal.
+        seen: the same on trained weights; None if only the order of operations differs and nobody judged it.
+        waiting: what would be better, if its rows were enough for a recommendation.
     """
-    baseline = next(filter(is_baseline, judged), Row())  # a study may have no trained weights
-    ok = [r for r in finished(rows) if r.speedup is not None]
-    looked_up = [(r, quality_of(r, judged) if r.weights == "random" else r) for r in ok]
 
-    def lossless(r: Row, seen: Row | None) -> bool:
-        return same_image(r) if seen is None else psnr_or_infinite(seen) >= LOSSLESS
+    goal: Goal
+    row: Row
+    seen: Row | None
+    waiting: Row | None = None
 
-    def kept(r: Row, seen: Row | None) -> bool:
-        return same_image(r) if seen is None else keeps_adherence(seen, baseline)
+    @property
+    def label(self) -> str:
+        """What to choose; in words where nothing is."""
+        if not is_baseline(self.row):
+            return self.row.label
+        better = "needs less memory" if self.goal.smallest else "is faster beyond the noise"
+        floor = f"nothing that reaches {self.goal.floor_db:g} dB here {better}"
+        return f"{self.row.label} as they are: {floor}"
 
-    within = [pair for pair in looked_up if kept(*pair)]
-    goals = {
-        f"fastest, lossless ({LOSSLESS:g} dB or more)": [pair for pair in looked_up if lossless(*pair)],
-        f"fastest, adherence within {LOSS}": within,
-    }
-    if max((r.memory_peak_gib or 0.0 for r in ok), default=0.0) >= LEAST_PEAK:
-        least = min((r.memory_peak_gib for r, _ in within if r.memory_peak_gib), default=0.0) * ABOUT
-        small = [pair for pair in within if (pair[0].memory_peak_gib or math.inf) <= least]
-        goals[f"smallest memory (to {ABOUT - 1:.0%}), adherence within {LOSS}"] = small
-    best = {goal: max(own, key=lambda pair: pair[0].speedup) for goal, own in goals.items() if own}
+    @property
+    def worst(self) -> str:
+        """PSNR of the worst judged image."""
+        if self.seen is None:
+            return "not judged"
+        return "identical" if worst_db(self.seen) == math.inf else f"{worst_db(self.seen):.1f} dB"
+
+    @property
+    def unconfirmed(self) -> str | None:
+        """What would be better, and why it isn't recommended."""
+        row = self.waiting
+        if row is None:
+            return None
+        figure = f"{row.memory_peak_gib:.1f} GiB" if self.goal.smallest else f"{row.speedup:.2f}×"
+        steps = "" if row.total_steps == self.row.total_steps or not self.goal.smallest else f", {row.steps} steps"
+        return f"{row.label}: {figure}, n = {row.n}{steps}"
+
+
+def references(rows: Iterable[Row]) -> list[Row]:
+    """The plain baselines that recommendations are over: of every model of full size, or else of every other one."""
+    own = [r for r in finished(rows) if r.notebook == notebooks.FINAL_STACK and is_baseline(r) and _one_image(r)]
+    own = [r for r in own if r.weights == "random"] or own
+    last = {r.model: r for r in sorted(own, key=lambda r: (r.steps or 0, r.measured_at or ""))}
+    return list(last.values())
+
+
+def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
+    """The best row for each goal; empty where no row rests on enough rounds.
+
+    Of rows within the noise of the fastest the simplest is chosen, of rows with about as little memory the fastest.
+
+    Args:
+        rows: of all notebooks of one configuration, failed ones and earlier ones among them.
+        reference: the plain baseline: only what was timed in turn with one like it competes.
+    """
+    rows = finished(latest(list(rows)))
+    bases = {r.id: r for r in rows if is_baseline(r)}
+    timed = {r.id: base for r in rows if (base := _base(r, bases)) is not None and _competes(r, base, reference)}
+    own = [r for r in rows if r.id in timed]
+    seen = {r.id: quality_of(r, rows, reference.steps if _full(r, timed[r.id]) else r.steps) for r in own}
+    whole = [r for r in own if timed[r.id].steps == reference.steps]
+    sure = [r for r in whole if r.n >= stats.HEADLINE]
+    if not any(map(is_baseline, sure)):
+        return []
+
+    def reaching(goal: Goal, of: Sequence[Row]) -> list[Row]:
+        return [r for r in of if _reaches(goal, r, seen[r.id], rows)]
+
+    found = []
+    for goal in GOALS:
+        pool, others = reaching(goal, sure), reaching(goal, [r for r in own if r not in sure])
+        if goal.smallest:
+            pool = [r for r in pool if peak_gib(r)]
+            least = min(map(peak_gib, pool), default=0.0) * ABOUT
+            pool = [r for r in pool if peak_gib(r) <= least]
+            others = [r for r in others if (peak_gib(r) or math.inf) * ABOUT < least / ABOUT]
+            waiting = min(others, key=peak_gib, default=None)
+        else:
+            best = fastest(pool)
+            waiting = fastest(r for r in others if r in whole and r.speedup > best.speedup)
+        if pool:
+            row = _simplest(pool, timed, sure)
+            found.append(Choice(goal, row, seen[row.id], waiting))
+    return found
+
+
+def quality_of(row: Row, rows: Iterable[Row], steps: int | None = None) -> Row | None:
+    """The row on trained weights that shows what the very same does to images; None if it wasn't judged.
+
+    The same settings in the same number format at as many steps; of several the one with the worst image. A row of
+    trained weights shows it itself.
+
+    Args:
+        steps: that the judged images have; as many as the row's by default.
+    """
+    if row.weights == "trained":
+        return row if judged(row) else None
+    seen = (r for r in finished(rows) if r.weights == "trained" and judged(r) and _one_image(r))
+    steps = steps or row.steps
+    same = [r for r in seen if (is_baseline(r), r.steps, _set(r)) == (is_baseline(row), steps, _set(row))]
+    return min(same, key=lambda r: worst_db(r) or 0.0, default=None)
+
+
+def quality_of_phases(rows: list[Row], judged_rows: list[Row]) -> list[float | None]:
+    """PSNR of each phase's worst image on trained weights; None where it wasn't judged or all are identical."""
+    found = (quality_of(r, judged_rows) for r in rows)
+    return [None if seen is None else seen.psnr_min_db for seen in found]
+
+
+def recommendations(found: Sequence[Choice]):
+    """A line for each goal: what to choose, and all that it rests on."""
+    seen = [c.seen or Row() for c in found]
     columns = (
+        Column("choose", [c.label for c in found]),
+        *SPEEDUP,
         P50,
-        Column("speedup", "speedup"),
         PEAK,
-        Column("PSNR", [seen and seen.psnr_db for _, seen in best.values()], "dB"),
-        Column("adherence", [seen and seen.adherence for _, seen in best.values()], share=True),
-        Column("choose", "label"),
+        Column("worst PSNR", [c.worst for c in found]),
+        Column("worst ST-LPIPS", [r.st_lpips_max for r in seen]),
+        Column("judged", [r.images for r in seen], "images"),
+        COMPUTED,
+        Column("better, not confirmed", [c.unconfirmed for c in found]),
+        Column("quality from", [r.id for r in seen]),
+        Column("measured", lambda r: (r.measured_at or "")[:10] or None),
+        Column("session", "session"),
     )
-    return table([r for r, _ in best.values()], columns, Column("goal", list(best)))
+    return table([c.row for c in found], columns, Column("goal", [c.goal.text for c in found]))
 
 
-def recommendation_sentence(frame) -> str:
-    """The recommendation in one breath."""
-    parts = [f"{goal}: {row['choose']} ({row['speedup']:.2f}×)" for goal, row in frame.iterrows()]
-    return "; ".join(parts) + "."
+def recommendation_sentence(found: Sequence[Choice], rows: Iterable[Row]) -> str:
+    """The recommendation in one breath; that there is none, where too few rounds were measured."""
+    if not found:
+        return no_headline(rows)
+    goals: dict[str, list[Choice]] = {}
+    for choice in found:
+        goals.setdefault(f"{choice.label} {choice.row.id}", []).append(choice)
+    return "; ".join(map(_said, goals.values())) + "."
 
 
-@functools.cache
-def _compiled() -> frozenset[tuple[str, str]]:
-    """What is set by compiling and recording, which is seldom judged, where that says to change no image."""
-    every = [t.Regional(), t.TextEncoders(), t.TextEncoders(record=True), t.Compiled()]
-    every += [t.CudaGraph(), t.CudaGraph(blocks=True)]
-    return frozenset().union(*(_set(Row(settings=one.settings)) for one in every if one.exact in SAME))
+def no_headline(rows: Iterable[Row]) -> str:
+    """Why nothing is recommended: how many rounds its rows have, those at full size where there are any."""
+    own = [r for r in rows if r.n and r.speedup is not None]
+    most = max((r.n for r in [r for r in own if r.weights == "random"] or own), default=0)
+    return f"no headline: n = {most}, and {stats.HEADLINE} rounds in one session are needed"
+
+
+def stands_in(found: Sequence[Choice]) -> str:
+    """Whose images quality is read off, where it isn't the model that was timed; "" where it is."""
+    models = dict.fromkeys(c.seen.model for c in found if c.seen is not None and c.seen.model != c.row.model)
+    return STAND_IN.format("`, `".join(models)) if models else ""
+
+
+# --- what they are made of ---
+
+
+def _said(alike: list[Choice]) -> str:
+    """One sentence for the goals of one answer."""
+    first, row = alike[0], alike[0].row
+    names = ", ".join(c.goal.text for c in alike)
+    if is_baseline(row):
+        return f"{names}: {first.label}"
+    memory = f", {row.memory_peak_gib:.1f} GiB" if peak_gib(row) else ""
+    quality = first.worst if first.seen is None else f"worst of {first.seen.images} images {first.worst}"
+    said = f"{row.latency_p50:.3g} s instead of {row.baseline_s:.3g} s{memory}, {quality}"
+    return f"{names}: {first.label}, **{row.speedup:.2f}×** ({sureness(row)}), {said}"
 
 
 def _set(row: Row) -> set[tuple[str, str]]:
-    """A row's settings without those that every row has."""
-    return {(name, str(value)) for name, value in row.settings.items() if name not in _GIVEN}
+    """What is set, number format among it."""
+    return {(name, str(value)) for name, value in row.settings.items() if name not in _OF_IMAGES}
 
 
-def _same_stack(one: Row, other: Row) -> bool:
-    """Whether both are the same named stack, with the same number format."""
-    return (
-        one.stack is not None
-        and one.stack == other.stack
-        and one.setting("quantization") == other.setting("quantization")
-    )
+def _one_image(row: Row) -> bool:
+    """One image from text on one GPU, for one user."""
+    return (row.use_case, row.batch, row.gpus, row.users, row.images_each) == ("txt2img", 1, 1, 1, 1)
+
+
+def _base(row: Row, bases: dict[str, Row]) -> Row | None:
+    """The baseline's row that it was timed in turn with: itself, if it is one."""
+    return row if is_baseline(row) else bases.get(row.baseline)
+
+
+def _full(row: Row, base: Row) -> bool:
+    """Whether it runs as many steps as its baseline: what doesn't is a control."""
+    return row.steps == base.steps
+
+
+def _competes(row: Row, base: Row, reference: Row) -> bool:
+    """Whether its speedup follows from the samples of one session, over a baseline like the reference."""
+    alike = ("model", "weights", "width", "height")
+    if not _one_image(row) or _set(base) != _set(reference):
+        return False
+    if any(getattr(r, name) != getattr(reference, name) for r in (row, base) for name in alike):
+        return False
+    theirs = row.again if is_baseline(row) else row.samples
+    if row.session is None or row.session != base.session or not theirs or not base.samples or row.speedup is None:
+        return False
+    if not row.n == len(theirs) == len(base.samples) >= 2:
+        return False
+    return math.isclose(stats.speedup(base.samples, theirs)[0], row.speedup, rel_tol=1e-6)
+
+
+def _reaches(goal: Goal, row: Row, seen: Row | None, rows: list[Row]) -> bool:
+    if seen is None:  # where nobody looked, what is computed has to be the same
+        return same_image(row)
+    plain = (r for r in rows if is_baseline(r) and judged(r) and r.model == seen.model)
+    inputs = seen.setting("inputs")
+    before = max((r for r in plain if r.setting("inputs") == inputs), key=lambda r: r.steps, default=Row())
+    return above(seen, goal.floor_db) and keeps_adherence(seen, before) and (same_image(row) or not goal.exact)
+
+
+def _simplest(pool: list[Row], timed: dict[str, Row], sure: list[Row]) -> Row:
+    """Of the fastest and what is within its noise, the one that differs in the fewest settings from its baseline."""
+    best = fastest(pool)
+    floors = [r for r in sure if is_baseline(r)]
+    own = max(floors, key=lambda r: (r.session == best.session, r.measured_at or ""))
+    equal = [r for r in pool if r is best or within_noise(r, best, own)]
+    return min(equal, key=lambda r: (_settings(r, timed[r.id]), -r.speedup))
+
+
+def _settings(row: Row, base: Row) -> int:
+    """How many settings differ from its baseline's: the one measure of simplicity."""
+    return len(_set(row) - _set(base)) + (not _full(row, base))

@@ -92,12 +92,16 @@ def plain(steps: int, under: tuple[Technique, ...] = (), label: str = "", batch:
     return Candidate(steps, under, (), families.BASELINE, families.BASELINE.name, label, str(steps), batch=batch)
 
 
-def fewer_steps(steps: int, solver: Technique | None = None) -> Candidate:
-    """The control that every technique has to beat: fewer steps, with the pipeline's own solver or another."""
+def fewer_steps(steps: int, solver: Technique | None = None, on: Stack | None = None) -> Candidate:
+    """The control that every technique has to beat: fewer steps, with the pipeline's own solver or another.
+
+    Args:
+        on: a stack that it is put on.
+    """
     family = solver.family if solver else families.FEWER_STEPS
-    label = f"{solver.label}, {steps} steps" if solver else f"{steps} steps"
-    above = (solver,) if solver else ()
-    return Candidate(steps, above, (), family, family.name, label, str(steps), changes=True)
+    above, built = (*(on.above if on else ()), *([solver] if solver else [])), on.built if on else ()
+    label = ", ".join([*(part.label for part in (*built, *above)), f"{steps} steps"])
+    return Candidate(steps, above, built, family, family.name, label, str(steps), changes=True)
 
 
 def using(technique: Technique, steps: int, under: tuple[Technique, ...] = (), label: str = "") -> Candidate:
