@@ -166,7 +166,7 @@ def test_the_ledger_filters_and_sorts(committed):
         seen.append(await tab.value("document.querySelector('#ledger tbody tr').cells[2].textContent"))
         await tab.value("document.querySelector('[value=\"not run\"]').click()")
         seen.append(await tab.value(LEDGER_STATE))
-        await tab.value("find = document.getElementById('find'); find.value = 'nunchaku'")
+        await tab.value("find = document.getElementById('find'); find.value = 'teacache'")
         await tab.value("find.dispatchEvent(new Event('input', {bubbles: true}))")
         seen.append(await tab.value(LEDGER_STATE))
         return seen, tab.complaints()
@@ -175,7 +175,7 @@ def test_the_ledger_filters_and_sorts(committed):
         (start, low, high, some, found), complaints = asyncio.run(run(address))
     assert complaints == []
     assert start[2] == f"{start[0]} of {start[0]} claims"
-    assert low == "–" and high == "10.14×"
+    assert not low[0].isdigit() and high.startswith("10.14×")  # what is said in words comes first
     assert some[0] < start[0] and 0 < found[0] < some[0]
 
 

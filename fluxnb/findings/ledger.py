@@ -1,67 +1,86 @@
 """The ledger of claims: every published figure that the study is about, beside ours, with a verdict by rule.
 
-A claim is a ratio: a published time over its own published baseline, a speedup or a share that was promised. Ours is
-the same ratio from committed rows. The rule (`verdict`):
+A claim (fluxnb.findings.published) is compared with the row that has its own configuration: what the source names, no
+more and no less. Of several such rows it is the one that differs least, then the one with most rounds; where a source
+leaves the setting open (“First Block Cache: 2× or more”), the fastest by the lower end of its interval. The rule:
 
-    reproduced      ours is within 15 % of theirs, or on the promised side of a bound (15 % short of an "up to")
-    not reproduced  it isn't
-    not comparable  theirs has no baseline of its own, or ours measures something else; the reason says what
-    not run         no committed row stands for it; the reason says what would make one
+    not run         no row has the configuration; the reason says what it takes
+    not comparable  the row differs in model, steps, size, batch, GPU, number of GPUs, number format or settings, its
+                    weights are random where they decide, the source leaves open what decides, or a schedule was made
+                    from the published time itself; the reason says which of these
+    undecided       alike in all, but of fewer than ten rounds or without an interval, or the interval reaches across an
+                    end of what agrees
+    reproduced      the whole interval lies where figures agree with the claim (`Claim.agreeing`)
+    not reproduced  the whole interval lies outside
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fluxnb import families, notebooks, stacks
+from fluxnb import families
 from fluxnb.findings import published
 from fluxnb.findings.published import Claim
-from fluxnb.findings.rows import LOSS, divided, is_baseline, keeps_adherence
+from fluxnb.findings.rows import ends, is_baseline, judged
+from fluxnb.measure import stats
 from fluxnb.study.results import canonical
 from fluxnb.study.row import FINISHED, Row
 
-REPRODUCED, NOT_REPRODUCED, NOT_COMPARABLE, NOT_RUN = "reproduced", "not reproduced", "not comparable", "not run"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOT_COMPARABLE, NOT_RUN)
-TOLERANCE = 0.15
-EMBEDDED = "embedded"  # the model whose images are judged
-# published GPU -> configurations whose hardware is alike enough for a ratio
-ALIKE = {
-    "H100": ("h200", "h100"),
-    "H100 80GB": ("h200", "h100"),
-    "H200": ("h200", "h100"),
-    "A100 80GB": ("a100",),
-    "A6000": ("a6000",),
-}
-ANYWHERE = ("h200", "h100", "a100", "a6000", "cpu")  # where the ratio is one of decisions, not of hardware
+REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
+NOT_COMPARABLE, NOT_RUN = "not comparable", "not run"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, UNDECIDED, NOT_COMPARABLE, NOT_RUN)
+SCHNELL = "FLUX.1-schnell"
+_NO_PART = ("dtype", "inputs")  # settings that are no technique's
 
-Tables = dict[str, list[Row]]  # configuration -> the rows that a reader finds
+Figure = tuple[float, float, float] | None  # ours with its interval; without one all three are alike
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A claim with ours beside it."""
+    """A claim with ours beside it: `figure` is in its unit, of `n` rounds, with an interval if `sure`."""
 
     claim: Claim
-    ours: float | None
-    setting: str
     verdict: str
     reason: str
+    figure: Figure = None
+    sure: bool = False
+    row: Row | None = None
+
+    @property
+    def ours(self) -> float | None:
+        """Our figure."""
+        return self.figure[0] if self.figure else None
 
     @property
     def text(self) -> str:
-        """Our figure with its unit."""
-        return self.claim.said(self.ours)
+        """Our figure with its unit, its interval and the number of rounds."""
+        if self.figure is None:
+            return "–"
+        value, low, high = self.figure
+        places = ".3g" if self.claim.about == published.SECONDS else ".2f"
+        interval = f" [{low:{places}}, {high:{places}}]" if self.sure and low != high else ""
+        return f"{self.claim.said(value)}{interval}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{self.row.n}"
+
+    @property
+    def setting(self) -> str:
+        """What ours was measured with."""
+        if self.row is None:
+            return ""
+        steps = f"{self.row.steps} steps"
+        parts = (self.row.model, self.row.gpu, steps if steps not in self.row.label else "", self.row.label)
+        return ", ".join(filter(None, parts))
 
 
-@dataclass(frozen=True)
-class Found:
-    """What we have for a claim; without `value` it is a reason why there is nothing."""
+@dataclass(frozen=True, eq=False)
+class Timed:
+    """A row, the settings of its techniques, and all rows that were timed with its baseline, that one among them."""
 
-    value: float | None
-    setting: str = ""
-    reason: str = ""
-    comparable: bool = True
+    row: Row
+    parts: dict
+    own: list[Timed]
 
 
 def latest(rows: list[Row]) -> list[Row]:
@@ -97,9 +116,15 @@ def _part(row: Row) -> tuple:
 # --- verdicts ---------------------------------------------------------------------------------------------
 
 
-def entries(rows: Tables) -> list[Entry]:
-    """Every claim with its verdict, in the order of published.csv."""
-    return [_entry(claim, rows) for claim in published.claims()]
+def entries(rows: Iterable[Row]) -> list[Entry]:
+    """Every claim with its verdict, in the order of published.csv.
+
+    Args:
+        rows: of all configurations, as `latest` leaves them.
+    """
+    whole = (r for r in rows if r.ok and r.model and r.steps and r.use_case == "txt2img")  # an image, from its text
+    timed = _timed_with([r for r in whole if r.family != families.SERVING.name])
+    return [_entry(claim, timed) for claim in published.claims()]
 
 
 def counts(found: list[Entry]) -> dict[str, int]:
@@ -107,244 +132,195 @@ def counts(found: list[Entry]) -> dict[str, int]:
     return {name: sum(e.verdict == name for e in found) for name in VERDICTS}
 
 
-def _entry(claim: Claim, rows: Tables) -> Entry:
-    found = _found(claim, rows)
-    if found.value is None:
-        return Entry(claim, None, found.setting, NOT_RUN, found.reason)
-    if claim.value is None:
-        reason = "theirs is a time without a baseline of its own, and ours was measured on another machine"
-        return Entry(claim, found.value, found.setting, NOT_COMPARABLE, reason)
-    if not found.comparable:
-        return Entry(claim, found.value, found.setting, NOT_COMPARABLE, found.reason)
-    said = verdict(claim, found.value)
-    return Entry(claim, found.value, found.setting, said, found.reason if said == NOT_REPRODUCED else "")
+def sentence(found: list[Entry]) -> str:
+    """How many claims hold, and how many could not be put to the test."""
+    n = counts(found)
+    tried = n[REPRODUCED] + n[NOT_REPRODUCED]
+    said = f"Of {len(found)} published claims, each counted once, {tried or 'none'} could be put to the test"
+    said += f" ({n[REPRODUCED]} reproduced, {n[NOT_REPRODUCED]} not)" if tried else ""
+    return f"{said}; {n[UNDECIDED]} are undecided, {n[NOT_COMPARABLE]} not comparable and {n[NOT_RUN]} not run."
 
 
-def verdict(claim: Claim, ours: float) -> str:
-    """reproduced or not reproduced, by the rule above."""
-    holds = {
-        published.LEAST: ours >= claim.value,
-        published.MOST: ours <= claim.value,
-        published.UP_TO: ours >= (1 - TOLERANCE) * claim.value,
-    }.get(claim.side, abs(ours / claim.value - 1) <= TOLERANCE)
-    return REPRODUCED if holds else NOT_REPRODUCED
+def verdict(claim: Claim, low: float, high: float) -> str:
+    """What an interval of ours, alike in all, says of a claim."""
+    least, most = claim.agreeing
+    if least <= low and high <= most:
+        return REPRODUCED
+    return NOT_REPRODUCED if high < least or low > most else UNDECIDED
 
 
-# --- ours -------------------------------------------------------------------------------------------------
-
-
-def _found(claim: Claim, rows: Tables) -> Found:
-    if claim.gpus > 1:
-        return _on_several(claim, rows)
-    if claim.metric in _ABOUT:
-        return _ABOUT[claim.metric](claim, rows)
-    if claim.family in _CACHES and claim.threshold is None:
-        return _best(claim, rows)
-    return _OF_FAMILY.get(claim.family, _stack)(claim, rows)
-
-
-def _alike(claim: Claim) -> tuple[str, ...]:
-    """The configurations whose hardware is alike enough for a claim's, with as many GPUs."""
-    count = f"x{claim.gpus}" if claim.gpus > 1 else ""
-    return tuple(f"{name}{count}" for name in ALIKE.get(claim.gpu, ()))
-
-
-def _missing(claim: Claim, notebook: str) -> Found:
-    alike = _alike(claim)
-    on = f" on {' or '.join(alike)}" if alike else f": there is no configuration for {claim.gpu}" if claim.gpu else ""
-    return Found(None, reason=f"no committed row of {notebook}{on}")
-
-
-def _full_size(claim: Claim, rows: Tables, notebook: str, wanted: Callable[[Row], bool]) -> tuple[str, Row | None]:
-    """The first row of a notebook at full size that is wanted, on hardware that is alike, and where that is."""
-    for name in _alike(claim):
-        for row in rows.get(name, []):
-            if row.ok and (row.notebook, row.weights) == (notebook, "random") and wanted(row):
-                return name, row
-    return "", None
-
-
-_CACHES = {  # family -> the notebook that measures it
-    families.FIRST_BLOCK.name: notebooks.FIRST_BLOCK,
-    families.TEACACHE.name: notebooks.TEACACHE,
-    families.COMBINED.name: notebooks.COMBINED,
-}
-
-
-_FOUR_BIT = {"quantization", "rank"}  # settings of the transformer that a cache runs on
-_OTHER_WEIGHTS = (
-    "the same threshold on another trained model: how many steps it computes depends on the model's weights"
-)
-
-
-def _cache(claim: Claim, rows: Tables) -> Found:
-    """A cache at the claim's threshold with as little else set as was measured."""
-    quantized = claim.source == published.NUNCHAKU
-    notebook = notebooks.QUANTIZED_CACHE if quantized else _CACHES[claim.family]
-    for name in ANYWHERE:
-        own = [r for r in rows.get(name, []) if r.ok and (r.notebook, r.model) == (notebook, EMBEDDED)]
-        own = [r for r in own if r.family == claim.family and r.speedup is not None]
-        at = [r for r in own if r.setting("threshold") == claim.threshold]
-        if row := min(at, key=lambda r: len(r.settings.keys() - _FOUR_BIT), default=None):
-            setting = f"embedded model{', 4-bit' if quantized else ''}, {name}: computes {row.computed_steps:.3g} of "
-            return Found(row.speedup, f"{setting}{row.total_steps} steps", _OTHER_WEIGHTS, comparable=False)
-    return Found(None, reason=f"no committed row of {notebook} at the threshold {claim.threshold:g}")
-
-
-def _stack(claim: Claim, rows: Tables) -> Found:
-    """A row of the final stack at full size, by published.COUNTERPARTS."""
-    counterpart = next((c for c in published.COUNTERPARTS if c.of(claim)), None)
-    if counterpart is None:
-        return _missing(claim, notebooks.FINAL_STACK)
-    name, row = _full_size(claim, rows, notebooks.FINAL_STACK, lambda r: r.stack == counterpart.ours)
-    if row is None:
-        return _missing(claim, notebooks.FINAL_STACK)
-    return Found(row.speedup, f"{row.model}, {name}, {row.steps} steps: {row.label}", counterpart.why)
-
-
-def _number_format(claim: Claim, rows: Tables) -> Found:
-    def wanted(row):
-        return row.family == families.NUMBER_FORMAT.name and row.setting("dtype") == "float16"
-
-    name, row = _full_size(claim, rows, notebooks.NUMBER_FORMATS, wanted)
-    if row is None:
-        return _missing(claim, notebooks.NUMBER_FORMATS)
-    reason = "both formats run on the same units here"
-    return Found(1 / row.speedup, f"{row.model}, {name}: BF16 over FP16", reason)
-
-
-def _attention(claim: Claim, rows: Tables) -> Found:
-    def wanted(row):
-        return row.family == families.ATTENTION.name and row.setting("attention") == "flash"
-
-    name, row = _full_size(claim, rows, notebooks.ATTENTION, wanted)
-    if row is None:
-        return _missing(claim, notebooks.ATTENTION)
-    reason = "our baseline runs PyTorch's own choice, which is cuDNN's faster kernel; theirs ran an older one"
-    return Found(row.speedup, f"{row.model}, {name}: flash over PyTorch's choice", reason)
-
-
-def _memory(claim: Claim, rows: Tables) -> Found:
-    """What the FP8 stack changes of the peak of memory."""
-    name, after = _full_size(claim, rows, notebooks.FINAL_STACK, lambda r: r.stack == stacks.VAE_COMPILED)
-    here = {name: rows.get(name, [])}
-    _, before = _full_size(claim, here, notebooks.FINAL_STACK, is_baseline)
-    if before is None or after is None:
-        return _missing(claim, notebooks.FINAL_STACK)
-    change = after.memory_peak_gib / before.memory_peak_gib - 1
-    return Found(change, f"{after.model}, {name}: peak of the FP8 stack against BF16")
-
-
-def _judged(rows: list[Row], family: str, notebook: str) -> tuple[Row | None, list[Row]]:
-    """What was judged of a family, and its baseline: that of the most steps, and what has as many."""
-    own = [r for r in rows if r.ok and (r.notebook, r.model) == (notebook, EMBEDDED) and r.adherence is not None]
-    baselines = filter(is_baseline, own)
-    baseline = max(baselines, key=lambda r: r.steps, default=None)
-    own = [r for r in own if r.family == family and r.speedup is not None]
-    return baseline, [r for r in own if baseline and r.steps == baseline.steps]
-
-
-def _best(claim: Claim, rows: Tables) -> Found:
-    """The fastest setting that keeps adherence, for what the plans promise of a cache."""
-    notebook, found = _CACHES[claim.family], []
-    for name in ANYWHERE:
-        baseline, own = _judged(rows.get(name, []), claim.family, notebook)
-        found += [(name, r) for r in own if keeps_adherence(r, baseline)]
+def _entry(claim: Claim, timed: list[Timed]) -> Entry:
+    if claim.configuration is None:
+        words = claim.about == published.WORDS and claim.note
+        return Entry(claim, NOT_RUN, words or "fluxnb has no counterpart of it")
+    found = []
+    for candidate in filter(lambda c: _stands_for(c, claim), timed):
+        row, over = candidate.row, _over(claim, candidate.own)
+        if over is not row and (figure := _figure(claim, row, over)):
+            differs = _differences(claim, candidate, over)
+            low = figure[1] if claim.about == published.SPEEDUP else row.speedup or 0
+            rank = (len(differs), -low if claim.anything else 0, -(row.n or 0), row.notebook)
+            found.append((rank, differs, row, over, figure))
     if not found:
-        return Found(None, reason=f"no committed row of {notebook}")
-    name, best = max(found, key=lambda f: f[1].speedup)
-    psnr = "identical" if best.psnr_db is None else f"{best.psnr_db:.3g} dB"
-    setting = f"embedded model, {name}: the fastest setting that keeps adherence, {psnr}"
-    return Found(
-        best.speedup, setting, f"ours is the fastest setting within {LOSS} of adherence, on the embedded model"
-    )
+        return Entry(claim, NOT_RUN, _taken(claim))
+    _, differs, row, over, figure = min(found, key=lambda one: one[0])
+    sure = claim.about != published.SPEEDUP or all(is_baseline(r) or ends(r) for r in (row, over) if r)
+    if differs:
+        return Entry(claim, NOT_COMPARABLE, "; ".join(differs), figure, sure, row)
+    n = min(r.n or 0 for r in (row, over or row))
+    if n < stats.HEADLINE or not sure:
+        words = f"n = {n}: no verdict rests on fewer than {stats.HEADLINE} rounds of one session"
+        return Entry(claim, UNDECIDED, words if n < stats.HEADLINE else "our row has no interval", figure, sure, row)
+    said = verdict(claim, *figure[1:])
+    agrees = "what agrees with it: " + _between(claim)
+    reason = {REPRODUCED: "", NOT_REPRODUCED: f"all of our interval lies outside {agrees}"}
+    return Entry(claim, said, reason.get(said, f"our interval reaches across an end of {agrees}"), figure, sure, row)
 
 
-def _quality(claim: Claim, rows: Tables) -> Found:
-    """The loss of adherence of the fastest combined setting: what the plans allow 5 % of."""
-    for name in ANYWHERE:
-        baseline, own = _judged(rows.get(name, []), families.COMBINED.name, notebooks.COMBINED)
-        if own:
-            fastest = max(own, key=lambda r: r.speedup)
-            loss = 1 - fastest.adherence / baseline.adherence
-            return Found(max(0.0, loss), f"embedded model, {name}: adherence lost at {fastest.speedup:.2f}×")
-    return Found(None, reason=f"no committed row of {notebooks.COMBINED}")
+def _taken(claim: Claim) -> str:
+    """What would make a row for it."""
+    parts = ", ".join(filter(None, [claim.family, _listed(_plain(claim.configuration))]))
+    beside = f", beside {claim.over} in one session" if _plain(claim.over_configuration) and claim.gpus == 1 else ""
+    return f"it takes a row of {claim.setting}{f' with {parts}' if parts else ''}{beside}"
 
 
-_ABOUT: dict[str, Callable[[Claim, Tables], Found]] = {
-    published.MEMORY: _memory,
-    published.QUALITY: _quality,
-    published.MACHINES: lambda claim, rows: Found(None, reason="a ratio of two GPUs: rows of both are needed"),
-}
-_OF_FAMILY: dict[str, Callable[[Claim, Tables], Found]] = {
-    families.FIRST_BLOCK.name: _cache,
-    families.TEACACHE.name: _cache,
-    families.NUMBER_FORMAT.name: _number_format,
-    families.ATTENTION.name: _attention,
-}
-
-# --- ours on several GPUs ---------------------------------------------------------------------------------
-
-# source -> our stacks by the claim's way, and theirs on one GPU, compiled
-_SEVERAL: dict[str, tuple[dict[str, tuple[str, ...]], str]] = {
-    published.XDIT: (
-        {published.ULYSSES: (stacks.XDIT_ULYSSES,), published.RING: (stacks.XDIT_RING,)},
-        "bf16 compile",
-    ),
-    published.SGLANG: (
-        {published.ULYSSES: (stacks.ULYSSES, stacks.ULYSSES_RECORDED)},
-        "SGLang native FA3 compile",
-    ),
-}
-_RECORDED = {published.ULYSSES: (stacks.ULYSSES_RECORDED,)}  # the study's own in a CUDA graph
-COUNTS = (2, 4, 8)  # GPUs of a configuration
+def _between(claim: Claim) -> str:
+    least, most = (None if math.isinf(end) else claim.said(end) for end in claim.agreeing)
+    return f"{least} to {most}" if least and most else f"{least} or more" if least else f"{most} or less"
 
 
-def _on_several(claim: Claim, rows: Tables) -> Found:
-    """The fastest row of 11_parallel with the claim's way, over one eager GPU of its kind, alone."""
-    ours, _ = _SEVERAL.get(claim.source, ({}, ""))
-    for kind in ALIKE.get(claim.gpu, ()):
-        name = f"{kind}x{claim.gpus}"
-        own = divided(rows.get(name, []))
-        eager, row = _eager_alone(rows, kind), _soonest(own, ours.get(claim.way, ()))
-        if eager and row:
-            of = name if name in eager else min(eager)
-            reason = _compiled(claim, row)
-            if recorded := _soonest(own, _RECORDED.get(claim.way, ())):
-                times = eager[of] / recorded.latency_p50
-                reason += f"; the study's own {claim.way} {claim.gpus} in a CUDA graph: {times:.2f}×"
-            setting = f"{row.model}, {name}, {row.steps} steps: {row.label}"
-            setting += f", over one eager GPU of {of}" if of != name else ""
-            return Found(eager[of] / row.latency_p50, setting, reason)
-    return _missing(claim, notebooks.PARALLEL)
+# --- which row --------------------------------------------------------------------------------------------
 
 
-def _eager_alone(rows: Tables, kind: str) -> dict[str, float]:
-    """Configuration -> seconds of one eager GPU of a kind, from the ways that nothing is built in with."""
-    return {
-        name: row.shown("alone_s")
-        for name in (kind, *(f"{kind}x{count}" for count in COUNTS))
-        for row in divided(rows.get(name, []))
-        if row.stack in stacks.FOR_GOOD
-    }
+def _timed_with(rows: list[Row]) -> list[Timed]:
+    """Baselines are found by their id, those of rows of an earlier format by what they have in common."""
+    every = [Timed(row, _plain(row.settings), []) for row in rows]
+    places: dict[tuple, list[Timed]] = {}
+    own: dict[Timed, list[Timed]] = {}
+    for timed in every:
+        if is_baseline(timed.row):
+            places.setdefault(_place(timed.row), []).append(timed)
+    known = {timed.row.id: timed for timed in every if timed.row.id}
+    for timed in every:
+        alike = [b for b in places.get(_place(timed.row), []) if b.parts.items() <= timed.parts.items()]
+        base = timed if is_baseline(timed.row) else known.get(timed.row.baseline)
+        base = base or max(alike, key=lambda b: len(b.parts), default=timed)
+        own.setdefault(base, []).append(timed)
+    return [Timed(t.row, t.parts, same) for same in own.values() for t in same]
 
 
-def _soonest(rows: list[Row], names: tuple[str, ...]) -> Row | None:
-    return min((r for r in rows if r.stack in names), key=lambda r: r.latency_p50, default=None)
+def _place(row: Row) -> tuple:
+    where = (row.notebook, row.gpu, row.gpus, row.host, row.session, row.model)
+    return (*where, row.width, row.height, row.steps, row.batch)
 
 
-def _compiled(claim: Claim, row: Row) -> str:
-    """Why a ratio over one eager GPU differs: what both are over one compiled GPU, and what a step waits for."""
-    compiled = next(
-        c for c in published.claims() if (c.source, c.technique) == (claim.source, _SEVERAL[claim.source][1])
-    )
-    said = (
-        "one eager GPU is faster here, where PyTorch chooses cuDNN's attention; over one compiled GPU theirs is "
-        f"{claim.value / compiled.value:.2f}×, ours {row.speedup:.2f}×, with {row.shown('communication'):.0%} of a "
-        "step's kernels moving data"
-    )
-    step = row.shown("steps_ms", {}).get("computed")
-    kernels = sum((row.shown("step_ms") or {}).values())
-    if step and kernels <= 0.75 * step:
-        said += f", and its kernels take {kernels:.0f} of a step's {step:.0f} ms: the GPU waits for its host"
-    return said
+def _plain(settings: dict) -> dict:
+    """The settings that are a technique's; what isn't plain as text."""
+    parts = {name: value for name, value in settings.items() if name not in _NO_PART}
+    return {name: canonical(value) if isinstance(value, dict) else value for name, value in parts.items()}
+
+
+def _stands_for(timed: Timed, claim: Claim) -> bool:
+    """Whether it has all that the claim names and nothing else, or is the stack of its name.
+
+    Random weights decide nothing, so they stand for no cache; FLUX.1-schnell has its own number of steps.
+    """
+    row, wanted = timed.row, _plain(claim.configuration)
+    if row.stack == claim.technique:
+        return True
+    if row.weights == "random" and (claim.anything or "threshold" in wanted):
+        return False
+    if claim.model == SCHNELL and row.steps != claim.steps:
+        return False
+    named = is_baseline(row) if not wanted and not claim.anything else not claim.family
+    return (named or claim.family in (row.family, row.technique)) and (claim.anything or timed.parts == wanted)
+
+
+def _over(claim: Claim, own: list[Timed]) -> Row | None:
+    """What ours is over, of the rows of one baseline: that baseline, or what the claim is over.
+
+    None where there is no such row, and on several GPUs, where a row is over the same on one of them.
+    """
+    if not claim.over or claim.gpus > 1:
+        return None
+    wanted, dtype = _plain(claim.over_configuration), claim.over_configuration.get("dtype")
+    among = {claim.over_family, families.BASELINE.name} | ({claim.family} if not wanted else set())
+    found = [t.row for t in own if t.parts == wanted and t.row.family in among]
+    return min(found, key=lambda r: r.setting("dtype") != dtype, default=None)
+
+
+def _figure(claim: Claim, row: Row, over: Row | None) -> Figure:
+    """Ours in the claim's unit; None where it wasn't measured."""
+    if claim.about == published.SPEEDUP:
+        mine, others = _speedup(row), (1.0, 1.0, 1.0) if claim.gpus > 1 else over and _speedup(over)
+        return (mine[0] / others[0], mine[1] / others[2], mine[2] / others[1]) if mine and others else None
+    if claim.about == published.SECONDS:
+        ordered = sorted(row.samples or [])
+        left = stats.left_out(len(ordered))
+        return (row.latency_p50, ordered[left], ordered[-1 - left]) if ordered else None
+    value = {published.GIB: row.memory_peak_gib, published.QUALITY: row.ssim_min if judged(row) else None}
+    if claim.about == published.MEMORY and over and over.memory_peak_gib and row.memory_peak_gib:
+        value[published.MEMORY] = row.memory_peak_gib / over.memory_peak_gib
+    found = value.get(claim.about)
+    return (found, found, found) if found else None
+
+
+def _speedup(row: Row) -> Figure:
+    """Over its baseline; a baseline is as fast as itself."""
+    if is_baseline(row):
+        return (1.0, 1.0, 1.0)
+    return (row.speedup, *(ends(row) or (row.speedup, row.speedup))) if row.speedup else None
+
+
+# --- what differs -----------------------------------------------------------------------------------------
+
+
+def _differences(claim: Claim, timed: Timed, over: Row | None) -> list[str]:
+    """What of ours is not as theirs, each in a few words."""
+    row, mine, wanted = timed.row, timed.parts, _plain(claim.configuration)
+    pairs = [
+        ("model", claim.model, _model(row)),
+        ("steps", claim.steps, row.steps),
+        ("size", (claim.width, claim.height), (row.width, row.height)),
+        ("batch", claim.batch, row.batch),
+        ("GPU", _gpu(claim.gpu), _gpu(row.gpu)),
+        ("GPUs", claim.gpus, row.gpus),
+    ]
+    if not claim.anything:
+        name = families.NUMBER_FORMAT.name
+        pairs.append((name, own := claim.configuration.get("dtype"), row.setting("dtype")))
+        under = (claim.over_configuration.get("dtype"), over.setting("dtype")) if over is not None else (own, own)
+        pairs += [(f"{name} of the baseline", *under)] if under != pairs[-1][1:] else []
+    found = [f"{what}: {_said(theirs)}, ours {_said(ours)}" for what, theirs, ours in pairs if theirs != ours]
+    also, lacks = mine.keys() - wanted.keys(), wanted.keys() - mine.keys()
+    if "mask" in mine and "threshold" in lacks:
+        found.append("our schedule was made from the published time at this threshold, so it can't confirm it")
+        also, lacks = also - {"mask", "first_block"}, lacks - {"threshold"}
+    if also and not claim.anything:
+        found.append(f"ours has {_listed({k: mine[k] for k in also})} as well")
+    if lacks:
+        found.append(f"ours lacks {_listed({k: wanted[k] for k in lacks})}")
+    if claim.unstated:
+        found.append(f"the source does not say {claim.unstated}")
+    return found
+
+
+def _said(value) -> str:
+    if isinstance(value, tuple):
+        return "not said" if None in value else "×".join(map(str, value))
+    return str(value or "not said")
+
+
+def _model(row: Row) -> str:
+    """The class of a row's model: what is FLUX.1's in size, or a folder or hub id by its name."""
+    return (row.model or "").split("/")[-1].replace("flux-", "FLUX.1-").removesuffix("-random")
+
+
+def _gpu(name: str | None) -> str:
+    """The class of GPU: H100 of "H100 80GB" and of h100x2."""
+    return re.sub(r"x\d+$", "", name or "").split(" ")[0].upper()
+
+
+def _listed(settings: dict) -> str:
+    words = [name.replace("_", " ") + ("" if value is True else f" {value}") for name, value in settings.items()]
+    return ", ".join(sorted(words))

@@ -196,6 +196,7 @@ def _write_progress(place: Place, found: list[Page]) -> None:
 def front(root: Path, own: bool = False) -> list[Path]:
     """The front page of the committed reference and its ledger, or the front page of a user's own runs."""
     from fluxnb.report import front as contents
+    from fluxnb.report import ledger
     from fluxnb.report.audit import check_page
     from fluxnb.report.configurations import configurations
     from fluxnb.report.render import render_template
@@ -206,7 +207,7 @@ def front(root: Path, own: bool = False) -> list[Path]:
     crumbs = [(INDEX, "fluxnb, own runs" if own else "fluxnb"), (f"../{LEDGER}" if own else LEDGER, "Ledger of claims")]
     pages = {INDEX: ("site.html.j2", contents.front(folder, found, configurations(root) if own else None))}
     if not own:
-        pages[LEDGER] = ("ledger.html.j2", contents.ledger_page(found))
+        pages[LEDGER] = ("ledger.html.j2", ledger.page(found))
     for name, (template, values) in pages.items():
         text = render_template(template, name, crumbs, **values)
         check_page(text, name)
