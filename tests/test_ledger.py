@@ -196,6 +196,7 @@ def test_three_rounds_decide_nothing():
     found = entries([full(n=3), full(PARTS, 2.2, n=3)])[PLAIN]
     assert found.verdict == "undecided"
     assert found.reason == "n = 3: no verdict rests on fewer than 10 rounds of one session"
+    assert found.text == "2.20×, range 2.18 to 2.22, n\xa0=\xa03"
     earlier = full(PARTS, 2.2, n=3, baseline=None, speedup_ci_low=None)
     assert entries([full(n=3), earlier])[PLAIN].text == "2.20×, n\xa0=\xa03"
 

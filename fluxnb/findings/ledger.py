@@ -61,8 +61,10 @@ class Entry:
             return "–"
         value, low, high = self.figure
         places = ".3g" if self.claim.about == published.SECONDS else ".2f"
-        interval = f" [{low:{places}}, {high:{places}}]" if self.sure and low != high else ""
-        return f"{self.claim.said(value)}{interval}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{self.row.n}"
+        within = f"{low:{places}}, {high:{places}}"
+        told = f" [{within}]" if (self.row.n or 0) >= stats.LEAST else f", range {within.replace(', ', ' to ')}"
+        told = told if self.sure and low != high else ""
+        return f"{self.claim.said(value)}{told}, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{self.row.n}"
 
     @property
     def setting(self) -> str:

@@ -27,6 +27,7 @@ def page(found: list[Configuration]) -> dict:
         "columns": COLUMNS,
         "sentence": ledger.sentence(claims),
         "rounds": stats.HEADLINE,
+        "least": stats.LEAST,
         "margin": f"{MARGIN:.0%}".replace("%", " %"),
         "least_margin": LEAST_MARGIN,
         "script": (TEMPLATES / "fluxnb" / "ledger.js").read_text(encoding="utf-8"),
