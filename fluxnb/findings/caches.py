@@ -385,10 +385,10 @@ def shares_sentence(rows: Sequence[Row], gpu: str = "") -> str:
 
 def _published(rows: Sequence[Row], gpu: str) -> list[tuple[Row, str, float]]:
     """(row, GPU, published share of time) for every threshold above 0 that both have."""
-    ours, every = {r.setting("threshold"): r for r in rows}, published.table()
-    found = []
+    ours, found = {r.setting("threshold"): r for r in rows}, []
     for family in {families.named(r.family) for r in rows}:
-        for where in dict.fromkeys(every.gpu[every.family == family.name]) if not gpu else (gpu,):
+        gpus = [gpu] if gpu else dict.fromkeys(f.gpu for f in published.table() if f.family == family.name)
+        for where in gpus:
             with suppress(KeyError):  # a claim without a time
                 shares = published.time_shares(family, where)
                 found += [(ours[t], where, share) for t, share in shares.items() if t and t in ours]
