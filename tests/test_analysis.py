@@ -46,6 +46,11 @@ def test_configurations_stand_beside_each_other_with_what_an_image_costs(committ
     assert {"cpu", "h200"} <= set(frame.configuration)
     own = frame[frame.configuration == "h200"].iloc[0]
     assert own["images per GPU hour"] == pytest.approx(3600 / own.p50)
+    assert own.weights == "random" and set(frame[frame.configuration == "cpu"].weights) == {"trained"}
+    assert frame[frame.configuration == "cpu"]["images per GPU hour"].isna().all()  # it has none
+    assert not frame.technique.str.contains("text encoders compiled").any()  # which is no part of the stack any more
+    page = pages[-1].read_text(encoding="utf-8")
+    assert "random weights show time and memory only" in page and "prescribed there, not decided" in page
     assert own["per 1,000 images"] == pytest.approx(1000 * own.p50 / 3600 * 3.6)
     assert frame[frame.configuration == "cpu"]["per 1,000 images"].isna().all()
     before = {path: path.read_bytes() for path in (committed / "reports/analysis/charts").glob("*.svg")}
@@ -55,9 +60,10 @@ def test_configurations_stand_beside_each_other_with_what_an_image_costs(committ
 
 def test_of_a_gpu_only_what_it_made_at_full_size_is_compared(tmp_path):
     rows = [stacked(stacks.QUANTIZED), stacked(stacks.QUANTIZED, batch=4), row(notebook=notebooks.FINAL_STACK)]
-    rows += [stacked(stacks.BF16_STACK, status="oom", latency_p50=None), row()]
+    rows += [stacked(stacks.BF16_STACK, status="oom", latency_p50=None), row(), stacked("+ a part of earlier days")]
+    rows += [stacked(None, family="baseline", label="28 steps"), stacked(None, label="cache, 12 of 28")]
     frame = analysis.table([Configuration("h200", tmp_path, {}, [], rows)], {})
-    assert list(frame.technique) == [stacks.QUANTIZED]
+    assert list(frame.technique) == [stacks.QUANTIZED, "28 steps"] and frame["images per GPU hour"].isna().all()
     small = analysis.table([Configuration("cpu", tmp_path, {}, [], [rows[2]])], {})
     assert list(small.model) == ["embedded"]
 
@@ -65,6 +71,7 @@ def test_of_a_gpu_only_what_it_made_at_full_size_is_compared(tmp_path):
 def divided(stack, seconds, **changed):
     proof = {"alone_s": 3.6, "communication": 0.2}
     facts = {"gpus": 2, "latency_p50": seconds, "proof": proof, "images_per_s": 2 / seconds, "speedup": 3.6 / seconds}
+    facts |= {"session": "one"}
     return stacked(stack, notebooks.PARALLEL, **facts | changed)
 
 
@@ -87,9 +94,12 @@ def test_one_image_on_more_and_more_gpus(tmp_path):
     assert pd.isna(frame.loc[analysis.FP8, "images/s of copies"])
     assert analysis.scaling([]).empty
     assert analysis.scaling_sentence(frame.reset_index()) == (
-        "An image of one h200 is there sooner on several, in BF16: **1.80×** on 2 (2 s). "
-        "Quantizing it, too, gives another 1.33× on 2."
+        "An image of one h200 is there sooner on several, in BF16: **1.80×** on 2 (2 s, n = 3). "
+        "Quantized, too, it is there sooner by another 1.33× on 2, in the same session."
     )
+    apart = frame.reset_index().assign(session=["a", "b", "c", "d"])
+    assert "Quantized" not in analysis.scaling_sentence(apart)
+    assert frame[["low", "high"]].isna().all(axis=None)  # of three rounds without their baseline's
     only = frame.reset_index().query("series == @analysis.FP8")
     assert analysis.scaling_sentence(only) == "No image was divided with its kernels recorded."
     drawn = charts.scaling(frame.reset_index())

@@ -167,14 +167,14 @@ def test_a_load_is_a_row_that_is_found_again(tmp_path, subject, nvml):
     assert len({r.session for r in rows}) == 1 and [r.mark for r in rows] == ["1", "2", "50%"]
     assert two.shown("queued_s") > alone.shown("queued_s") and arriving.setting("arrivals") == 0.5
     assert alone.gpu_util_avg == 60 and alone.telemetry["power_peak_w"] == 650.5
-    assert alone.label == "1 user, 1 image each" and arriving.label == "arrivals at 50%, 1 image each"
+    assert alone.label == "1 user, 1 image each" and arriving.label == "arrivals at 50% of what the process makes, 1 image each"
     again = study.Study(params.load("cpu"), notebooks.LOAD, tmp_path)
     assert again.serve(subject, loads, 1) == rows
     (fewer,) = again.serve(subject, [study.Load(1, 1, 3)], 1)
     (more,) = again.serve(subject, [study.Load(1, 1, 5)], 1)
     assert fewer.n == 4 and more.n == 5 and more.shown("requests") == 5
-    together = study.Load(2, 1, 4).row(again.key(subject, study.Candidate(1, gpus=2)), 4, 64)
-    assert together[1]["label"] == "2 users, 1 image each, made 4 together"
+    together = study.Load(2, 1, 4).row(again.key(subject, study.Candidate(1, gpus=2)), 4)
+    assert together[1]["label"] == "2 users, 1 image each, up to 4 made together"
     assert together[0]["settings"]["batching"] == 4 and together[0]["settings"]["taken"] == "in shares"
 
 
@@ -187,3 +187,4 @@ def test_arrivals_are_a_share_of_what_all_processes_make(tmp_path, subject, monk
     user, arriving = s.serve(subject, [study.Load(1, 2, 2), study.Load(1, 2, 2, arrivals=0.5)], 1)
     assert rates == [pytest.approx(0.5 * 2 * user.images_per_s / 2)]
     assert arriving.setting("arrivals_of") == "all processes"
+    assert arriving.label == "arrivals at 50% of what all 2 processes make, 2 images each"

@@ -164,7 +164,7 @@ FIRST = Column("first", "first_s", "s", note="first: the first image of its warm
 SECOND = Column("second", lambda r: (r.samples or [None])[0], "s", note="second: the first image after its warm-up")
 P25, P50 = Column("p25", _from(LEAST_SAMPLES, "latency_p25"), "s"), Column("p50", "latency_p50", "s")
 P90, P99 = Column("p90", _from(LEAST_SAMPLES, "latency_p90"), "s"), Column("p99", "latency_p99", "s")
-N, IMAGES, BATCH = Column("n", "n"), Column("images/s", "images_per_s"), Column("batch", "batch")
+N, IMAGES, BATCH = Column("n", "n", format=".0f"), Column("images/s", "images_per_s"), Column("batch", "batch")
 MILLISECONDS, PER_STEP = Column("time", lambda r: thousand(r.latency_p50), "ms"), Column("per step", step_ms, "ms")
 SIDE, THRESHOLD = Column("side", "width", "pixels"), Column("threshold", lambda r: r.setting("threshold"))
 LOW, HIGH = Column("low", _end(0), "×"), Column("high", _end(1), "×")
@@ -176,7 +176,7 @@ PEAK = Column("peak", peak_gib, "GiB", note="peak: what this pipeline allocates,
 STEADY = Column("steady", lambda r: None if r.stable is None else "yes" if r.stable else "no",
                 note="steady: whether warm-up ended because two images in a row took the same time, to 2 %")
 PSNR, WORST_PSNR = Column("PSNR", _of_images("psnr_db"), "dB"), Column("worst PSNR", _of_images("psnr_min_db"), "dB")
-JUDGED = Column("judged", _of_images("images"), "images")
+JUDGED = Column("judged", _of_images("images"), "images", format=".0f")
 ADHERENCE = Column("adherence", _of_facts("adherence"), share=True)
 WORST_ADHERENCE = Column("worst adherence", _of_facts("adherence_min"), share=True)
 APPLIED, WHAT_RAN = Column("applied", applied), Column("what ran", what_ran)
@@ -189,7 +189,7 @@ CLOCKS = (
     Column("other load", _meanwhile("other_load_cores"), "cores"),
 )
 QUALITY = (
-    JUDGED, PSNR, WORST_PSNR, Column("identical", _of_images("psnr_identical"), "images"),
+    JUDGED, PSNR, WORST_PSNR, Column("identical", _of_images("psnr_identical"), "images", format=".0f"),
     Column("SSIM", _of_images("ssim")), Column("worst SSIM", _of_images("ssim_min")),
     Column("ST-LPIPS", _of_images("st_lpips")), Column("worst ST-LPIPS", _of_images("st_lpips_max")),
     Column("FLIP", _of_images("flip")), Column("worst FLIP", _of_images("flip_max")),
@@ -221,7 +221,7 @@ MASK = (
 )
 AGREEMENT = (Column("agreement", "agreement", share=True), ADHERENCE, WORST_ADHERENCE, JUDGED)
 LOAD = (
-    Column("requests", "n"), Column("together", lambda r: r.shown("batch") if r.setting("batching", 1) > 1 else None,
+    Column("requests", "n", format=".0f"), Column("together", lambda r: r.shown("batch") if r.setting("batching", 1) > 1 else None,
                                     note="together: requests made at once, on average"),
     P25, Column("p50", _from(LEAST_SAMPLES, "latency_p50"), "s"), P90, P99, Column("average", "latency_avg", "s"),
     proved("queued", "queued_s", unit="s"), proved("served", "service_s", unit="s"), IMAGES, proved("refused"),

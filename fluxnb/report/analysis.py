@@ -6,16 +6,23 @@ from pathlib import Path
 
 from fluxnb import families, notebooks, stacks
 from fluxnb.errors import UserError
-from fluxnb.findings.rows import divided, of
+from fluxnb.findings.rows import divided, ends, is_baseline, of, peak_gib
+from fluxnb.measure import stats
 from fluxnb.report import charts, html, write_atomic
 from fluxnb.report.audit import check_page
 from fluxnb.report.configurations import Configuration, configurations
 from fluxnb.report.render import render_template
+from fluxnb.study.row import Row
+from fluxnb.techniques import kinds
 
 FOLDER = "reports/analysis"
 CRUMBS = [("../index.html", "fluxnb"), ("index.html", "Analysis")]
 BF16, BY_HOST = "BF16", "BF16, set off by the host"
 FP8, CACHED = "with quantization", "with quantization and a schedule"
+SAID = (  # of what stands at a stack's speedup
+    "each over its own configuration's baseline; random weights show time and memory only, and the steps that a cache "
+    "computes are prescribed there, not decided by looking at an image"
+)
 SERIES = {  # of one image on several GPUs -> its stacks
     BF16: stacks.recorded(quantized=False),
     FP8: stacks.recorded(quantized=True),
@@ -44,26 +51,45 @@ def table(found: list[Configuration], price: dict[str, float]):
 
     lines = []
     for c in found:
-        rows = [r for r in c.ok if r.notebook == notebooks.FINAL_STACK and r.latency_p50 and r.batch == 1]
-        for r in [r for r in rows if r.weights == "random"] or rows:
-            hourly = price.get(c.name)
+        for r in _today(c):
+            hourly, on_gpu = price.get(c.name), bool((c.run.get("machine") or {}).get("gpus"))
             per_image = r.latency_p50 * (r.gpus or 1)
+            low, high = ends(r) or (None, None)
             lines.append(
                 {
-                    "technique": r.stack or r.label,
+                    "technique": r.label,
                     "configuration": c.name,
                     "model": r.model,
-                    "GPUs": r.gpus,
+                    "weights": r.weights,
+                    "computed": f"{r.computed_steps:g} of {r.total_steps}" if r.computed_steps else None,
+                    "GPUs": r.gpus if on_gpu else 0,
                     "p50": r.latency_p50,
                     "speedup": r.speedup,
-                    "low": r.speedup_ci_low,
-                    "high": r.speedup_ci_high,
-                    "peak": r.memory_peak_gib,
-                    "images per GPU hour": 3600 / per_image,
+                    "low": low,
+                    "high": high,
+                    "n": r.n,
+                    "session": r.session,
+                    "peak": peak_gib(r),
+                    "images per GPU hour": 3600 / per_image if on_gpu else None,
                     "per 1,000 images": None if hourly is None else 1000 * per_image / 3600 * hourly,
                 }
             )
     return pd.DataFrame(lines)
+
+
+def _today(c: Configuration) -> list[Row]:
+    """The rows of the final stack as it is today, at full size if there are any: parts that left it are no choice."""
+    rows = [r for r in c.ok if r.notebook == notebooks.FINAL_STACK and r.latency_p50 and r.batch == 1 and r.model]
+    if full := [r for r in rows if r.weights == "random"]:
+        kind, around = next(iter(kinds.TORCHAO)), list(stacks.AROUND)  # names don't depend on them, nor on steps
+        every = (
+            *stacks.phases(kind, around),
+            *stacks.cached(kind, around, 28, 12),
+            *stacks.advanced(28, around, 0.5, 0.5),
+        )
+        names = {*stacks.SHORTLIST, *(stack.name for stack in every)}
+        return [r for r in full if r.stack in names or is_baseline(r) or families.named(r.family).control]
+    return [r for r in rows if r.session] or rows
 
 
 def scaling(found: list[Configuration]):
@@ -87,10 +113,11 @@ def scaling(found: list[Configuration]):
                         "series": series,
                         "GPUs": r.gpus,
                         "p50": r.latency_p50,
-                        "alone": r.shown("alone_s"),
+                        "alone": r.baseline_s or r.shown("alone_s"),
                         "speedup": r.speedup,
-                        "low": r.speedup_ci_low,
-                        "high": r.speedup_ci_high,
+                        **dict(zip(("low", "high"), ends(r) or (None, None), strict=True)),
+                        "n": r.n,
+                        "session": r.session,
                         "efficiency": r.speedup / r.gpus,
                         "communication": r.shown("communication"),
                         "images/s": r.images_per_s,
@@ -107,11 +134,11 @@ def scaling_sentence(frame) -> str:
         plain, quantized = (own[own.series == name].set_index("GPUs").sort_index() for name in (BF16, FP8))
         if plain.empty:
             continue
-        said = ", ".join(f"**{r.speedup:.2f}×** on {n} ({r.p50:.3g} s)" for n, r in plain.iterrows())
+        said = ", ".join(f"**{r.speedup:.2f}×** on {on} ({r.p50:.3g} s, n = {r.n})" for on, r in plain.iterrows())
         sentences.append(f"An image of one {kind} is there sooner on several, in BF16: {said}.")
-        if both := [n for n in plain.index if n in quantized.index]:
+        if both := [n for n in plain.index if n in quantized.index and plain.session[n] == quantized.session[n]]:
             gains = ", ".join(f"{plain.p50[n] / quantized.p50[n]:.2f}× on {n}" for n in both)
-            sentences.append(f"Quantizing it, too, gives another {gains}.")
+            sentences.append(f"Quantized, too, it is there sooner by another {gains}, in the same session.")
     return " ".join(sentences) or "No image was divided with its kernels recorded."
 
 
@@ -136,7 +163,7 @@ def _scaling_blocks(found: list[Configuration], folder: Path) -> tuple[list[str]
             frame.drop(columns="kind").dropna(axis=1, how="all").set_index("configuration"),
             "The soonest image of each kind, over the same alone on one GPU of that machine. Communication: its share "
             "of a step's kernels; kernels that run at the same time count each. Copies: as many that share nothing.",
-            units={"p50": "s", "alone": "s"},
+            units={"p50": "s", "alone": "s", "speedup": "×"},
         ),
     ]
     return blocks, [folder / "scaling.csv", path]
@@ -163,13 +190,15 @@ def write(root: Path, given: list[str]) -> list[Path]:
         write_atomic(path, html.svg(figure).decode())
         written.append(path)
         said = "; ".join(f"{label} {speedup:.2f}×" for label, speedup in zip(labels, rows.speedup, strict=True))
-        blocks.append(html.figure_html(figure, alt=f"Speedups of {model}: {said}.", caption=f"`{model}`"))
-    units = {"p50": "s", "peak": "GiB"}
+        blocks.append(html.figure_html(figure, alt=f"Speedups of {model}: {said}.", caption=f"`{model}`, {SAID}."))
+    units = {"p50": "s", "peak": "GiB", "computed": "steps", "speedup": "×", "low": "×", "high": "×"}
     shown = frame.dropna(axis=1, how="all").set_index("technique")
     blocks.append(
         html.table_html(
             shown,
-            'Every step of the final stack. The price is yours: `make analysis PRICES="h200=3.5"`, in your currency.',
+            f"Every step of the final stack, {SAID}. Low and high: of the speedup's interval, or of fewer than "
+            f"{stats.LEAST} rounds (n) their range; a dash where a row of an earlier format has neither. The price is "
+            'yours: `make analysis PRICES="h200=3.5"`, in your currency.',
             units={k: v for k, v in units.items() if k in shown},
         )
     )

@@ -263,7 +263,8 @@ def scaling(frame):
     for i, ((kind, series), part) in enumerate(frame.groupby(["kind", "series"], sort=False)):
         line = part.sort_values("GPUs")
         xs, ys = [1, *line["GPUs"]], [1.0, *line["speedup"]]
-        errors = [[0.0, *(line["speedup"] - line["low"]).clip(0)], [0.0, *(line["high"] - line["speedup"]).clip(0)]]
+        low, high = (line[end].astype(float).fillna(line["speedup"]) for end in ("low", "high"))
+        errors = [[0.0, *(line["speedup"] - low).clip(0)], [0.0, *(high - line["speedup"]).clip(0)]]
         label = f"{kind}: {series}" if several else series
         axes.errorbar(xs, ys, errors, fmt="o-", color=_PALETTE[i % 8], ms=6, lw=1.5, capsize=2, label=label)
         axes.annotate(f"{ys[-1]:.2f}×", (xs[-1], ys[-1]), textcoords="offset points", xytext=(8, -3), fontsize=8)

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from fluxnb import notebooks
 from fluxnb.errors import UserError
-from fluxnb.report import PAGES, RUN, Place, count_rows, last_measured, read_json, read_state, write_json
+from fluxnb.report import PAGES, RUN, Place, count_rows, read_json, read_state, write_json
 from fluxnb.report.console import Progress
 
 COMPILED = "torch-compile"  # what torch.compile has made, in build/
@@ -226,8 +226,6 @@ def _execute(notebook: Path, params, print_: str, provenance: dict, place: Place
     from fluxnb.report import kernel
 
     stem, build, replay = notebook.stem, place.build, not place.own
-    if replay:
-        provenance = provenance | {"measured_at": last_measured(place.table, stem)}
     state: dict = {"status": "running", "fingerprint": print_, "started": _now(), "provenance": provenance}
     if not replay:
         write_json(build / f"{stem}.json", state | {"before": _last(read_state(build, stem))})

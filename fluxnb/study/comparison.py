@@ -346,17 +346,47 @@ def watched(result: dict | None, others: telemetry.OtherLoad | None = None) -> d
     return own | {"telemetry": result}
 
 
-def by_itself(run: Callable, repeats: int, also: Callable | None, before: Callable | None, warm: bool) -> dict:
+def by_itself(
+    run: Callable, repeats: int, also: Callable | None, before: Callable | None, warm: bool, held_s: float = 0.0
+) -> dict:
     """The columns of a function that is timed by itself, as `Study.time` describes them."""
     try:
         if before:
             before()
+        if held_s:
+            return {"status": "ok", **held(run, repeats, held_s), **(also() if also else {})}
         warmed = latency.warm_up(run, limit=3, enough_s=SLOW_S) if warm else None
         taken = stats.summary([latency.timed(run) for _ in range(repeats)])
         steady = {"stable": int(warmed.stable)} if warmed else {}
         return {"status": "ok", **taken, **steady, **(also() if also else {})}
     except (Unavailable, RuntimeError) as error:
         return failure(error)
+
+
+def held(run: Callable, repeats: int, held_s: float) -> dict:
+    """The columns of a function under load: after as long a warm-up, seconds of a call among many in a row.
+
+    Args:
+        repeats: samples, each of as many calls as fill its share of the time; of what is too slow for them fewer.
+        held_s: seconds that they take together.
+    """
+    run()
+    begun, count = time.perf_counter(), 0
+    while not count or time.perf_counter() - begun < held_s:
+        latency.timed(run)
+        count += 1
+    once = (time.perf_counter() - begun) / count
+    repeats = min(repeats, max(3, int(held_s / once)))
+    calls = max(1, round(held_s / repeats / once))
+
+    def several() -> None:
+        for _ in range(calls):
+            run()
+
+    with telemetry.Sampler() as sampler:
+        taken = [latency.timed(several) for _ in range(repeats)]
+    samples = [seconds / calls for seconds in taken]
+    return {**stats.summary(samples), **watched(sampler.result), "proof": {"timed_s": round(sum(taken), 3)}}
 
 
 def failure(error: Unavailable | RuntimeError) -> dict:
