@@ -111,13 +111,16 @@ def test_the_table_says_what_each_line_rests_on():
 # --- what is refused ---
 
 
-@pytest.mark.parametrize("part", ["object 0", "object 1"])
-def test_an_image_whose_object_is_erased_is_refused_at_an_adherence_of_100_percent(part):
-    drawn = next(scene for scene in map(scenes.held_out_scene, range(99)) if part in damage.parts(scene))
-    whole = np.asarray(scenes.draw(drawn, 0))
+@pytest.mark.parametrize(
+    "seed, part, floor_seen", [(0, "object 0", True), (1, "held", True), (15, "object 0", False), (42, "held", False)]
+)
+def test_an_image_whose_object_is_erased_is_refused_at_an_adherence_of_100_percent(seed, part, floor_seen):
+    drawn = scenes.held_out_scene(seed)
+    whole = np.asarray(scenes.draw(drawn, seed))
     subject = SimpleNamespace(checked=False, use_case="txt2img", clip=None)
-    found = judging.judge(subject, [whole] * 24, [whole] * 23 + [damage.erased(drawn, 0, part)], [], None)
+    found = judging.judge(subject, [whole] * 24, [whole] * 23 + [damage.erased(drawn, seed, part)], [], None)
     assert found["psnr_identical"] == 23 and found["ssim"] > 0.99
+    assert (found["psnr_min_db"] < findings.BALANCED_DB) == floor_seen  # of the others only ST-LPIPS sees it
     ruined = replace(seen("ruined", 24.0, CACHE), **found)
     fast = timed("ruined", 6.0, CACHE, BASE)
     assert "ruined" not in chosen([*TIMED, *SEEN, ruined, fast]).values()
@@ -129,8 +132,10 @@ def clean_of(judged):
     return {"psnr_db": None, "psnr_min_db": None, "psnr_identical": judged.images, "st_lpips_max": 0.0}
 
 
-def test_lost_adherence_is_refused_whatever_the_pixels_say():
-    lost = [replace(r, adherence=0.9) if r.id == "seen lean, cached" else r for r in SEEN]
+@pytest.mark.parametrize("changed", [{"adherence": 0.9}, {"adherence": 0.99, "adherence_min": 0.8}], ids=str)
+def test_lost_adherence_is_refused_whatever_the_pixels_say(changed):
+    lost = [replace(r, adherence_min=1.0) for r in SEEN]
+    lost = [replace(r, **changed) if r.id == "seen lean, cached" else r for r in lost]
     assert chosen(TIMED + lost)["near-lossless (35 dB)"] == "lean"
 
 

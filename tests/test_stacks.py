@@ -48,3 +48,28 @@ def test_every_configuration_of_several_gpus_can_make_its_stacks():
 def test_a_stack_that_nobody_defines_is_refused():
     with pytest.raises(UserError, match="There is no stack 'twice': choose one of"):
         stacks.at_full_size(["twice"], [], 2, "fp8 row")
+
+
+def test_the_shortlist_has_lean_stacks_alone_and_cached_and_those_that_have_everything():
+    found = stacks.shortlist(list(stacks.SHORTLIST), "fp8 row", list(stacks.AROUND), 28, 12)
+    names = [stack.name for stack in found]
+    assert len(set(names)) == len(names) == 2 * len(stacks.LEAN) + 2
+    for alone, cached in zip(found[0::2], found[1::2], strict=True):
+        if alone.name in stacks.LEAN:
+            assert cached.built == alone.built or parts(cached)[:-1] == parts(alone)
+            assert parts(cached)[-1] == stacks.cache(28, 12).label
+    around = {part.label for make in stacks.AROUND.values() for part in make()}
+    for stack in found[: 2 * len(stacks.LEAN)]:  # what showed no gain by itself is in none of them
+        assert not {"fused QKV", "modulation ahead", "CUDA graph", *around} & set(parts(stack)), stack.name
+    assert around and around <= set(parts(found[-1]))
+    with pytest.raises(UserError, match="There is no stack 'lean': choose one of"):
+        stacks.shortlist(["lean"], "fp8 row", [], 28, 12)
+
+
+def test_a_label_leaves_no_technique_out():
+    around, schedule = list(stacks.AROUND), stacks.cache(28, 12).label
+    found = [*stacks.phases("fp8 row", around), *stacks.cached("fp8 row", around, 28, 12)]
+    found += [*stacks.advanced(28, around, 0.4, 0.3), *stacks.shortlist(list(stacks.SHORTLIST), "int8", around, 28, 12)]
+    for stack in found:
+        assert stack.label.endswith(", ".join(parts(stack))), stack.name
+    assert "every 4th step after the first 6, and the last + Taylor 2" in schedule

@@ -164,6 +164,14 @@ def test_a_finished_row_is_not_measured_again(begin, made):
     assert s.results.path.read_bytes() == before
 
 
+def test_a_row_of_fewer_rounds_than_are_asked_for_is_measured_again(begin, made):
+    s, subject = begin()
+    few = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)])
+    more = s.compare(dataclasses.replace(subject, rounds=10), study.plain(STEPS), [study.fewer_steps(2)])
+    assert [r.n for r in few] == [3, 3] and [r.n for r in more] == [10, 10]
+    assert s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)]) == more  # enough for fewer
+
+
 def test_images_that_were_timed_are_those_that_are_judged(begin, made):
     s, subject = begin()
     (_, fewer) = s.compare(subject, study.plain(STEPS), [study.fewer_steps(2)])
@@ -494,6 +502,8 @@ def test_images_that_mean_nothing_are_not_judged(begin):
         (study.plain(28, (FusedRoPE(),)), (families.BASELINE, "28 steps, fused RoPE", "28", None, None)),
         (study.fewer_steps(9), (families.FEWER_STEPS, "9 steps", "9", None, ANOTHER)),
         (study.fewer_steps(9, DPMSolver()), (families.SECOND_ORDER, "DPM-Solver++, 9 steps", "9", None, ANOTHER)),
+        (study.fewer_steps(9, DPMSolver(), on=Stack("one", (FusedRoPE(),), (first_block(0.1),))),
+         (families.SECOND_ORDER, "fused RoPE, FBCache 0.1, DPM-Solver++, 9 steps", "9", None, ANOTHER)),
         (study.using(first_block(0.1), 28), (families.FIRST_BLOCK, "FBCache 0.1", "0.1", None, ANOTHER)),
         (study.using(first_block(0.0), 28), (families.FIRST_BLOCK, "FBCache 0", "0", None, IDENTICAL)),
         (study.using(first_block(0.1), 28, (Broken("VAE", None),)),

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
 from fluxnb import families, findings, notebooks
-from fluxnb.findings import ledger, published
+from fluxnb.findings import ledger
+from fluxnb.findings.recommend import Choice
 from fluxnb.findings.rows import is_baseline
+from fluxnb.measure import stats
 from fluxnb.report import html
 from fluxnb.report.configurations import Configuration
 from fluxnb.report.index import line
+from fluxnb.report.ledger import entries
+from fluxnb.report.pages import WITH_PAGE, Page
 from fluxnb.report.progress import OWN_DIVISIONS, cannot_run
 from fluxnb.study.row import Row
 
 CONTROLS = tuple(f.name for f in families.ALL if f.control)
-LEDGER_COLUMNS = [
-    ("technique", "text"),
-    ("verdict", "text"),
-    ("theirs", "number"),
-    ("ours", "number"),
-    ("reason", "text"),
-    ("their setting", "text"),
-    ("our setting", "text"),
-    ("source", "text"),
-]
 
 
 def front(folder: Path, found: list[Configuration], reference: list[Configuration] | None = None) -> dict:
@@ -45,70 +38,49 @@ def front(folder: Path, found: list[Configuration], reference: list[Configuratio
             {"name": c.name, "href": _link(folder, c, "index.html"), "machine": _machine(c), "rows": len(c.ok)}
             for c in reference
         ],
-        "ledger_sentence": ledger_sentence(ledger.entries({c.name: c.rows for c in judged})),
+        "ledger_sentence": ledger.sentence(entries(judged)),
         "ledger": "../ledger.html" if reference is not None else "ledger.html",
     }  # fmt: skip
 
 
-def ledger_page(found: list[Configuration]) -> dict:
-    """The values of the template ledger.html.j2."""
-    from fluxnb.report.render import TEMPLATES
-
-    claims = ledger.entries({c.name: c.rows for c in found})
-    return {
-        "entries": claims,
-        "counts": ledger.counts(claims),
-        "sources": published.SOURCES,
-        "columns": LEDGER_COLUMNS,
-        "sentence": ledger_sentence(claims),
-        "script": (TEMPLATES / "fluxnb" / "ledger.js").read_text(encoding="utf-8"),
-    }
-
-
 def headlines(found: list[Configuration]) -> list[str]:
-    """One sentence for each configuration: the fastest lossless choice and the fastest that keeps adherence.
-
-    Of several GPUs, what the report on dividing an image found.
-    """
-    said = []
-    for c in found:
-        divided = next((p for p in c.pages if p.stem == notebooks.PARALLEL and p.finding), None)
-        if soonest(c) is not None and divided:
-            said.append(f"On {c.name}: {divided.finding}")
-        if (table := recipes(c)) is not None:
-            chosen = [f"{goal}: **{row['speedup']:.2f}×** with {row['choose']}" for goal, row in table.iterrows()]
-            said.append(f"On {c.name}, {'; '.join(chosen[:2])}.")
-    return said
+    """What to choose on each configuration that has an answer: one sentence for each model."""
+    return [f"On {c.name}: {said}" for c in found for said in _answers(c)]
 
 
-def recipes(c: Configuration):
-    """The best row for each goal as a table; None where nothing was judged.
+def answers(c: Configuration) -> list[list[Choice]]:
+    """For each model that was measured for it, the best row for each goal."""
+    return [found for base in findings.references(c.rows) if (found := findings.choices(c.rows, base))]
 
-    Where a full-size stack was measured it is chosen from, with the quality of the same arithmetic on the embedded
-    model; otherwise from what the embedded model was measured with.
-    """
-    stack = [r for r in c.ok if r.notebook == notebooks.FINAL_STACK and r.speedup is not None]
-    judged = [r for r in stack if r.weights == "trained"]
-    full = [r for r in stack if r.weights == "random"]
-    if not full:
-        judged = judged_caches(c)
-    if not any(map(is_baseline, judged)):
+
+def unanswered(c: Configuration) -> tuple[str, Page] | None:
+    """Why a configuration has no headline, and the page that shows what was measured; None where it has one."""
+    stem = notebooks.PARALLEL if _several(c) else notebooks.FINAL_STACK
+    page = next((p for p in c.pages if p.stem == stem and p.status in WITH_PAGE), None)
+    if page is None or answers(c) or soonest(c) is not None:
         return None
-    return findings.recommendations(full or judged, judged)
+    own = findings.divided(c.rows) if _several(c) else [r for r in c.ok if r.notebook == stem]
+    return findings.no_headline(own), page
 
 
 def soonest(c: Configuration) -> Row | None:
-    """The row of one image divided over GPUs that is there first, at full size, in BF16 and without a cache."""
-    own = (r for r in findings.of(findings.divided(c.rows), *OWN_DIVISIONS) if r.speedup is not None)
-    return min(own, key=lambda r: r.latency_p50 or math.inf, default=None)
+    """The row of one image divided over GPUs that is there first, at full size, in BF16 and without a cache.
+
+    None where no row has the rounds that a headline needs.
+    """
+    own = (r for r in findings.of(findings.divided(c.rows), *OWN_DIVISIONS) if findings.ends(r))
+    return min((r for r in own if r.n >= stats.HEADLINE), key=lambda r: r.latency_p50, default=None)
 
 
-def judged_caches(c: Configuration) -> list[Row]:
-    """The rows of the comparison of all caches whose images were judged, with their baseline and controls."""
-    own = [r for r in c.ok if r.notebook == notebooks.COMBINED and r.weights == "trained" and r.batch == 1]
-    own = [r for r in own if r.speedup is not None]
-    first = max((r.steps or 0 for r in own), default=0)  # of the baseline that the others are over
-    return [r for r in own if (r.steps == first or r.family in CONTROLS) and _judged(r)]
+def _several(c: Configuration) -> bool:
+    return any((r.gpus or 1) > 1 for r in c.ok) and not findings.references(c.rows)
+
+
+def _answers(c: Configuration) -> list[str]:
+    if (row := soonest(c)) is not None:
+        over = f"**{row.speedup:.2f}×** the same on one of them ({findings.sureness(row)})"
+        return [f"one image on {row.gpus} GPUs with {row.label}: {over}, {row.latency_p50:.3g} s."]
+    return [findings.recommendation_sentence(found, c.ok) for found in answers(c)]
 
 
 def frontier(c: Configuration) -> str | None:
@@ -116,7 +88,9 @@ def frontier(c: Configuration) -> str | None:
     from fluxnb.report import charts
     from fluxnb.report.captions import about, valued
 
-    rows = charts.on_frontier(judged_caches(c))
+    own = [r for r in c.ok if r.notebook == notebooks.COMBINED and r.weights == "trained" and r.batch == 1]
+    first = max((r.steps or 0 for r in own), default=0)  # of the baseline that the others are over
+    rows = charts.on_frontier([r for r in own if r.steps == first or r.family in CONTROLS])
     if sum(not is_baseline(r) for r in rows) < 3:
         return None
     points = "; ".join(f"{r.label} {valued(r, 'speedup')}, {valued(r, 'psnr_db')}" for r in rows)
@@ -146,23 +120,16 @@ def not_measured(found: list[Configuration]) -> list[str]:
     return lines
 
 
-def ledger_sentence(claims: list[ledger.Entry]) -> str:
-    """How many claims hold."""
-    n = ledger.counts(claims)
-    tried = n["reproduced"] + n["not reproduced"]
-    return (
-        f"Of {len(claims)} published claims {tried} could be put to the test: {n['reproduced']} are reproduced, "
-        f"{n['not reproduced']} are not. {n['not comparable']} are not comparable, {n['not run']} were not run."
-    )
-
-
-def _judged(row: Row) -> bool:
-    return is_baseline(row) or (row.psnr_db is not None and row.adherence is not None)
-
-
 def _section(folder: Path, c: Configuration) -> dict:
-    table, chart = recipes(c), frontier(c)
-    blocks = [html.table_html(table, f"What to choose on {c.name}, by goal.")] if table is not None else []
+    chart, blocks = frontier(c), []
+    if (missing := unanswered(c)) is not None:
+        said, page = missing
+        where = f'<a href="{_link(folder, c, page.href)}">{html.inline(page.title)}</a>'
+        blocks.append(f"<p>{said[:1].upper()}{said[1:]}: what there is stands in {where}.</p>")
+    for found in answers(c):
+        table, about = findings.recommendations(found), findings.stands_in(found)
+        caption = ": ".join(filter(None, [f"What to choose on {c.name}, by goal", about]))
+        blocks.append(html.table_html(table, f"{caption}.", table.attrs["formats"]))
     reports = [line(page) for page in sorted(c.pages, key=lambda p: p.stem)]
     for report in reports:
         there = report["href"] and (c.folder / report["href"]).is_file()

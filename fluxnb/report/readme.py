@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from fluxnb.findings.recommend import Choice, stands_in
+from fluxnb.findings.rows import is_baseline, peak_gib
+from fluxnb.findings.words import sureness
 from fluxnb.report import write_changed
 from fluxnb.report.configurations import Configuration, configurations
-from fluxnb.report.front import recipes, soonest
+from fluxnb.report.front import answers, soonest, unanswered
+from fluxnb.study.row import Row
 
 MARKS = ("<!-- results: written by `make site` -->", "<!-- end of results -->")
 
@@ -19,34 +24,40 @@ def write(root: Path) -> bool:
         return False
     before, rest = text.split(MARKS[0], 1)
     after = rest.split(MARKS[1], 1)[1]
-    write_changed(path, f"{before}{MARKS[0]}\n{results_table(configurations(root))}\n{MARKS[1]}{after}")
+    write_changed(path, f"{before}{MARKS[0]}\n{results_table(configurations(root), root)}\n{MARKS[1]}{after}")
     return True
 
 
-def results_table(found: list[Configuration]) -> str:
-    """For each configuration the best choice for each goal, as Markdown."""
-    import pandas as pd
-
-    lines = [
-        "| configuration | goal | choose | speedup | per image | PSNR | adherence |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def results_table(found: list[Configuration], root: Path) -> str:
+    """For each configuration the best choice for each goal, as Markdown; where there is none, a line that says so."""
+    head = "configuration", "goal", "choose", "speedup", "per image", "memory", "worst image", "row"
+    lines, notes = [list(head), ["---"] * len(head)], []
     for c in found:
-        if (divided := soonest(c)) is not None:
-            goal = f"one image on {divided.gpus} GPUs, over the same on one"
-            figures = f"{divided.speedup:.2f}× | {divided.latency_p50:.2f} s"
-            lines.append(f"| {c.name} | {goal} | {divided.label} | {figures} | same arithmetic | – |")
-        table = recipes(c)
-        if table is None:
-            continue
-        for goal, row in table.iterrows():
-            kept = "–" if pd.isna(row["adherence"]) else f"{row['adherence']:.0%}"
-            # without a judged image there is none to call identical: it is the order of operations that differs
-            psnr = (
-                ("same arithmetic" if kept == "–" else "identical") if pd.isna(row["PSNR"]) else f"{row['PSNR']:.1f} dB"
-            )
-            seconds = f"{row['p50']:.2f} s"
-            lines.append(
-                f"| {c.name} | {goal} | {row['choose']} | {row['speedup']:.2f}× | {seconds} | {psnr} | {kept} |"
-            )
-    return "\n".join(lines)
+        if (missing := unanswered(c)) is not None:
+            said, page = missing
+            where = Path(os.path.relpath(c.folder / page.href, root)).as_posix()
+            lines.append([c.name, said, f"[what was measured]({where})"])
+        if (row := soonest(c)) is not None:
+            goal = f"one image on {row.gpus} GPUs, over the same on one"
+            lines.append([c.name, goal, row.label, *_figures(row), "–", f"`{row.id}`"])
+        for choices in answers(c):
+            for choice in choices:
+                figures = _figures(choice.row) if not is_baseline(choice.row) else ["–"] * 3
+                lines.append([c.name, choice.goal.text, choice.label, *figures, _quality(choice), f"`{choice.row.id}`"])
+            notes += [f"On `{c.name}` {said}." for said in [stands_in(choices)] if said]
+    table = (f"| {' | '.join(line + [''] * (len(head) - len(line)))} |" for line in lines)
+    return "\n".join([*table, *(f"\n{note}" for note in notes)])
+
+
+def _figures(row: Row) -> list[str]:
+    memory = f"{row.memory_peak_gib:.1f} GiB" if peak_gib(row) else "–"
+    return [f"{row.speedup:.2f}× ({sureness(row)})", f"{row.latency_p50:.3g} s", memory]
+
+
+def _quality(choice: Choice) -> str:
+    """PSNR and ST-LPIPS of the worst judged image, and of how many."""
+    seen = choice.seen
+    if seen is None:
+        return choice.worst
+    lpips = "" if seen.st_lpips_max is None else f", ST-LPIPS {seen.st_lpips_max:.2g}"
+    return f"{choice.worst}{lpips} (of {seen.images})"
