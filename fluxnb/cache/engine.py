@@ -9,26 +9,27 @@ last one stores what the blocks added or puts the prediction in its place. So
   is stored, and the one it adds behind the last block is added on hits too: exactly once;
 - state dict, device moves and saving never see the cache.
 
-A new generation is recognised by the pipeline setting the scheduler's timesteps.
+`fluxnb.cache.passes` says which image and which of its passes a call belongs to.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import threading
 
 import torch
 
 from fluxnb.cache.gates.base import INPUT, RESIDUAL, Gate
 from fluxnb.cache.gates.first_block import FirstBlock
 from fluxnb.cache.gates.schedule import Schedule
+from fluxnb.cache.passes import Image, Pass, around
 from fluxnb.cache.predictors import Hold, Taylor
 from fluxnb.cache.trace import Step, Trace
 from fluxnb.errors import UserError
 from fluxnb.families import Family
 from fluxnb.technique import ANOTHER, BLOCKS, IDENTICAL, RECORDED, SHARED, Technique, attribute
 
-_MARK = "_fluxnb_cache"
+MARK = "_fluxnb_cache"
 
 
 class Cache(Technique):
@@ -46,7 +47,7 @@ class Cache(Technique):
 
     def __init__(self, gate: Gate, predictor: Hold | Taylor | None = None, hold_controlnet: bool = False):
         self.gate, self.predictor, self.hold_controlnet = gate, predictor or Hold(), hold_controlnet
-        self._reset(None)
+        self.trace = Trace()  # what was decided in the image that began last, in its first pass
 
     terms = {"ControlNet held": "on a reused step the ControlNet isn't run: its last residuals are used again"}
 
@@ -76,97 +77,45 @@ class Cache(Technique):
     def mark(self) -> str:
         return self.gate.mark
 
-    @property
-    def trace(self) -> Trace:
-        """What was decided in the latest generation (its conditional pass)."""
-        if not self._streams:
-            return Trace()
-        return next(iter(self._streams.values()))["trace"]
-
     def apply(self, pipe):
         """Puts the cache into the pipeline's transformer; returns the function that takes it out.
 
         Raises:
             UserError: the pipeline isn't FLUX, or has a cache already.
         """
-        transformer = flux_transformer(pipe)
-        self._reset(None)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(attribute(transformer, _MARK, self))
-            stack.enter_context(attribute(transformer, "forward", self._forward(transformer)))
-            stack.enter_context(attribute(transformer, "cache_context", self._context(transformer)))
-            scheduler = pipe.scheduler
-            stack.enter_context(attribute(scheduler, "set_timesteps", self._begin(scheduler)))
-            stack.enter_context(attribute(scheduler, "set_begin_index", self._skip(scheduler)))
-            if self.hold_controlnet and hasattr(getattr(pipe, "controlnet", None), "controlnet_blocks"):
-                held = self._hold(pipe.controlnet)
-                stack.enter_context(attribute(pipe.controlnet, "forward", held))
-            undo = stack.pop_all().close
+        transformer, running = flux_transformer(pipe), threading.local()
+        self.trace = Trace()
+        with around(pipe, self._run(transformer, running), self._new, self.label) as stack:
+            stack.enter_context(attribute(transformer, MARK, self))
+            controlnet = getattr(pipe, "controlnet", None)
+            (first, *_) = getattr(controlnet, "nets", [controlnet])
+            if self.hold_controlnet and hasattr(first, "controlnet_blocks"):
+                counts = (len(first.controlnet_blocks), len(first.controlnet_single_blocks))
+                held = _hold(controlnet.forward, counts, running)
+                stack.enter_context(attribute(controlnet, "forward", held))
+            return stack.pop_all().close
 
-        def remove():
-            undo()
-            self._release()
+    def _new(self, image: Image) -> dict:
+        """The memory of one pass of an image."""
+        state = {
+            "gate": self.gate.new_state(image.total),
+            "predictors": {point: self.predictor.new_state() for point in self.gate.points},
+            "trace": Trace(),
+            "run": 0,
+            "residuals": None,  # of the ControlNet
+        }
+        if not image.passes:
+            self.trace = state["trace"]
+        return state
 
-        return remove
-
-    # --- the life of a generation -------------------------------------------------------------------------
-
-    def _reset(self, total: int | None) -> None:
-        self._streams: dict[tuple, dict] = {}  # one per forward pass of a step: conditional, unconditional
-        self._total, self._name = total, "cond"
-
-    def _release(self) -> None:
-        """Frees the cached tensors; the trace stays readable."""
-        for stream in self._streams.values():
-            stream.update(prompt=None, gate=None, predictors=None, residuals=None, step=None)
-
-    def _begin(self, scheduler):
-        original = scheduler.set_timesteps
-
-        @functools.wraps(original)
-        def set_timesteps(*args, **kwargs):
-            result = original(*args, **kwargs)
-            self._reset(len(scheduler.timesteps))
-            return result
-
-        return set_timesteps
-
-    def _skip(self, scheduler):
-        original = scheduler.set_begin_index
-
-        @functools.wraps(original)
-        def set_begin_index(begin_index=0):
-            original(begin_index)
-            # image-to-image starts part of the way; the steps before are never run
-            self._reset(len(scheduler.timesteps) - begin_index)
-
-        return set_begin_index
-
-    def _context(self, transformer):
-        original = transformer.cache_context
-
-        @contextlib.contextmanager
-        def cache_context(name):
-            self._name = name
-            with original(name):
-                yield
-
-        return cache_context
-
-    # --- one step -----------------------------------------------------------------------------------------
-
-    def _forward(self, transformer):
-        original = transformer.forward
-
-        @functools.wraps(original)
-        def forward(*args, **kwargs):
+    def _run(self, transformer, running):
+        def run(image: Image, mine: Pass, given: dict, call):
             own = (transformer.transformer_blocks, transformer.single_transformer_blocks)
             doubles, singles = map(list, getattr(transformer, BLOCKS, own))
             if not doubles or not singles:
                 raise UserError("The transformer needs double and single blocks for its blocks to be cached.")
             self.gate.share(getattr(transformer, SHARED, None))
-            stream = self._stream(kwargs.get("pooled_projections"))
-            step = stream["step"] = _StepRun(self, stream)
+            step = _StepRun(self, image.total, mine)
             blocks = [
                 step.first(doubles[0]),
                 *map(step.middle, doubles[1:] + singles[:-1]),
@@ -174,52 +123,35 @@ class Cache(Technique):
             ]
             # An instance attribute stands before the module list of the same name, and leaves it alone.
             with (
+                attribute(running, "step", step),
                 attribute(transformer, "transformer_blocks", blocks[: len(doubles)]),
                 attribute(transformer, "single_transformer_blocks", blocks[len(doubles) :]),
             ):
-                return original(*args, **kwargs)
+                return call()
 
-        return forward
+        return run
 
-    def _hold(self, controlnet):
-        original = controlnet.forward
 
-        @functools.wraps(original)
-        def forward(*args, **kwargs):
-            stream = self._stream(kwargs.get("pooled_projections"))
-            stream["step"] = None
-            fresh: list[tuple] = []
+def _hold(original, counts: tuple[int, int], running):
+    """A ControlNet's forward that runs it when its residuals are needed, and not at all on a reused step."""
 
-            def residuals():
-                if stream["residuals"] is None or not (stream["step"].hit or fresh):
-                    stream["residuals"] = original(*args, **kwargs)
-                    fresh.append(stream["residuals"])
-                return stream["residuals"]
+    @functools.wraps(original)
+    def forward(*args, **kwargs):
+        fresh: list[tuple] = []
 
-            counts = (len(controlnet.controlnet_blocks), len(controlnet.controlnet_single_blocks))
-            return tuple(_Later(residuals, kind, n) if n else None for kind, n in enumerate(counts))
+        def residuals():
+            step = getattr(running, "step", None)
+            if not fresh and step and step.hit and step.state["residuals"] is not None:
+                return step.state["residuals"]
+            if not fresh:
+                fresh.append(original(*args, **kwargs))
+            if step:
+                step.state["residuals"] = fresh[0]
+            return fresh[0]
 
-        return forward
+        return tuple(_Later(residuals, kind, n) if n else None for kind, n in enumerate(counts))
 
-    def _stream(self, prompt) -> dict:
-        """The memory of one trajectory: with true guidance a step has a pass for each of two prompts.
-
-        Most FLUX pipelines don't name their passes with `cache_context`; the pooled prompt embedding is the same
-        object at every step of a generation, so it tells them apart.
-        """
-        key = (self._name, id(prompt))
-        if key not in self._streams:
-            self.gate.start(self._total)
-            self._streams[key] = {
-                "prompt": prompt,  # kept, so that its id isn't used again
-                "gate": self.gate.new_state(),
-                "predictors": {point: self.predictor.new_state() for point in self.gate.points},
-                "trace": Trace(),
-                "run": 0,
-                "residuals": None,  # of the ControlNet
-                "step": None,
-            }
-        return self._streams[key]
+    return forward
 
 
 class _Later:
@@ -244,17 +176,16 @@ class _StepRun:
     `hidden_states` are the image tokens, (n, image tokens, width), `encoder_hidden_states` the text tokens.
     """
 
-    def __init__(self, cache: Cache, stream: dict):
-        self.cache, self.stream = cache, stream
-        self.index = len(stream["trace"].steps)
-        self.forced = cache.gate.forced(self.index, cache._total, stream["run"])
+    def __init__(self, cache: Cache, total: int | None, mine: Pass):
+        self.cache, self.state, self.index = cache, mine.state, mine.step
+        self.forced = not mine.sure or cache.gate.forced(self.index, total, self.state["run"])
         self.hit: str | None = None  # the point where the step was reused
         self.image: dict[str, torch.Tensor] = {}  # the image tokens at each point
         self.residual = None  # what the first block added to them
 
     def _ask(self, point: str, seen) -> bool:
         """Asks the gate, which also has to see steps that are computed anyway; True if the step is reused."""
-        said = self.cache.gate.ask(self.stream["gate"], self.index, point, seen)
+        said = self.cache.gate.ask(self.state["gate"], self.index, point, seen)
         self.hit = point if said and not self.forced else None
         return self.hit is not None
 
@@ -283,24 +214,24 @@ class _StepRun:
 
     def last(self, block):
         def run(hidden_states, encoder_hidden_states, **rest):
-            cache, stream = self.cache, self.stream
+            cache, state = self.cache, self.state
             if self.hit:
-                added = cache.predictor.predict(stream["predictors"][self.hit], self.index)
+                added = cache.predictor.predict(state["predictors"][self.hit], self.index)
                 self._done()
                 return encoder_hidden_states, added + self.image[self.hit]
             text, image = block(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
-            cache.gate.computed(stream["gate"], self.index, self.residual)
-            for point, state in stream["predictors"].items():
-                cache.predictor.computed(state, self.index, image - self.image[point])
+            cache.gate.computed(state["gate"], self.index, self.residual)
+            for point, own in state["predictors"].items():
+                cache.predictor.computed(own, self.index, image - self.image[point])
             self._done()
             return text, image
 
         return run
 
     def _done(self) -> None:
-        stream = self.stream
-        stream["trace"].steps.append(Step(self.index, self.hit, **self.cache.gate.seen(stream["gate"])))
-        stream["run"] = stream["run"] + 1 if self.hit else 0
+        state = self.state
+        state["trace"].steps.append(Step(self.index, self.hit, **self.cache.gate.seen(state["gate"])))
+        state["run"] = state["run"] + 1 if self.hit else 0
 
 
 def flux_transformer(pipe):
@@ -321,7 +252,7 @@ def flux_transformer(pipe):
             "The transformer is compiled as a whole, so its blocks can't be skipped: compile its blocks instead "
             "(transformer.compile_repeated_blocks())."
         )
-    if getattr(transformer, _MARK, None) or getattr(transformer, "is_cache_enabled", False):
+    if getattr(transformer, MARK, None) or getattr(transformer, "is_cache_enabled", False):
         raise UserError("The transformer has a cache already: remove that one first, two can't share it.")
     return transformer
 

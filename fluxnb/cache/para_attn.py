@@ -7,15 +7,14 @@ method that calls the blocks. The blocks are put in place only while the transfo
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from dataclasses import dataclass
 from importlib import metadata
 
 import torch
 
-from fluxnb.cache.engine import flux_transformer
+from fluxnb.cache.engine import MARK, flux_transformer
 from fluxnb.cache.gates.base import checked_threshold
+from fluxnb.cache.passes import around
 from fluxnb.families import FIRST_BLOCK
 from fluxnb.technique import ANOTHER, IDENTICAL, Technique, Unavailable, attribute
 
@@ -72,28 +71,20 @@ class ParaAttention(Technique):
             transformer=None,
             return_hidden_states_first=False,
         )
-        context = None
-        forward, set_timesteps = transformer.forward, pipe.scheduler.set_timesteps
 
-        @functools.wraps(set_timesteps)
-        def begin(*args, **kwargs):
-            nonlocal context
-            context = utils.create_cache_context(residual_diff_threshold=self.threshold)
-            return set_timesteps(*args, **kwargs)
-
-        @functools.wraps(forward)
-        def run(*args, **kwargs):
+        def run(image, mine, given, call):
             with (
-                utils.cache_context(context or utils.create_cache_context(residual_diff_threshold=self.threshold)),
+                utils.cache_context(mine.state),
                 attribute(transformer, "transformer_blocks", torch.nn.ModuleList([blocks])),
                 attribute(transformer, "single_transformer_blocks", torch.nn.ModuleList()),
             ):
-                return forward(*args, **kwargs)
+                return call()
 
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(attribute(transformer, "_fluxnb_cache", self))
-            stack.enter_context(attribute(transformer, "forward", run))
-            stack.enter_context(attribute(pipe.scheduler, "set_timesteps", begin))
+        def new(image):
+            return utils.create_cache_context(residual_diff_threshold=self.threshold)
+
+        with around(pipe, run, new, self.label) as stack:
+            stack.enter_context(attribute(transformer, MARK, self))
             return stack.pop_all().close
 
 

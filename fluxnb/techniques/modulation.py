@@ -8,14 +8,12 @@ the time that one takes.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import inspect
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from fluxnb.cache.passes import Image, Pass, around
 from fluxnb.errors import UserError
 from fluxnb.families import FUSION
 from fluxnb.technique import AHEAD, ROUNDING, Technique, Unavailable, attribute
@@ -37,24 +35,17 @@ class ModulationAhead(Technique):
 
     def apply(self, pipe):
         """Replaces the modulations' layers by what looks them up; returns the function that undoes it."""
-        transformer, scheduler = pipe.transformer, pipe.scheduler
+        transformer = pipe.transformer
         if hasattr(transformer, AHEAD):
             raise UserError("The modulations are computed ahead already: take that back first.")
         if transformer._compiled_call_impl is not None:
             raise Unavailable("needs the blocks compiled (Regional), not the transformer as a whole")
         table = _Table(transformer)
-        with contextlib.ExitStack() as stack:
+        with around(pipe, table.run, lambda image: {}, self.label) as stack:
+            stack.enter_context(attribute(transformer, AHEAD, True))
             for owner, looked in zip(_owners(transformer), table.layers, strict=True):
                 stack.callback(setattr, owner, "linear", owner.linear)
                 owner.linear = looked
-            stack.enter_context(attribute(transformer, AHEAD, True))
-            stack.enter_context(attribute(transformer, "forward", table.forward(transformer.forward)))
-            for name, skipped in (
-                ("set_timesteps", lambda *_, **__: 0),
-                ("set_begin_index", lambda begin_index=0: begin_index),
-            ):
-                original = getattr(scheduler, name)
-                stack.enter_context(attribute(scheduler, name, table.begin(scheduler, original, skipped)))
             self.proof = {"modulations": f"of {len(table.layers)} layers, all steps at once"}
             return stack.pop_all().close
 
@@ -76,14 +67,9 @@ class _Looked(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.now
 
-
-@dataclass
-class _Stream:
-    """One prompt's way through the steps of an image."""
-
-    steps: torch.Tensor
-    rows: torch.Tensor  # (steps, batch, all outputs)
-    left: int
+    def state_dict(self, *args, **kwargs):
+        """That of the layer in whose place it is: what is saved meanwhile is the model as it was."""
+        return self.linear.state_dict(*args, **kwargs)
 
 
 class _Table:
@@ -95,66 +81,43 @@ class _Table:
     def __init__(self, transformer):
         self.transformer = transformer
         self.layers = [_Looked(owner.linear) for owner in _owners(transformer)]
-        self.names = list(inspect.signature(type(transformer).forward).parameters)[1:]
-        self._timesteps: torch.Tensor | None = None
-        self._streams: dict[int, _Stream] = {}  # one for each prompt of the image: conditional, unconditional
         self._now: dict[int, torch.Tensor] = {}  # batch size -> (batch, all outputs)
 
-    def begin(self, scheduler, original, skipped):
-        """A scheduler's method that begins an image, noticed."""
-
-        @functools.wraps(original)
-        def begins(*args, **kwargs):
-            result = original(*args, **kwargs)
-            self._timesteps, self._streams = scheduler.timesteps[skipped(*args, **kwargs) :], {}
-            return result
-
-        return begins
-
-    def forward(self, original):
+    def run(self, image: Image, mine: Pass, given: dict, call):
         """The transformer's forward with its modulations in place."""
-
-        @functools.wraps(original)
-        def forward(*args, **given):
-            given = {**dict(zip(self.names, args, strict=False)), **given}
-            self._fill(given["timestep"], given.get("guidance"), given["pooled_projections"])
-            return original(**given)
-
-        return forward
+        self._fill(image, mine.state, given["timestep"], given.get("guidance"), given["pooled_projections"])
+        return call()
 
     @torch.no_grad()
-    def _fill(self, timestep, guidance, pooled) -> None:
-        row, batch = self._row(timestep, guidance, pooled), len(pooled)
-        if batch not in self._now:
-            self._now[batch] = torch.empty_like(row)
-        self._now[batch].copy_(row)
+    def _fill(self, image, kept, timestep, guidance, pooled) -> None:
+        row, batch = self._row(image, kept, timestep, guidance, pooled), len(pooled)
+        now = self._now.get(batch)
+        if now is None or (now.dtype, now.device) != (row.dtype, row.device):
+            with torch.inference_mode(False):  # what is made in that mode can't be filled outside of it
+                now = self._now[batch] = torch.empty(row.shape, dtype=row.dtype, device=row.device)
+        now.copy_(row)
         start = 0
         for layer in self.layers:
-            layer.now = self._now[batch][:, start : start + layer.linear.out_features]
+            layer.now = now[:, start : start + layer.linear.out_features]
             start += layer.linear.out_features
 
-    def _row(self, timestep, guidance, pooled) -> torch.Tensor:
-        """(batch, all outputs) for this call: looked up in an image's steps, computed outside of them."""
-        name = pooled.data_ptr()
-        stream = self._streams.get(name)
-        if stream is None:
-            if (steps := self._coming(timestep)) is None:
-                return self._rows(timestep, guidance, pooled)
-            stream = self._streams[name] = _Stream(steps, self._ahead(steps, guidance, pooled), len(steps))
-        stream.left -= 1
-        if not stream.left:
-            del self._streams[name]
+    def _row(self, image, kept, timestep, guidance, pooled) -> torch.Tensor:
+        """(batch, all outputs) for this call: looked up in its image's steps, computed outside of them."""
+        if not kept:
+            steps = _coming(image, timestep)
+            rows = None if steps is None else self._ahead(steps, guidance, pooled)
+            kept.update(steps=steps, rows=rows, guidance=guidance)
+        steps, rows = kept["steps"], kept["rows"]
+        if steps is None:
+            return self._rows(timestep, guidance, pooled)
+        if image.step + 1 == image.total:
+            kept.update(steps=None, rows=None)  # room for what comes behind the transformer
         # looked up by its value, on the device; a step that nobody announced becomes NaN instead of a wrong image
-        found = stream.steps == timestep[:1]
-        row = stream.rows.index_select(0, found.int().argmax(keepdim=True))[0]
-        return torch.where(found.any(), row, torch.nan)
-
-    def _coming(self, timestep) -> torch.Tensor | None:
-        """The steps of the image that begins with this call, as its pipeline scales them; None if none does."""
-        if self._timesteps is None or not len(self._timesteps):
-            return None
-        steps = self._timesteps.to(timestep.device, timestep.dtype) / 1000
-        return steps if torch.equal(steps[:1].expand_as(timestep), timestep) else None
+        found = steps[:, None] == timestep
+        row = rows[found.int().argmax(0).expand(len(pooled)), torch.arange(len(pooled), device=rows.device)]
+        if guidance is not kept["guidance"]:
+            found = found & (guidance == kept["guidance"])
+        return torch.where(found.any(0)[:, None], row, torch.nan)
 
     def _ahead(self, steps, guidance, pooled) -> torch.Tensor:
         """(steps, batch, all outputs)."""
@@ -170,3 +133,11 @@ class _Table:
         embedded = self.transformer.time_text_embed(*(value.to(kind) * 1000 for value in given), pooled)
         activated = nn.functional.silu(embedded)
         return torch.cat([layer.linear(activated) for layer in self.layers], dim=1)
+
+
+def _coming(image: Image, timestep) -> torch.Tensor | None:
+    """The steps of an image from this call on, as its pipeline scales them; None if they aren't known."""
+    if image.coming is None or not len(image.coming):
+        return None
+    steps = image.coming.to(timestep.device, timestep.dtype) / 1000
+    return steps if torch.equal(steps[:1].expand_as(timestep), timestep) else None

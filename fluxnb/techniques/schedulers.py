@@ -25,20 +25,22 @@ class DPMSolver(Technique):
 
         before = pipe.scheduler
         shifted = before.config.get("use_dynamic_shifting", False)
-        pipe.scheduler = DPMSolverMultistepScheduler(
+        solver = DPMSolverMultistepScheduler(
             num_train_timesteps=before.config.num_train_timesteps,
             solver_order=2,
             prediction_type="flow_prediction",
             algorithm_type="dpmsolver++",
             use_flow_sigmas=True,
-            flow_shift=1.0 if shifted else before.config.shift,
+            flow_shift=1.0 if shifted else before.config.get("shift", before.config.get("flow_shift", 1.0)),
             use_dynamic_shifting=shifted,
         )
         # FLUX's pipelines work out the shift from these
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-        pipe.scheduler.register_to_config(**{n: before.config[n] for n in names if n in before.config})
+        solver.register_to_config(**{n: before.config[n] for n in names if n in before.config})
+        pipe.scheduler = solver
 
         def undo():
-            pipe.scheduler = before
+            if pipe.scheduler is solver:  # else somebody has chosen another one meanwhile
+                pipe.scheduler = before
 
         return undo

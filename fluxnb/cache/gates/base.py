@@ -90,15 +90,15 @@ class Gate:
         """What a chart writes at its point."""
         return f"{self.settings[self.family.dial]:g}"
 
-    def start(self, total: int | None) -> None:
-        """A generation of `total` steps begins (None: unknown). Raises UserError if the gate can't serve it."""
-
     def share(self, group) -> None:
         """From now on each rank of the process group has some of the tokens, and all decide together; None: alone."""
         self.group = group
 
-    def new_state(self) -> dict:
-        """The memory of one trajectory; the conditional and the unconditional pass have one each."""
+    def new_state(self, total: int | None = None) -> dict:
+        """The memory of one trajectory of an image of `total` steps (None: unknown); each pass has its own.
+
+        Raises UserError if the gate can't serve so many.
+        """
         return {}
 
     def measure(self, state: dict, index: int, seen: torch.Tensor) -> Pair | None:

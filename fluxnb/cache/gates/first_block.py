@@ -17,7 +17,7 @@ class FirstBlock(Thresholded):
     family = FIRST_BLOCK
     name = "FBCache"
 
-    def new_state(self):
+    def new_state(self, total=None):
         return {"residual": None, "indicator": None}
 
     def measure(self, state, index, seen):

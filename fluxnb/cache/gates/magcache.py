@@ -38,7 +38,7 @@ class MagCache(Thresholded):
         super().__init__(threshold, **{"longest_run": LONGEST_RUN, **options})
         if not ratios or not 0 <= retention <= 1:
             raise UserError(f"MagCache needs the ratios of its model and a retention from 0 to 1, not {retention!r}.")
-        self.ratios, self.retention, self._total = tuple(ratios), retention, len(ratios)
+        self.ratios, self.retention = tuple(ratios), retention
 
     @property
     def options(self) -> dict:
@@ -49,20 +49,16 @@ class MagCache(Thresholded):
         own = {"retention": self.retention} if self.retention != 0.2 else {}
         return {"threshold": self.threshold, **own, **self.options}
 
-    def start(self, total):
-        self._total = total or len(self.ratios)
+    def ratio(self, index: int, total: int) -> float:
+        """The ratio of a step of so many, of the nearest one known."""
+        last = len(self.ratios) - 1
+        return self.ratios[min(last, round(index * last / (total - 1)))] if total > 1 else self.ratios[-1]
 
-    def ratio(self, index: int) -> float:
-        """The ratio of a step, of the nearest one known."""
-        if self._total == 1:
-            return self.ratios[-1]
-        return self.ratios[round(index * (len(self.ratios) - 1) / (self._total - 1))]
-
-    def new_state(self):
-        return {"product": 1.0, "error": 0.0}
+    def new_state(self, total=None):
+        return {"product": 1.0, "error": 0.0, "total": total or len(self.ratios)}
 
     def decide(self, state, index, change):
-        state["product"] *= self.ratio(index)
+        state["product"] *= self.ratio(index, state["total"])
         state["error"] += abs(1.0 - state["product"])
         return state["error"] <= self.threshold and self.threshold > 0
 
@@ -73,4 +69,4 @@ class MagCache(Thresholded):
         return {"indicator": state["error"], "threshold": self.threshold}
 
     def forced(self, index, total, run):
-        return index < int(self.retention * self._total + 0.5) or super().forced(index, total, run)
+        return index < int(self.retention * (total or len(self.ratios)) + 0.5) or super().forced(index, total, run)

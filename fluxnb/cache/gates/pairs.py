@@ -38,17 +38,13 @@ class _Two(Gate):
     def mark(self) -> str:
         return "/".join(gate.mark for gate in self.gates)
 
-    def start(self, total):
-        for gate in self.gates:
-            gate.start(total)
-
     def share(self, group):
         super().share(group)
         for gate in self.gates:
             gate.share(group)
 
-    def new_state(self):
-        return {"states": tuple(gate.new_state() for gate in self.gates), "said": [None, None], "due": {}}
+    def new_state(self, total=None):
+        return {"states": tuple(gate.new_state(total) for gate in self.gates), "said": [None, None], "due": {}}
 
     def computed(self, state, index, residual):
         for gate, own in zip(self.gates, state["states"], strict=True):

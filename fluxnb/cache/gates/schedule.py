@@ -50,14 +50,17 @@ class Schedule(Gate):
     def mark(self) -> str:
         return f"{self.mask.count('1')} of {len(self.mask)}"
 
-    def start(self, total):
+    def new_state(self, total=None):
         if total is not None and total != len(self.mask):
             raise UserError(
                 f"The schedule has {len(self.mask)} steps but the generation has {total}: give a 1 or a 0 for "
                 "each step."
             )
+        return {}
 
     def decide(self, state, index, change):
+        if index >= len(self.mask):
+            self.new_state(index + 1)  # which says so
         return self.mask[index] == "0"
 
 

@@ -65,7 +65,7 @@ class TeaCache(Thresholded):
             result = result * change + c
         return result
 
-    def new_state(self):
+    def new_state(self, total=None):
         return {"modulated": None, "indicator": None, "accumulated": 0.0}
 
     def measure(self, state, index, seen):
