@@ -175,6 +175,14 @@ def test_the_plans_criteria_are_met_or_not_or_not_to_be_told(rows):
 # --- caches against each other ---
 
 
+def test_the_control_is_interpolated_between_its_neighbours_only(rows):
+    assert findings.control_psnr(rows, 10) == 30.5
+    assert findings.control_psnr(rows, 15) == pytest.approx(34.25)
+    assert findings.control_psnr(rows, 2) is None and findings.control_psnr(rows, 28) is None
+    only = [r for r in rows if r.label == "10 steps"]  # one row has no neighbour
+    assert findings.control_psnr(only, 10) is None
+
+
 def test_a_level_interval_is_called_level(rows):
     fixed = [row(INTERVAL, f"every {n}", c, 1.5, p) for n, c, p in ((2, 20, 40.0), (3, 4, 22.0))]
     own = [r for r in rows if r.label == "FBCache 0.05"]

@@ -244,7 +244,7 @@ def test_the_page_of_the_cache_shows_chart_images_and_table(folder):
     assert len(pictures) >= 2 * 4 + 2  # two prompts by four columns, and the charts
     assert all(re.search(r'alt="[^"]+"', picture) for picture in pictures)
     assert sum("data:image/webp" in picture for picture in pictures) >= 2 * 4
-    assert "makes an image" in page and "fewer steps" in page
+    assert "near-lossless (worst image 35 dB or more)" in page and "fewer steps" in page
 
 
 def test_pages_load_nothing_and_name_no_secret_or_home(folder):

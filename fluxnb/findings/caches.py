@@ -14,7 +14,6 @@ from fluxnb.findings.rows import (
     CACHES,
     NEAR_LOSSLESS_DB,
     above,
-    against_control,
     baseline_of,
     ends,
     is_baseline,
@@ -112,17 +111,32 @@ def cache_sentence(rows: list[Row], family: Family) -> str:
         else:
             stands = standing(best, control, baseline)
             parts.append(f"{said}{words_of(best[0])}, {stands} fewer steps: {words_of(control[0])}")
-    gaps = against_control(ranked, family, "computed_steps")
+    gaps = against_control(ranked, family)
     equal = f" At equal computed steps it is {_gaps(gaps, 'simply using fewer steps')}." if gaps else ""
     return f"{'. '.join(parts)}.{equal}"
 
 
 def interval_sentence(rows: list[Row], family: Family) -> str:
     """Whether looking beats not looking: a gate beside a fixed interval at equal hit rate."""
-    gaps = against_control(rows, family, "computed_steps", INTERVAL)
+    gaps = against_control(rows, family, INTERVAL)
     if not gaps:
         return f"no setting of {family.name} computes as many steps as a fixed interval here."
     return f"at equal hit rate, {family.name} is {_gaps(gaps, 'a fixed interval, which does not look')}."
+
+
+def control_psnr(rows: Iterable[Row], steps: float, control: Family = FEWER_STEPS) -> float | None:
+    """Mean PSNR of a control that computes so many steps: between its two nearest rows, linearly; None outside them."""
+    points = sorted((r.computed_steps, r.psnr_db) for r in of(rows, control) if r.psnr_db is not None)
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if x0 <= steps <= x1 and x0 < x1:
+            return y0 + (y1 - y0) * (steps - x0) / (x1 - x0)
+    return None
+
+
+def against_control(rows: Iterable[Row], family: Family, control: Family = FEWER_STEPS) -> list[float]:
+    """How many dB of mean PSNR each setting of a family is above a control, at equal computed steps."""
+    pairs = [(r.psnr_db, control_psnr(rows, r.computed_steps, control)) for r in of(rows, family)]
+    return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
 
 
 def _gaps(gaps: list[float], what: str) -> str:

@@ -13,7 +13,6 @@ from fluxnb.study.row import Row
 from fluxnb.technique import IDENTICAL, ROUNDING
 
 LOSS_ALLOWED = 0.05  # the plans' criterion: quality within 5 % of the uncached model
-LOSS = f"{100 * LOSS_ALLOWED:g} %"
 LOSSLESS_DB, NEAR_LOSSLESS_DB, BALANCED_DB = 40.0, 35.0, 28.0  # floors: PSNR of the worst of all judged images
 LEAST_PEAK = 0.1  # GiB: what lies below is chance
 CACHES = (*(f for f in families.ALL if f.cache), families.COMBINED)
@@ -65,7 +64,7 @@ def same_image(row: Row) -> bool:
 
 
 def keeps_adherence(row: Row, baseline: Row) -> bool:
-    """Whether prompt adherence is within `LOSS` of the baseline's (relative); True where it can't be measured."""
+    """Whether adherence is within `LOSS_ALLOWED` of the baseline's (relative); True where it can't be measured."""
     if row.adherence is None or baseline.adherence is None:
         return True
     return row.adherence >= (1 - LOSS_ALLOWED) * baseline.adherence
@@ -213,23 +212,3 @@ def applied(row: Row) -> str | None:
     words = [f"{proof['layers']} of {proof['of']} layers: {proof['weight']}"] if "layers" in proof else []
     words += [f"{name} {value}" for name, value in proof.items() if name not in _ELSEWHERE]
     return "; ".join(words + proof.get("kernels", [])) or None
-
-
-def control_psnr(rows: Iterable[Row], at: str, value: float, control: Family = families.FEWER_STEPS) -> float | None:
-    """PSNR of a control where its column `at` (computed_steps, speedup) has this value.
-
-    Between its two nearest rows, linearly; None outside of them.
-    """
-    points = sorted((getattr(r, at), r.psnr_db) for r in of(rows, control) if r.psnr_db is not None)
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
-        if x0 <= value <= x1 and x0 < x1:
-            return y0 + (y1 - y0) * (value - x0) / (x1 - x0)
-    return None
-
-
-def against_control(
-    rows: Iterable[Row], family: Family, at: str, control: Family = families.FEWER_STEPS
-) -> list[float]:
-    """How many dB each setting of a family is above a control, at equal computed steps or equal speedup."""
-    pairs = [(r.psnr_db, control_psnr(rows, at, getattr(r, at), control)) for r in of(rows, family)]
-    return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
