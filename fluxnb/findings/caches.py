@@ -29,7 +29,7 @@ from fluxnb.findings.words import sureness
 from fluxnb.measure import stats
 from fluxnb.study.row import Row
 
-FLOORS = {"near-lossless": NEAR_LOSSLESS_DB, "balanced": BALANCED_DB}
+LEVELS = {"near-lossless": NEAR_LOSSLESS_DB, "balanced": BALANCED_DB}
 PRESETS = {  # name -> (least PSNR of the worst image in dB, the plan's threshold, the plan's expected speedup)
     "conservative": (NEAR_LOSSLESS_DB, 0.05, 1.5),
     "balanced": (BALANCED_DB, 0.12, 2.0),
@@ -100,7 +100,7 @@ def cache_sentence(rows: list[Row], family: Family) -> str:
     (baseline, ranked), parts = told(rows), []
     if not ranked:
         return UNJUDGED
-    for name, floor in FLOORS.items():
+    for name, floor in LEVELS.items():
         best, control = (nearest(of(ranked, *f), baseline, floor) for f in ((family,), (FEWER_STEPS, SECOND_ORDER)))
         said = f"{name} (worst image {floor:g} dB or more): "
         if not best:
@@ -224,7 +224,7 @@ def combined_sentence(rows: list[Row]) -> str:
     if not ranked:
         return UNJUDGED
     kinds = (*CACHES, FEWER_STEPS, SECOND_ORDER)
-    for name, floor in FLOORS.items():
+    for name, floor in LEVELS.items():
         best = {family: found for family in kinds if (found := nearest(of(ranked, family), baseline, floor))}
         said, together = f"{name} (worst image {floor:g} dB or more): ", best.pop(COMBINED, [])
         words = "; ".join(f"{family.name}: {words_of(found[0])}" for family, found in best.items())

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import combinations
 
 from fluxnb.families import BASELINE, Family
-from fluxnb.findings.caches import FLOORS, UNJUDGED, images_words
+from fluxnb.findings.caches import LEVELS, UNJUDGED, images_words
 from fluxnb.findings.rows import above, beyond_noise, ends, finished, judged, of, of_one_session, within_noise, worst_db
 from fluxnb.findings.table import P50, PEAK, Column, Columns, table
 from fluxnb.findings.words import share, sureness
@@ -40,7 +40,7 @@ def use_cases_sentence(cases: Cases, which: Family | str) -> str:
         return f"{said}. " + (UNJUDGED if any(r.ssim is not None for r in found.values()) else "This is time only.")
     worst = min(seen, key=lambda case: worst_db(seen[case]))
     said += f". Images are furthest from the uncached ones in {worst}: {images_words(seen[worst])}"
-    for floor, least in FLOORS.items():
+    for floor, least in LEVELS.items():
         kept = [case for case, r in seen.items() if above(r, least)]
         where = "all of them" if len(kept) == len(seen) > 1 else ", ".join(kept) or "none"
         said += f"; {floor} (worst image {least:g} dB or more) in {where}"
