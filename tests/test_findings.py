@@ -661,6 +661,9 @@ def test_pictures_of_several_ranks_in_words():
     assert said.startswith(
         "4 ways of dividing make the picture of one rank (one picture compared), 3 of them to the last"
     )
+    assert findings.same_everywhere_sentence(rows[1:2]) == (
+        "1 way of dividing makes the picture of one rank (one compared), within 95.0 dB."
+    )
     assert "within 95.0 dB; under 1 of 2 caches all ranks decided alike" in said
     assert "PipeFusion 2, whose patches see each other a step late, makes another (31.2 dB); 1 could not run" in said
 

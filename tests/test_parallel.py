@@ -226,6 +226,8 @@ def test_spreading_is_measured_beside_one_rank_alone(begun):
     assert (
         alone[cached.baseline].computed_steps < 3 == alone[spread.baseline].computed_steps
     )  # with the cache, alone too
+    assert spread.stable in (0, 1) and spread.warmup_s > spread.first_s > 0 and alone[spread.baseline].first_s > 0
+    assert spread.baseline_p50 == alone[spread.baseline].latency_p50  # of the same rounds
     assert spread.psnr_identical or spread.psnr_db > 45
     assert 0 < spread.shown("communication") < 1
     assert set(spread.shown("steps_ms")) == {"computed", "computed, set off in"}

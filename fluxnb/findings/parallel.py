@@ -166,10 +166,11 @@ def same_everywhere_sentence(rows: list[Row]) -> str:
     compared = [r for r in ok if r.family != REPLICAS.name and r not in stale]
     different = [r for r in compared if not r.psnr_identical]
     decided = [d for r in compared if (d := r.shown("decisions"))]
-    said = f"{len(compared)} ways of dividing make the picture of one rank (one picture compared)"
+    one = len(compared) == 1
+    said = f"{len(compared)} way{'' if one else 's'} of dividing make{'s' * one} the picture of one rank (one compared)"
     if different:
-        worst = min(r.psnr_db for r in different)
-        said += f", {len(compared) - len(different)} of them to the last bit and the others within {worst:.1f} dB"
+        exact, worst = len(compared) - len(different), min(r.psnr_db for r in different)
+        said += f", {f'{exact} of them to the last bit and the others ' * (exact > 0)}within {worst:.1f} dB"
     if decided:
         said += f"; under {decided.count(_ALIKE)} of {len(decided)} caches all ranks decided alike"
     for r in stale:

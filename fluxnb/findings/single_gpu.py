@@ -104,7 +104,7 @@ def step_parts(rows: list[Row], ceilings, work):
     columns = (
         Column("one step", step_ms, "ms"),
         proved("products", "step_ms", "matrix products", unit="ms"),
-        Column("products at least", products, "ms"),
+        Column("products at least", products, "ms", note=ceilings_words(ceilings)),
         proved("attention", "step_ms", "attention", unit="ms"),
         Column("attention at least", lambda r: reached and 1e3 * work.attention / reached, "ms"),
         proved("the rest", "step_ms", "the rest", unit="ms"),
@@ -299,8 +299,8 @@ def decoding_sentence(rows: list[Row]) -> str:
     else:
         said = f"{best.label} decodes {plain.width}² fastest"
     if plain not in first:
-        times = plain.latency_p50 / best.latency_p50
-        said += f", {best.label} in {1e3 * best.latency_p50:.3g} ms ({times:.2f}× {plain.label}, n = {best.n})"
+        times, whose = plain.latency_p50 / best.latency_p50, f"{best.label} " * (len(first) > 1)
+        said += f", {whose}in {1e3 * best.latency_p50:.3g} ms ({times:.2f}× {plain.label}, n = {best.n})"
     side = max(r.width for r in one)
     peaks = {r.label: r.memory_peak_gib for r in one if r.width == side and r.memory_peak_gib}
     least = min(peaks, key=peaks.get, default=None)

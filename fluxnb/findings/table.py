@@ -130,6 +130,12 @@ def _of_images(column: str) -> Callable[[Row], object]:
     return lambda r: getattr(r, column) if r.weights != "random" else None
 
 
+def _with_worst(title: str, column: str, worst: str) -> Columns:
+    """A mean over images, and the worst of them."""
+    mean = Column(title, _of_images(column), format=".3f")
+    return mean, Column(f"worst {title}", _of_images(worst), format=".3f")
+
+
 def _of_facts(column: str) -> Callable[[Row], object]:
     """A figure of the probe, which earlier rows don't have: theirs passed ruins."""
     return lambda r: getattr(r, column) if r.weights != "random" and judged(r) else None
@@ -190,10 +196,8 @@ CLOCKS = (
 )
 QUALITY = (
     JUDGED, PSNR, WORST_PSNR, Column("identical", _of_images("psnr_identical"), "images", format=".0f"),
-    Column("SSIM", _of_images("ssim")), Column("worst SSIM", _of_images("ssim_min")),
-    Column("ST-LPIPS", _of_images("st_lpips")), Column("worst ST-LPIPS", _of_images("st_lpips_max")),
-    Column("FLIP", _of_images("flip")), Column("worst FLIP", _of_images("flip_max")),
-    Column("CLIP score", _of_images("clip_score")), Column("worst CLIP score", _of_images("clip_score_min")),
+    *_with_worst("SSIM", "ssim", "ssim_min"), *_with_worst("ST-LPIPS", "st_lpips", "st_lpips_max"),
+    *_with_worst("FLIP", "flip", "flip_max"), *_with_worst("CLIP score", "clip_score", "clip_score_min"),
     ADHERENCE, WORST_ADHERENCE,
 )
 LATENCY = (
@@ -221,8 +225,9 @@ MASK = (
 )
 AGREEMENT = (Column("agreement", "agreement", share=True), ADHERENCE, WORST_ADHERENCE, JUDGED)
 LOAD = (
-    Column("requests", "n", format=".0f"), Column("together", lambda r: r.shown("batch") if r.setting("batching", 1) > 1 else None,
-                                    note="together: requests made at once, on average"),
+    Column("requests", "n", format=".0f"),
+    Column("together", lambda r: r.shown("batch") if r.setting("batching", 1) > 1 else None,
+           note="together: requests made at once, on average"),
     P25, Column("p50", _from(LEAST_SAMPLES, "latency_p50"), "s"), P90, P99, Column("average", "latency_avg", "s"),
     proved("queued", "queued_s", unit="s"), proved("served", "service_s", unit="s"), IMAGES, proved("refused"),
     proved("failed"), Column("GPU busy", lambda r: r.gpu_util_avg and r.gpu_util_avg / 100, share=True),

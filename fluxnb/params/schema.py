@@ -200,6 +200,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "tiles": Key(list[int], "pixels per side of a tile", low=32, high=2048, multiple_of=16),
         "batch": Key(int, "images decoded at once, for slices", low=2, high=64),
         "repeats": Key(int, "how often each decoding is timed", low=1, high=1000),
+        "steps": Key(int, "steps of the images that options are judged on", low=1, high=200),
     },
     nb.USE_CASES: {
         "use_cases": Key(list[str], "use cases, each a pipeline of diffusers", choices=_USE_CASES),

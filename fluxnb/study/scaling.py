@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import statistics
+import time
 from dataclasses import replace
 
 import torch
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 from fluxnb.measure import latency as timing
 from fluxnb.measure import quality, stats, telemetry
-from fluxnb.study.comparison import watched
+from fluxnb.study.comparison import SLOW_S, watched
 from fluxnb.study.pool import Pool
 from fluxnb.technique import Unavailable, applied
 from fluxnb.techniques.parallel import ContextParallel, DiffusersParallel, FullyShard, Replicas
@@ -25,7 +26,7 @@ from fluxnb.techniques.xdit import PipeFusion, XDiT
 
 STEP_SPREADING = (ContextParallel, DiffusersParallel, XDiT, FullyShard)  # whose steps can be looked at one by one
 SPREADING = (*STEP_SPREADING, PipeFusion, ParallelVAE)
-WARM_UP = 2
+MOST_WARM_UP = 3  # images, if two in a row don't take the same time before
 TOGETHER, ALONE = "together", "alone"
 
 
@@ -63,9 +64,11 @@ class _Spread:
         pool.release_others(own)
         with pool.holding([own, single]):
             self.loaded = {self.parts[0]: pool.get(single if self.replicas else own)}
-            self.memory = self._warm(self.parts[0])  # before another pipeline is loaded beside it
+            with timing.memory(self.loaded[self.parts[0]].pipe.transformer.device) as self.memory:
+                self.warm = {self.parts[0]: self._warm(self.parts[0])}  # before another pipeline is loaded beside it
             self.masks = [t.trace.mask for t in candidate.above if getattr(t, "trace", None)]
             self.loaded |= {ALONE: pool.get(single)}
+            self.warm |= {ALONE: self.warm.get(ALONE) or self._warm(ALONE)}
 
     def measured(self) -> tuple[dict | None, dict]:
         """The columns of one rank by itself and of all together; None and all alone for replicas."""
@@ -91,11 +94,11 @@ class _Spread:
         row |= stats.compared(taken[ALONE], taken[TOGETHER])
         return columns[ALONE], row | self._proved(by_one, made)
 
-    def _warm(self, part: str):
-        with timing.memory(self.loaded[part].pipe.transformer.device) as memory, self._around(part)():
-            for _ in range(WARM_UP):
-                self._run(part)
-        return memory
+    def _warm(self, part: str) -> timing.WarmUp:
+        """Until two images take the same time, by one clock: all ranks have to stop after the same image."""
+        with self._around(part)():
+            run = functools.partial(self._run, part)
+            return timing.warm_up(run, _meet, limit=MOST_WARM_UP, least=2, enough_s=SLOW_S, clock=_first_clock)
 
     def _around(self, part: str, stages: list | None = None):
         return functools.partial(_ready, self.loaded[part], self.above[part], stages)
@@ -132,6 +135,9 @@ class _Spread:
             "total_steps": self.steps,
             "computed_steps": self.masks[0].count("1") if self.masks else self.steps,
             "load_s": loaded.load_s,
+            "first_s": self.warm[part].first_s,
+            "warmup_s": self.warm[part].total_s,
+            "stable": int(all(warm.stable for warm in self.warm.values())),
             "memory_load_gib": loaded.load_gib,
             "memory_peak_gib": max(_from_all(self.memory.peak_gib)) if part == self.parts[0] else None,
         }
@@ -186,6 +192,11 @@ def _meet() -> None:
     timing.synchronize()
     dist.barrier()
     timing.synchronize()
+
+
+def _first_clock() -> float:
+    """Seconds of the first rank's clock."""
+    return _from_all(time.perf_counter())[0]
 
 
 def _slowest(samples: list[float]) -> list[float]:
