@@ -659,7 +659,7 @@ def test_pictures_of_several_ranks_in_words():
     ]
     said = findings.same_everywhere_sentence(rows)
     assert said.startswith(
-        "4 ways of dividing make the picture of one rank (one picture compared), 3 of them to the last"
+        "4 ways of dividing make the picture of one rank (one compared), 3 of them to the last"
     )
     assert findings.same_everywhere_sentence(rows[1:2]) == (
         "1 way of dividing makes the picture of one rank (one compared), within 95.0 dB."
