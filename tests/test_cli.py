@@ -16,7 +16,7 @@ from fluxnb import notebooks, params
 from fluxnb.__main__ import main
 from fluxnb.errors import UserError
 from fluxnb.models import pipelines
-from fluxnb.report import kernel, own, preflight, publish
+from fluxnb.report import kernel, own, preflight, publish, zygote
 from fluxnb.report.run import fingerprint
 from fluxnb.study.results import Results
 
@@ -42,6 +42,8 @@ def nothing_is_run(monkeypatch):
         raise AssertionError("a notebook was run")
 
     monkeypatch.setattr(kernel, "execute", execute)
+    for names in ("IMPORTED", "FOR_MODELS"):
+        monkeypatch.setattr(zygote, names, [])
 
 
 def refused(capsys, *arguments):
@@ -98,7 +100,7 @@ def given(monkeypatch):
     for name in ("FLUXNB_FORCE", "FLUXNB_REPLAY"):
         monkeypatch.setenv(name, "")  # so that they are put back afterwards
 
-    def execute(notebook, target, parameters, root, *, log, compiled, progress):
+    def execute(notebook, target, parameters, root, *, log, zygote, progress):
         found[notebook.stem] = {name: os.environ[name] for name in ("FLUXNB_FORCE", "FLUXNB_REPLAY")}
         return {"status": "failed", "error": "not run in a test"}
 

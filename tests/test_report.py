@@ -1,5 +1,6 @@
 """Running and rendering notebooks, on small ones made here; kernels are real, so there are few of them."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -18,12 +19,13 @@ from types import SimpleNamespace
 import nbformat
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from fluxnb import report
 from fluxnb.errors import UserError
-from fluxnb.report import html, kernel, publish, read_state
+from fluxnb.report import html, kernel, publish, read_state, zygote
 from fluxnb.report.audit import MAX_PAGE_MB, check_page
 from fluxnb.report.console import Progress
 from fluxnb.report.render import prepare
@@ -31,6 +33,8 @@ from fluxnb.report.run import check_parameters, fingerprint
 from fluxnb.report.run import run as run_notebooks
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+NEEDED = zygote.IMPORTED + zygote.FOR_MODELS
+zygote.IMPORTED, zygote.FOR_MODELS = ["ipykernel.kernelapp"], []  # the notebooks made here need no more
 PROVENANCE = {
     "commit": "0123456789abcdef",
     "dirty": False,
@@ -328,7 +332,7 @@ def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
     write_notebook(
         tmp_path,
         "01_slow",
-        cell("import pathlib, time; pathlib.Path('started').touch(); time.sleep(120)"),
+        cell("import os, time; open('started', 'w').write(f'{os.getpid()} {os.getppid()}'); time.sleep(120)"),
     )
     (tmp_path / OWN).mkdir(parents=True)
     (tmp_path / OWN / "results.csv").write_text(",".join(COLUMNS) + "\n")
@@ -348,13 +352,13 @@ def test_killed_run_leaves_nothing_that_counts_as_success(tmp_path):
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+    while not ((tmp_path / "started").exists() and (tmp_path / "started").read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     with pytest.raises(UserError, match="Another run of cpu"):
         run(params, root=tmp_path)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert (tmp_path / "started").exists()
+    assert all(ended(int(pid)) for pid in (tmp_path / "started").read_text().split())  # no orphans
     assert read_state(build, "01_slow")["status"] == "running"
     assert not (build / "01_slow.failed.ipynb").exists()
     (index,) = [p for p in render(params, tmp_path) if p.name == "index.html"]
@@ -373,6 +377,106 @@ def test_dead_kernel_is_a_failure_with_a_sentence(tmp_path):
     assert "FAILED at cell 3: DeadKernelError: the notebook's process died" in output.getvalue()
     render(FakeParams(), tmp_path)
     assert "process died" in (tmp_path / OWN / "01_dies.html").read_text()
+
+
+# --- kernels ---------------------------------------------------------------------------------------------
+
+
+def ended(pid: int) -> bool:
+    """Whether a process has ended within ten seconds."""
+    for _ in range(100):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.1)
+                continue
+        return True
+    return False
+
+
+FACTS = """
+    import json, os, numpy
+    facts = {"pid": os.getpid(), "parent": os.getppid(), "folder": os.getcwd(), "drawn": numpy.random.rand()}
+    facts |= {"events": os.environ["FLUXNB_PROGRESS"], "left": [os.environ.pop("LEFT", ""), getattr(json, "left", "")]}
+    os.environ["LEFT"] = json.left = "behind"
+    open(f"facts-{len(os.listdir('.'))}.json", "w").write(json.dumps(facts))
+"""
+
+
+def facts_of(root):
+    return [json.loads(p.read_text()) for p in sorted(root.glob("facts-*"), key=lambda p: p.stat().st_mtime_ns)]
+
+
+def test_notebooks_run_in_processes_of_their_own_and_no_crash_reaches_the_next(tmp_path):
+    write_notebook(tmp_path, "01_one", cell(FACTS))
+    write_notebook(tmp_path, "02_leaves", cell("import os; os._exit(3)"))
+    write_notebook(tmp_path, "03_dies", cell("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"))
+    write_notebook(tmp_path, "04_two", cell(FACTS))
+    write_notebook(tmp_path, "05_kills", cell("import os, time; os.kill(os.getppid(), 9); time.sleep(60)"))
+    write_notebook(tmp_path, "06_alone", cell(FACTS))
+    output = io.StringIO()
+    assert run(FakeParams(), tmp_path, stream=output) == 1
+    assert output.getvalue().count("DeadKernelError") == 3 and output.getvalue().count(" done in ") == 3
+    one, two, alone = facts = facts_of(tmp_path)
+    for name in ("pid", "events", "drawn"):
+        assert len({f[name] for f in facts}) == 3, name
+    assert all(f["folder"] == str(tmp_path) and f["left"] == ["", ""] for f in facts)
+    assert one["parent"] == two["parent"] != os.getpid() == alone["parent"]  # the zygote; then there was none any more
+    assert all(ended(f[name]) for f, name in ((one, "parent"), (one, "pid"), (two, "pid"), (alone, "pid")))
+
+
+def test_where_a_process_can_not_be_forked_kernels_are_started_and_it_is_said_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(zygote, "sys", SimpleNamespace(platform="darwin"))
+    for stem in ("01_one", "02_two"):
+        write_notebook(tmp_path, stem, cell(FACTS))
+    output = io.StringIO()
+    assert run(FakeParams(), tmp_path, stream=output) == 0
+    assert {f["parent"] for f in facts_of(tmp_path)} == {os.getpid()}
+    assert output.getvalue().count("every notebook imports for itself: only Linux forks") == 1
+
+
+@pytest.fixture
+def zygote_of(tmp_path, monkeypatch):
+    """Starts the zygote that imports these modules."""
+    (tmp_path / "build").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    with contextlib.ExitStack() as stack:
+
+        def start(modules):
+            monkeypatch.setattr(zygote, "IMPORTED", modules)
+            return stack.enter_context(zygote.Zygote(tmp_path, {}))
+
+        yield start
+
+
+def test_what_notebooks_import_leaves_nothing_that_a_fork_would_lose(tmp_path, zygote_of):
+    code = """if True:
+        import json, os, sys
+        loaded = [name for name in json.loads(sys.argv[1]) if name not in sys.modules]
+        import torch
+        threads, started = len(os.listdir("/proc/self/task")), torch.cuda.is_initialized()
+        print(torch.get_num_threads(), bool(torch.ones(512, 512).matmul(torch.ones(512, 512)).sum() == 512**3), flush=True)
+        json.dump([loaded, threads, started, torch.initial_seed()], open(sys.argv[2], "w"))
+        os._exit(7)
+    """
+    source = zygote_of(NEEDED)
+    assert source.trouble() == ""
+    seeds = set()
+    for name in ("one", "two"):
+        pid = source.ask("fork", code, [json.dumps(NEEDED), name], dict(os.environ), str(tmp_path))
+        assert zygote.Kernel(source, pid).wait() == 7
+        *facts, seed = json.loads((tmp_path / name).read_text())
+        assert facts == [[], 1, False]
+        seeds.add(seed)
+    assert len(seeds) == 2
+    fresh = [sys.executable, "-c", "import torch; print(torch.get_num_threads(), True)"]
+    said = (tmp_path / "build/imports.log").read_text().splitlines()[-2:]
+    assert said == subprocess.run(fresh, capture_output=True, text=True).stdout.splitlines() * 2
+
+
+def test_a_thread_that_an_import_has_started_makes_every_notebook_import_for_itself(tmp_path, zygote_of):
+    code = "import threading, time; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    (tmp_path / "threaded.py").write_text(code)
+    assert zygote_of(["threaded"]).trouble() == "imports have left 2 threads running"
 
 
 def test_parameters_the_notebook_does_not_define_are_refused(tmp_path):

@@ -43,6 +43,10 @@ class Progress:
         if stems:
             self._line(f"{len(stems)} of {len(self.stems)} notebooks unchanged since their last run")
 
+    def note(self, text: str) -> None:
+        """Say something that is true of the whole run."""
+        self._line(text)
+
     def start(self, stem: str, events: Path) -> None:
         """Begin to follow the progress file of one notebook."""
         self.stem, self.events, self.began = stem, events, time.monotonic()

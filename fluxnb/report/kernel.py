@@ -15,18 +15,29 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fluxnb.report import read_json
+from fluxnb.report.zygote import FLAGS, Zygote
 
 KERNEL = "fluxnb-report"
 
 
-def execute(notebook: Path, target: Path, parameters: dict, root: Path, log: Path, compiled: Path, progress) -> dict:
+def environment(compiled: Path) -> dict[str, str]:
+    """Variables of every kernel's; `compiled` keeps what torch.compile makes, so that the next run needn't wait."""
+    # Waiting threads that spin for long get in each other's way where cores are shared: seen to cost a factor of
+    # 7 with a second process on two cores. Spinning briefly costs 3 % where they are not.
+    return {
+        "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
+        "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled)),
+    }
+
+
+def execute(notebook: Path, target: Path, parameters: dict, root: Path, log: Path, zygote: Zygote, progress) -> dict:
     """Executes a notebook and says how it went; only a kill or Ctrl-C is not caught.
 
     Args:
         target: where the executed notebook is written.
         root: the folder that it runs in.
         log: takes what the process itself prints (a crash, a C library), instead of the middle of the progress line.
-        compiled: keeps what torch.compile makes, so that the next run needn't wait for it again.
+        zygote: forks the kernel.
         progress: a fluxnb.report.console.Progress.
 
     The result has status ("ok" or "failed"), cells, executed_cells and, of a failure, failed_cell and error; asked and
@@ -35,7 +46,7 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, log: Pat
     papermill = _import_papermill()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # failures are reported here, once
     target.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fluxnb-") as folder, _kernel(Path(folder), log, compiled) as events:
+    with tempfile.TemporaryDirectory(prefix="fluxnb-") as folder, _kernel(Path(folder), log, zygote) as events:
         progress.start(notebook.stem, events)
         error = None
         try:
@@ -72,7 +83,7 @@ def _import_papermill():
 
 
 @contextlib.contextmanager
-def _kernel(folder: Path, log: Path, compiled: Path) -> Iterator[Path]:
+def _kernel(folder: Path, log: Path, zygote: Zygote) -> Iterator[Path]:
     """Make a kernel of this very interpreter known to Jupyter, through files in `folder` only.
 
     Yields the path of the progress file that the kernel finds in FLUXNB_PROGRESS.
@@ -83,20 +94,17 @@ def _kernel(folder: Path, log: Path, compiled: Path) -> Iterator[Path]:
     spec.mkdir(parents=True)
     launch = (
         f"import os; log = os.open({str(log)!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644); "
-        "os.dup2(log, 1); os.dup2(log, 2); from ipykernel.kernelapp import launch_new_instance as go; go()"
+        "os.dup2(log, 1); os.dup2(log, 2); from ipykernel.kernelapp import launch_new_instance as go; go(); "
+        "import atexit; atexit._run_exitfuncs(); os._exit(0)"  # taking every module apart takes a second
     )
     kernel = {
-        "argv": [sys.executable, "-Xfrozen_modules=off", "-c", launch, "-f", "{connection_file}"],
+        "argv": [sys.executable, *FLAGS, "-c", launch, "-f", "{connection_file}"],
         "display_name": KERNEL,
         "language": "python",
-        # Waiting threads that spin for long get in each other's way where cores are shared: seen to cost a factor of
-        # 7 with a second process on two cores. Spinning briefly costs 3 % where they are not.
-        "env": {
-            "FLUXNB_PROGRESS": str(events),
-            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "2000"),
-            "TORCHINDUCTOR_CACHE_DIR": os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(compiled)),
-        },
+        "env": {"FLUXNB_PROGRESS": str(events), **zygote.environment},
+        "metadata": {"kernel_provisioner": {"provisioner_name": KERNEL}},
     }
+    zygote.provide(KERNEL)
     (spec / "kernel.json").write_text(json.dumps(kernel), encoding="utf-8")
     before = os.environ.get("JUPYTER_PATH")
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(folder), before]))

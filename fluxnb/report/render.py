@@ -6,6 +6,7 @@ the network and drop descriptions of images, so ours starts from nbconvert's str
 
 from __future__ import annotations
 
+import functools
 import html
 import os
 import re
@@ -114,7 +115,9 @@ def render_template(template: str, here: str, crumbs: list[tuple[str, str]], **v
     return environment.get_template(template).render(style=style_sheet(), crumbs=crumbs, here=here, **values)
 
 
+@functools.cache
 def _exporter():
+    """The one for all pages: to make it reads templates."""
     from nbconvert.exporters import HTMLExporter, TemplateExporter
     from nbconvert.filters import Highlight2HTML
     from traitlets.config import Config

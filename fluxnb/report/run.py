@@ -74,17 +74,23 @@ def run(
         progress.skipped([n.stem for n in chosen if n not in due])
         if not due:
             return 0
-        provenance = prepare()
-        place.reports.mkdir(parents=True, exist_ok=True)
+        from fluxnb.report import kernel
+        from fluxnb.report.zygote import Zygote
+
         failed = 0
-        try:
-            if not (jobs and jobs([n.stem for n in due])):
-                for notebook in due:
-                    failed += _execute(notebook, params, prints[notebook.stem], provenance, place, progress)
-        finally:
-            progress.close()
-            if place.own:
-                _write_run_json(provenance, place)
+        with Zygote(place.root, kernel.environment(place.root / "build" / COMPILED)) as zygote:
+            provenance = prepare()  # while it imports
+            place.reports.mkdir(parents=True, exist_ok=True)
+            try:
+                if not (jobs and jobs([n.stem for n in due])):
+                    if trouble := zygote.trouble():
+                        progress.note(f"every notebook imports for itself: {trouble}")
+                    for notebook in due:
+                        failed += _execute(notebook, params, prints[notebook.stem], provenance, place, zygote, progress)
+            finally:
+                progress.close()
+                if place.own:
+                    _write_run_json(provenance, place)
     if place.own:
         failed = sum(read_state(place.build, n.stem).get("status") != "ok" for n in chosen)
     return 1 if failed else 0
@@ -218,7 +224,7 @@ def _only_run(place: Place) -> Iterator[None]:
 # --- one notebook ----------------------------------------------------------------------------------------
 
 
-def _execute(notebook: Path, params, print_: str, provenance: dict, place: Place, progress: Progress) -> bool:
+def _execute(notebook: Path, params, print_: str, provenance: dict, place: Place, zygote, progress: Progress) -> bool:
     """Execute one notebook and record how it went; whether it failed. Only a kill or Ctrl-C leaves it at "running".
 
     A replay that fails leaves what is known of the notebook as it was.
@@ -230,8 +236,8 @@ def _execute(notebook: Path, params, print_: str, provenance: dict, place: Place
     if not replay:
         write_json(build / f"{stem}.json", state | {"before": _last(read_state(build, stem))})
     start, temporary = time.monotonic(), build / f"{stem}.tmp.ipynb"
-    kept_by = {"log": build / f"{stem}.kernel.log", "compiled": place.root / "build" / COMPILED}
-    went = kernel.execute(notebook, temporary, params.for_notebook(stem), place.root, progress=progress, **kept_by)
+    given = {"log": build / f"{stem}.kernel.log", "zygote": zygote, "progress": progress}
+    went = kernel.execute(notebook, temporary, params.for_notebook(stem), place.root, **given)
     spent, failed = round(time.monotonic() - start, 2), went["status"] == "failed"
     state |= {"seconds": spent, "finished": _now()}
     if replay:  # how long measuring took, and when that was, stays true
