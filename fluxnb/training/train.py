@@ -4,7 +4,6 @@ Stages, each resumable (`--minutes 9` stops cleanly and the same command goes on
 
     draw     scenes from the grammar, with their captions and facts
     vae      the autoencoder: mean squared + absolute error, a very small KL term
-    probe    the network that checks prompts (fluxnb.world.probe)
     flow     transformer and text encoders together: rectified flow (Liu et al., 2022), logit-normal times
              (Esser et al., 2024), captions dropped at random for guidance
     distil   guidance distillation as in FLUX.1-dev: the student learns, at guidance w,
@@ -62,24 +61,12 @@ def draw(work: Path, settings: Settings, workers: int) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def _describe_range(arguments):
-    start, stop = arguments
-    chosen = [scenes.training_scene(i) for i in range(start, stop)]
-    return [s.caption for s in chosen], [probe.labels(s) for s in chosen]
-
-
-def describe(work: Path, settings: Settings, workers: int) -> tuple[list[str], np.ndarray]:
-    """Captions and fact labels (n, facts) of the training scenes."""
+def describe(work: Path, settings: Settings) -> list[str]:
+    """Captions of the training scenes, some with a word nobody knows."""
     path = work / "captions.json"
     if path.exists():
-        stored = json.loads(path.read_text())
-        return stored["captions"], np.asarray(stored["labels"])
-    edges = np.linspace(0, settings.scenes, 4 * workers + 1).astype(int).tolist()
-    captions, labels = [], []
-    with ProcessPoolExecutor(workers) as pool:
-        for some, more in pool.map(_describe_range, zip(edges, edges[1:], strict=False)):
-            captions += some
-            labels += more
+        return json.loads(path.read_text())
+    captions = [scenes.training_scene(i).caption for i in range(settings.scenes)]
     rng = random.Random(settings.seed)
     for i, caption in enumerate(captions):
         if rng.random() < settings.unknown_word:
@@ -87,8 +74,8 @@ def describe(work: Path, settings: Settings, workers: int) -> tuple[list[str], n
             unknown = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 7)))
             words.insert(rng.randint(0, len(words)), unknown)
             captions[i] = " ".join(words)
-    path.write_text(json.dumps({"captions": captions, "labels": labels}))
-    return captions, np.asarray(labels)
+    path.write_text(json.dumps(captions))
+    return captions
 
 
 def to_unit(pixels: torch.Tensor) -> torch.Tensor:
@@ -124,29 +111,6 @@ def train_vae(run: Run, vae, pixels: torch.Tensor):
             return error(to_unit(chosen).contiguous(memory_format=torch.channels_last), noise)
 
     return fit(run, "vae", vae, sample, objective, s.vae_steps, s.vae_rate)
-
-
-def train_probe(run: Run, pixels: torch.Tensor, labels: torch.Tensor) -> nn.Module:
-    """Trained on drawn scenes, shifted by up to 3 pixels, with a little noise: so it reads, not recalls."""
-    s = run.settings
-    network = probe.Probe().to(run.device)
-    side = scenes.SIZE
-
-    def sample(generator):
-        index = torch.randint(len(labels), (s.probe_batch,), device=run.device, generator=generator)
-        shift = torch.randint(-3, 4, (2, s.probe_batch, 1), device=run.device, generator=generator)
-        scale = 0.08 * torch.rand((s.probe_batch, 1, 1, 1), device=run.device, generator=generator)
-        noise = torch.randn((s.probe_batch, 3, side, side), device=run.device, generator=generator)
-        along = torch.arange(side, device=run.device)
-        rows, columns = (along + shift).clamp(0, side - 1)
-        images = pixels[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return to_unit(images) + scale * noise, labels[index]
-
-    def objective(images, target):
-        with run.autocast():
-            return probe.loss(network(images), target)
-
-    return fit(run, "probe", network, sample, objective, s.probe_steps, 2e-3)
 
 
 @torch.no_grad()
@@ -286,13 +250,12 @@ def train(run: Run, out: Path) -> None:
     pipe = embedded.build()
     begin, fresh = time.monotonic(), not (run.work / "captions.json").exists()
     pixels = draw(run.work, s, run.workers)
-    texts, labels = describe(run.work, s, run.workers)
+    texts = describe(run.work, s)
     if fresh:
         run.log("draw", s.scenes, 0.0, time.monotonic() - begin)
 
     some = torch.from_numpy(np.array(pixels[: s.vae_scenes])).to(run.device)
     vae = train_vae(run, pipe.vae, some)
-    network = train_probe(run, some, torch.from_numpy(labels[: s.vae_scenes]).to(run.device))
     del some
     run.check()
     latents = encode(run, vae, pixels)
@@ -313,7 +276,7 @@ def train(run: Run, out: Path) -> None:
     copy_weights(vae, pipe.vae)
     embedded.tie_letter_case(pipe.text_encoder_2)
     pipe.vae.register_to_config(shift_factor=shift, scaling_factor=scale)
-    export(run, pipe, network, out)
+    export(run, pipe, out)
 
 
 @torch.no_grad()
@@ -322,16 +285,12 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     target.load_state_dict({name: w.to(target.device) for name, w in source.state_dict().items()})
 
 
-def export(run: Run, pipe, network: nn.Module, out: Path) -> None:
-    """Writes the pipeline in float16, the probe, the training curve and the settings."""
-    from safetensors.torch import save_file
-
+def export(run: Run, pipe, out: Path) -> None:
+    """Writes the pipeline in float16, the training curve and the settings."""
     pipe.to("cpu", torch.float16).save_pretrained(out, safe_serialization=True)
     for part in ("text_encoder", "text_encoder_2"):  # or transformers loads these in half precision, diffusers not
         config = out / part / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
-    weights = {name: w.half().contiguous().cpu() for name, w in network.state_dict().items()}
-    save_file(weights, (probe.FOLDER if out == embedded.FOLDER else out) / probe.FILE)
     write_about(run, out)
 
 
@@ -352,7 +311,7 @@ def write_about(run: Run, out: Path) -> None:
 EVALUATION_COLUMNS = ("seed", "prompt", "facts", "right", "missed", "probe_right", "vae_psnr_db")
 
 
-def evaluate(pipe, count: int, guidance: float = embedded.GUIDANCE, folder: Path = embedded.FOLDER, batch=50):
+def evaluate(pipe, count: int, guidance: float = embedded.GUIDANCE, batch=50):
     """Generates `count` held-out prompts and checks them.
 
     Returns:
@@ -364,7 +323,7 @@ def evaluate(pipe, count: int, guidance: float = embedded.GUIDANCE, folder: Path
 
     rows, images = [], []
     device, dtype = pipe.vae.device, pipe.vae.dtype
-    checker = copy.deepcopy(probe.load(probe.FOLDER if folder == embedded.FOLDER else folder)).to(device)
+    checker = copy.deepcopy(probe.load()).to(device)
     for start in range(0, count, batch):
         seeds = list(range(start, min(start + batch, count)))
         chosen = [scenes.held_out_scene(seed) for seed in seeds]
@@ -405,19 +364,20 @@ def contact_sheet(images, columns: int = 8):
     return sheet
 
 
-def write_evaluation(folder: Path, sheet: Path, settings: Settings, device: str) -> dict:
-    """Evaluates the exported model; writes evaluation.csv and the sheet; returns the summary."""
+def write_evaluation(folder: Path, sheet: Path | None, count: int, device: str) -> dict:
+    """Evaluates the exported model; writes evaluation.csv and, if it has a path, the sheet; returns the summary."""
     from diffusers import FluxPipeline
 
     pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
     pipe.set_progress_bar_config(disable=True)
-    rows, images = evaluate(pipe, settings.held_out, folder=folder)
+    rows, images = evaluate(pipe, count)
     with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, EVALUATION_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(images[:64]).save(sheet, lossless=True)
+    if sheet:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(images[:64]).save(sheet, lossless=True)
     return summary(rows)
 
 
@@ -457,7 +417,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OutOfTime:
         print("time is over: the state is saved; run the same command again to go on")
         return 0
-    print(json.dumps(write_evaluation(options.out, options.sheet, settings, device), indent=1))
+    print(json.dumps(write_evaluation(options.out, options.sheet, settings.held_out, device), indent=1))
     return 0
 
 

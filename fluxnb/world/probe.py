@@ -1,8 +1,11 @@
 """Prompt adherence: does an image show what its prompt says?
 
-The probe is a small convolutional network, trained on drawn scenes, that reads the facts off an image:
-which objects, in which colours and order, where, when. `adherence` is the share of the prompt's facts that it
-finds: the exact, in-domain counterpart of a CLIP score. It means something for the embedded model only.
+The probe is a small convolutional network that reads the facts off an image: which objects, in which colours and
+order, where, when. Every fact can also be answered by "none": what doesn't apply, can't be made out or isn't there is
+not found, and an image that isn't intact has no facts at all. It learned that from damaged images
+(`fluxnb.world.damage`); what it fails and passes, of scenes it never saw, stands in probe.json.
+`adherence` is the share of the prompt's facts that it finds: the exact, in-domain counterpart of a CLIP score. It
+means something for the embedded model only.
 """
 
 from __future__ import annotations
@@ -18,44 +21,71 @@ from fluxnb.world import scenes
 
 FOLDER = Path(__file__).parent
 FILE = "probe.safetensors"
+# What the probe answers: every fact, and whether the image is intact. Each has one answer more than values: none.
+ANSWERS: dict[str, tuple[str, ...]] = {**scenes.FACTS, "intact": ("yes",)}
+LEFT_OUT = -100  # a label that counts in no loss
+
+
+class Block(nn.Module):
+    """A residual block of two 3 x 3 convolutions; halves the sides where it widens."""
+
+    def __init__(self, before: int, after: int):
+        super().__init__()
+        self.down = nn.Conv2d(before, after, 3, stride=2, padding=1)
+        self.inner = nn.Sequential(
+            nn.GroupNorm(8, after),
+            nn.SiLU(),
+            nn.Conv2d(after, after, 3, padding=1),
+            nn.GroupNorm(8, after),
+            nn.SiLU(),
+            nn.Conv2d(after, after, 3, padding=1),
+        )
+
+    def forward(self, x):
+        x = self.down(x)
+        return x + self.inner(x)
 
 
 class Probe(nn.Module):
-    """Images to one score per possible value of each fact.
+    """Images to one score per possible answer to each question.
 
-    Input (n, 3, 128, 128) in [-1, 1]; output: dict of fact name -> logits (n, number of values).
+    Input (n, 3, 128, 128) in [-1, 1]; output: dict of fact name -> logits (n, number of values + 1), the last: none.
     """
 
     def __init__(self):
         super().__init__()
-        widths = (3, 24, 48, 96, 128)
-        layers: list[nn.Module] = []
-        for a, b in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.GroupNorm(8, b), nn.SiLU()]
-        layers += [nn.Conv2d(128, 64, 1), nn.SiLU(), nn.Flatten(), nn.Linear(64 * 8 * 8, 128), nn.SiLU()]
-        self.trunk = nn.Sequential(*layers)
-        self.sizes = [len(values) for values in scenes.FACTS.values()]
-        self.head = nn.Linear(128, sum(self.sizes))
+        widths = (3, 40, 80, 128, 160)
+        blocks = [Block(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        last = [nn.GroupNorm(8, 160), nn.SiLU(), nn.Conv2d(160, 48, 1), nn.SiLU(), nn.Flatten()]
+        self.trunk = nn.Sequential(*blocks, *last, nn.Linear(48 * 8 * 8, 192), nn.SiLU())
+        self.sizes = [len(values) + 1 for values in ANSWERS.values()]
+        self.head = nn.Linear(192, sum(self.sizes))
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         logits = self.head(self.trunk(images)).split(self.sizes, dim=1)
-        return dict(zip(scenes.FACTS, logits, strict=True))
+        return dict(zip(ANSWERS, logits, strict=True))
 
 
 def labels(scene: scenes.Scene) -> list[int]:
-    """The index of each fact's value, -100 for facts that don't apply (cross entropy ignores them)."""
-    facts = dict(scene.facts)
-    return [values.index(facts[name]) if name in facts else -100 for name, values in scenes.FACTS.items()]
+    """The index of each answer for a drawing of the scene; facts that don't apply are answered by none."""
+    given = {**dict(scene.facts), "intact": "yes"}
+    return [values.index(given[name]) if name in given else len(values) for name, values in ANSWERS.items()]
 
 
 def loss(logits: dict[str, torch.Tensor], target: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy over the facts that apply; `target` is (n, number of facts) from `labels`."""
-    total = torch.zeros((), device=target.device)
+    """Mean cross entropy over the answers that count.
+
+    `target` is (n, answers): an index of `labels`, LEFT_OUT, or -1 - v: anything but value v.
+    """
+    total, counted = torch.zeros((), device=target.device), (target != LEFT_OUT).sum()
     for column, scores in enumerate(logits.values()):
-        total = total + nn.functional.cross_entropy(
-            scores.float(), target[:, column], reduction="sum", ignore_index=-100
-        )
-    return total / (target != -100).sum()
+        wanted = target[:, column]
+        chances = scores.float().log_softmax(1)
+        said = chances.gather(1, wanted.clamp(min=0)[:, None])[:, 0]
+        unwanted = chances.gather(1, (-1 - wanted).clamp(0, scores.shape[1] - 1)[:, None])[:, 0]
+        other = torch.log1p(-unwanted.exp().clamp(max=1 - 1e-6))
+        total = total - torch.where(wanted >= 0, said, torch.where(wanted == LEFT_OUT, 0.0, other)).sum()
+    return total / counted.clamp(min=1)
 
 
 def to_tensor(images) -> torch.Tensor:
@@ -69,19 +99,23 @@ def load(folder: Path = FOLDER) -> Probe:
     """The trained probe that ships with the embedded model, on the CPU in float32."""
     from safetensors.torch import load_file
 
+    weights = load_file(folder / FILE)
     probe = Probe()
-    probe.load_state_dict({name: w.float() for name, w in load_file(folder / FILE).items()})
+    probe.load_state_dict({name: w.float() for name, w in weights.items()})
     return probe.eval()
 
 
 @torch.no_grad()
 def read(images, probe: Probe | None = None) -> list[dict[str, str]]:
-    """What the probe sees in each image: every fact's most likely value, whether or not it applies."""
+    """The facts that the probe finds in each image; an image that isn't intact has none."""
     probe = probe or load()
     device = next(probe.parameters()).device
-    logits = probe(to_tensor(images).to(device))
-    found = {name: scores.argmax(1).tolist() for name, scores in logits.items()}
-    return [{name: scenes.FACTS[name][found[name][i]] for name in found} for i in range(len(images))]
+    answers = torch.stack([scores.argmax(1) for scores in probe(to_tensor(images).to(device)).values()], 1).tolist()
+    found = []
+    for row in answers:
+        seen = {name: values[i] for (name, values), i in zip(ANSWERS.items(), row, strict=True) if i < len(values)}
+        found.append(seen if seen.pop("intact", None) else {})
+    return found
 
 
 def check(prompts: list[str], images, probe: Probe | None = None) -> list[tuple[list[str], list[str]]]:
@@ -89,7 +123,7 @@ def check(prompts: list[str], images, probe: Probe | None = None) -> list[tuple[
     results = []
     for prompt, seen in zip(prompts, read(images, probe), strict=True):
         wanted = scenes.parse(prompt)
-        right = [name for name, value in wanted.items() if seen[name] == value]
+        right = [name for name, value in wanted.items() if seen.get(name) == value]
         results.append((right, [name for name in wanted if name not in right]))
     return results
 

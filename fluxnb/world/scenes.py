@@ -18,6 +18,7 @@ import math
 import random
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -497,20 +498,22 @@ class DepthCanvas(Canvas):
 
 def draw(scene: Scene, seed: int, size: int = SIZE) -> Image.Image:
     """The picture of a scene, RGB, size x size pixels; `seed` sets what the scene leaves free."""
-    return _drawn(Canvas, scene, seed, size)
+    return render(Canvas, scene, seed, size)
 
 
 def depth(scene: Scene, seed: int, size: int = SIZE) -> Image.Image:
     """The depth map of the same picture, RGB grey: 0 far, 255 near, in flat layers as the scene is drawn."""
-    return _drawn(DepthCanvas, scene, seed, size)
+    return render(DepthCanvas, scene, seed, size)
 
 
-def _drawn(kind: type[Canvas], scene: Scene, seed: int, size: int) -> Image.Image:
+def render(kind: Callable[..., Canvas], scene: Scene, seed: int, size: int = SIZE) -> Image.Image:
+    """A scene on a canvas of its own kind; `layer` is called once more when all is drawn."""
     rng = random.Random(f"draw {seed}")
     facts = dict(scene.facts)
     light = (1.0, 1.0, 1.0) if facts["family"] == "portrait" else _LIGHT[facts["time"]][0]
     canvas = kind(size * SUPERSAMPLE, light)
     _DRAW[facts["family"]](canvas, facts, rng)
+    canvas.layer(1.0)
     return canvas.image.resize((size, size), Image.Resampling.BOX)
 
 
