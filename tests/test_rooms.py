@@ -142,14 +142,14 @@ PLACES = ("fluxnb.families", "fluxnb.stacks", "fluxnb.notebooks", "fluxnb.techni
 # Words that are a name of something as well, and where they are written as what else they are.
 WORDS = {
     "all": {"report.analysis", "report.console"},  # pandas' how; a word
-    "baseline": {"explore", "report.explorer", "report.show", "report.rows", "study.comparison", "study.spreading"},
+    "baseline": {"explore", "report.explorer", "report.grids", "report.rows", "study.comparison", "study.spreading"},
     "blocks": {"report.front"},  # of a page
     "bytes": {"findings.rows", "measure.ceilings"},  # how many are moved, in settings
     "compiled": {"params.schema", "report.run", "study.comparison"},  # a parameter; a folder; what is in a proof
-    "phase": {"findings.single_gpu"},  # a column's heading
-    "published": {"findings.single_gpu", "report.decisions"},  # a column; TeaCache's polynomial
+    "phase": {"findings.phases"},  # a column's heading
+    "published": {"report.decisions"},  # TeaCache's polynomial
     "quantization": {  # a setting, a parameter
-        "findings.ledger", "findings.recommend", "findings.single_gpu", "params.schema", "report.progress",
+        "findings.recommend", "findings.single_gpu", "params.schema", "report.progress",
     },
     "quantized": {"params.schema"},  # a parameter
     "stack": {"study.candidate", "study.kept", "study.study"},  # a column

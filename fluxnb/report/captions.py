@@ -13,11 +13,14 @@ def about(rows: list[Row]) -> str:
     models = dict.fromkeys((r.model, r.weights, r.width, r.height) for r in rows if r.model)
     named = ", ".join(f"`{m}` ({weights} weights)" + (f" at {w}×{h}" if w else "") for m, weights, w, h in models)
     asked = [r.steps for r in rows if r.family == families.BASELINE.name] or [r.steps for r in rows]
+    return ", ".join(filter(None, [named, _range(asked, "steps"), taken(rows)]))
+
+
+def taken(rows: list[Row]) -> str:
+    """How many samples, judged images and sessions rows are of."""
     sessions = {r.session for r in rows}
     unknown = "some from before sessions were noted" if len(sessions) > 1 else "from before sessions were noted"
     said = [
-        named,
-        _range(asked, "steps"),
         _range([r.n for r in rows], "samples each"),
         _judged(rows),
         unknown if None in sessions else f"{len(sessions)} session{'s' * (len(sessions) != 1)}",

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 from fluxnb import families, findings
 from fluxnb.errors import UserError
 from fluxnb.families import Family
 from fluxnb.measure import perceptual, quality, telemetry
 from fluxnb.models import pipelines
 from fluxnb.report import html
-from fluxnb.report.captions import about, conditions, sentences
+from fluxnb.report.captions import conditions, sentences, taken
 from fluxnb.study.row import Row
 from fluxnb.technique import Unavailable
 from fluxnb.world import scenes
 
 HEAT = "FLIP: where a person would see a difference from the baseline's image; black is none, white the most there is"
+LAST = "baseline, where the setting is worst", "the setting's worst"
 
 
 def grid(
@@ -38,14 +41,9 @@ def grid(
             made = _made(s, (shown, subject), candidate, measured.get(candidate.meaning["label"]))
             if isinstance(made, str):
                 columns.append((head, [made] * len(reference) + [None, None]))
-                continue
-            pairs = [*zip(reference, made[0], shown.inputs, strict=True), _worst(subject, judged, made[1])]
-            cells = [(b, _under(subject, a, b, prompt)) for a, b, (prompt, _) in pairs]
-            a, _, (prompt, seed) = pairs[-1]
-            columns.append((head, [*cells[:-1], (a, f"{prompt}, seed {seed}"), cells[-1]]))
-            if difference:
-                heat = [(perceptual.flip(a, b)[1], "") for a, b, _ in pairs]
-                columns.append((f"{head}: FLIP", [*heat[:-1], None, heat[-1]]))
+            else:
+                pairs = [*zip(reference, made[0], shown.inputs, strict=True), _worst(subject, judged, made[1])]
+                columns += _columns(subject, head, pairs, difference)
     except UserError as error:
         if not telemetry.replayed():
             raise
@@ -56,19 +54,34 @@ def grid(
         _known(subject),
         f"Last, for each setting: its worst image of the {len(judged)} that judge it, by PSNR, and the baseline's",
         "Under each image: PSNR, ST-LPIPS and FLIP against the baseline's"
-        + (", and the share of the prompt's facts that are there" if subject.checked else ""),
+        + (", and adherence: the share of the prompt's facts that are found in it" if subject.checked else ""),
         HEAT if difference else "",
-        f"In the heads: speedup over the baseline. {about(rows)}" if rows else "",
+        f"In the heads: speedup over the baseline, {taken(rows)}" if rows else "",
     )
-    lines, setting = [*shown.prompts, "baseline, where the setting is worst", "the setting's worst"], _dial(candidates)
-    heads, turned = [head for head, _ in columns], [cells for _, cells in columns]
+    _show(columns, [*shown.prompts, *LAST], _dial(candidates) or "setting", by, caption=caption, width=width)
+
+
+def _columns(subject, head: str, pairs: list[tuple], difference: bool) -> list[tuple[str, list]]:
+    """A candidate's cells, and those of its heat maps, of (reference, image, input); the last pair is its worst."""
+    same = [quality.psnr(a, b) == math.inf for a, b, _ in pairs]
+    cells = [(b, findings.under_image(a, b, prompt if subject.checked else None)) for a, b, (prompt, _) in pairs]
+    reference, _, (prompt, seed) = pairs[-1]
+    worst = [None, "all are identical"] if same[-1] else [(reference, f"{prompt}, seed {seed}"), cells[-1]]
+    found = [(head, [*cells[:-1], *worst])]
+    if difference:
+        heat = ["identical" if s else (perceptual.flip(a, b)[1], "") for s, (a, b, _) in zip(same, pairs, strict=True)]
+        found.append((f"{head}: FLIP", [*heat[:-1], None, heat[-1]]))
+    return found
+
+
+def _show(columns: list[tuple[str, list]], lines: list[str], setting: str, by: str, **options) -> None:
+    """Columns of settings with a line for each prompt, or turned."""
+    heads, cells = [head for head, _ in columns], [cells for _, cells in columns]
     if by == "prompt":
-        by_prompt = [list(line) for line in zip(*turned, strict=True)]
-        corner = f"prompt \\ {setting or 'setting'}"
-        html.image_grid(lines, heads, by_prompt, caption=caption, corner=corner, width=width)
+        turned = [list(line) for line in zip(*cells, strict=True)]
+        html.image_grid(lines, heads, turned, corner=f"prompt \\ {setting}", **options)
     else:
-        corner = f"{setting or 'setting'} \\ prompt"
-        html.image_grid(heads, lines, turned, caption=caption, corner=corner, width=width)
+        html.image_grid(heads, lines, cells, corner=f"{setting} \\ prompt", **options)
 
 
 def _known(subject) -> str:
@@ -78,10 +91,6 @@ def _known(subject) -> str:
         return ""
     whose = "the documents' own" if shown <= set(scenes.STUDY_PROMPTS) else "to be looked at"
     return f"The prompts shown are {whose}, and counted in no mean"
-
-
-def _under(subject, reference, image, prompt: str) -> str:
-    return findings.under_image(reference, image, prompt if subject.checked else None)
 
 
 def _worst(subject, references: list, images: list) -> tuple:
