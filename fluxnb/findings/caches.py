@@ -51,12 +51,12 @@ def told(rows: Sequence[Row]) -> tuple[Row, list[Row]]:
     return next(own, baseline_of(rows)), ranked
 
 
-def nearest(rows: Iterable[Row], baseline: Row, floor_db: float = -math.inf) -> list[Row]:
-    """The fastest whose worst image keeps a floor, and what is as fast within the noise: nearest to its images first.
+def fastest_near(rows: Iterable[Row], baseline: Row, floor_db: float = -math.inf) -> list[Row]:
+    """The fastest whose worst image keeps a floor, and behind it what is as fast within the noise.
 
     Empty where nothing that keeps the floor is faster than the baseline beyond the noise.
     """
-    return sorted(leaders([r for r in rows if above(r, floor_db)], baseline), key=worst_db, reverse=True)
+    return leaders([r for r in rows if above(r, floor_db)], baseline)
 
 
 def images_words(row: Row) -> str:
@@ -79,12 +79,20 @@ def words_of(row: Row) -> str:
     return f"{row.label} **{row.speedup:.2f}×** ({sureness(row)}; {steps}; {images_words(row)})"
 
 
-def standing(ones: list[Row], others: list[Row], baseline: Row) -> str:
-    """How the speed of the fastest of a kind, all alike within the noise, stands to that of another kind."""
-    if any(within_noise(one, other, baseline) for one in ones for other in others):
+def words_of_fastest(found: list[Row]) -> str:
+    """The first of `fastest_near`, and which of the others is nearest to its images."""
+    near = max(found, key=worst_db)
+    also = (
+        "" if worst_db(near) == worst_db(found[0]) else f"; {near.label} as fast within the noise, {images_words(near)}"
+    )
+    return words_of(found[0]) + also
+
+
+def standing(one: Row, other: Row, baseline: Row) -> str:
+    """How the speed of one row stands to another's, as far as can be told."""
+    if within_noise(one, other, baseline):
         return "as fast within the noise as"
-    one, other = (max(r.speedup for r in rows) for rows in (ones, others))
-    return "faster than" if one > other else "slower than"
+    return "faster than" if one.speedup > other.speedup else "slower than"
 
 
 def met(row: Row, least: float) -> str:
@@ -101,16 +109,17 @@ def cache_sentence(rows: list[Row], family: Family) -> str:
     if not ranked:
         return UNJUDGED
     for name, floor in LEVELS.items():
-        best, control = (nearest(of(ranked, *f), baseline, floor) for f in ((family,), (FEWER_STEPS, SECOND_ORDER)))
+        kinds = (family,), (FEWER_STEPS, SECOND_ORDER)
+        best, control = (fastest_near(of(ranked, *kind), baseline, floor) for kind in kinds)
         said = f"{name} (worst image {floor:g} dB or more): "
         if not best:
             said += f"no setting of {family.name} is that near and faster than the baseline beyond the noise; "
-            parts.append(said + (f"fewer steps are: {words_of(control[0])}" if control else "nor are fewer steps"))
+            parts.append(said + (f"fewer steps are: {words_of_fastest(control)}" if control else "nor are fewer steps"))
         elif not control:
-            parts.append(f"{said}{words_of(best[0])}; no fewer steps are that near and faster beyond the noise")
+            parts.append(f"{said}{words_of_fastest(best)}; no fewer steps are that near and faster beyond the noise")
         else:
-            stands = standing(best, control, baseline)
-            parts.append(f"{said}{words_of(best[0])}, {stands} fewer steps: {words_of(control[0])}")
+            stands = standing(best[0], control[0], baseline)
+            parts.append(f"{said}{words_of_fastest(best)}. That is {stands} fewer steps: {words_of_fastest(control)}")
     gaps = against_control(ranked, family)
     equal = f" At equal computed steps it is {_gaps(gaps, 'simply using fewer steps')}." if gaps else ""
     return f"{'. '.join(parts)}.{equal}"
@@ -151,10 +160,10 @@ def _gaps(gaps: list[float], what: str) -> str:
 
 
 def presets(rows: list[Row], family: Family):
-    """The plan's three presets, derived: the fastest beyond the noise whose worst image keeps the preset's floor."""
+    """The plan's three presets, derived: of the fastest whose worst image keeps its floor, all alike, the nearest."""
     baseline, ranked = told(rows)
     own = of(ranked, family)
-    best = [next(iter(nearest(own, baseline, floor)), Row()) for floor, *_ in PRESETS.values()]
+    best = [max(fastest_near(own, baseline, floor), key=worst_db, default=Row()) for floor, *_ in PRESETS.values()]
     there = [next((r for r in own if r.setting("threshold") == planned), Row()) for _, planned, _ in PRESETS.values()]
     expected = [least for *_, least in PRESETS.values()]
     columns = (
@@ -225,21 +234,23 @@ def combined_sentence(rows: list[Row]) -> str:
         return UNJUDGED
     kinds = (*CACHES, FEWER_STEPS, SECOND_ORDER)
     for name, floor in LEVELS.items():
-        best = {family: found for family in kinds if (found := nearest(of(ranked, family), baseline, floor))}
+        best = {family: found for family in kinds if (found := fastest_near(of(ranked, family), baseline, floor))}
         said, together = f"{name} (worst image {floor:g} dB or more): ", best.pop(COMBINED, [])
-        words = "; ".join(f"{family.name}: {words_of(found[0])}" for family, found in best.items())
+        words = "; ".join(f"{family.name}: {words_of_fastest(found)}" for family, found in best.items())
         if not together:
             said += "no combination is that near and faster beyond the noise"
             parts.append(f"{said}; {words or 'nor is anything else'}")
             continue
-        alone = {standing(together, best[family], baseline) for family in (FIRST_BLOCK, TEACACHE) if family in best}
+        alone = {standing(together[0], best[f][0], baseline) for f in (FIRST_BLOCK, TEACACHE) if f in best}
         if "slower than" in alone:
             verdict = "combining doesn't pay"
         elif alone - {"faster than"}:
             verdict = "whether combining pays can't be told, one cache alone is as fast within the noise"
         else:
             verdict = "combining pays over either cache alone"
-        parts.append(f"{said}{verdict}: {words_of(together[0])}; {words or 'nothing else is that near and faster'}")
+        parts.append(
+            f"{said}{verdict}: {words_of_fastest(together)}; {words or 'nothing else is that near and faster'}"
+        )
     return f"{'. '.join(parts)}."
 
 
@@ -252,7 +263,8 @@ def strategies_sentence(rows: list[Row]) -> str:
     as_many = max((r for r in found if r.computed_steps <= first.computed_steps), key=worst_db)
     said = f"nearest to the uncached image at its worst is {words_of(best)}"
     if best is not as_many:
-        said += f"; of those that compute no more steps than {first.label}, {words_of(as_many)}"
+        said += f"; of those that compute no more steps than {first.label}, "
+        said += f"none is nearer than it: {words_of(first)}" if as_many is first else words_of(as_many)
     return f"{said}." if first in (best, as_many) else f"{said}; {first.label} itself: {words_of(first)}."
 
 
