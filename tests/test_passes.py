@@ -528,3 +528,91 @@ def test_no_call_of_a_pipeline_reads_from_the_device(pipe, words, monkeypatch):
         monkeypatch.setattr(passes, "_value", lambda timestep: pytest.fail("a timestep was read"))
         monkeypatch.setattr(torch, "equal", lambda one, other: pytest.fail("two tensors were compared"))
         image(pipe, words[0], **negative, true_cfg_scale=2.0)
+
+
+def test_a_controlnet_pipeline_makes_its_guidance_anew_and_nothing_is_read(pipe, words, monkeypatch):
+    from test_cache import controlnet_pipe
+
+    from fluxnb.cache import passes
+
+    made = controlnet_pipe(pipe)
+    control = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    with applied(made, cache := Cache(Interval(3), hold_controlnet=True)):
+        monkeypatch.setattr(passes, "_value", lambda timestep: pytest.fail("a timestep was read"))
+        monkeypatch.setattr(torch, "equal", lambda one, other: pytest.fail("two tensors were compared"))
+        image(made, words[0], control_image=control)
+    assert cache.trace.mask == "1001001"
+
+
+def test_several_controlnets_are_held_as_one_is(pipe, words):
+    from diffusers import FluxControlNetPipeline
+    from diffusers.models import FluxMultiControlNetModel
+    from test_cache import controlnet_pipe
+
+    single = controlnet_pipe(pipe)
+    several = FluxControlNetPipeline(
+        **{**single.components, "controlnet": FluxMultiControlNetModel([single.controlnet, single.controlnet])}
+    )
+    several.set_progress_bar_config(disable=True)
+    control = torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    runs = []
+    handle = single.controlnet.register_forward_hook(lambda *_: runs.append(1))
+    given = {"control_image": [control, control], "controlnet_conditioning_scale": [0.5, 0.5]}
+    plain = image(several, words[0], **given)
+    assert len(runs) == 2 * STEPS
+    for gate, computed in ((Interval(3), 3), (Interval(1), STEPS)):
+        runs.clear()
+        with applied(several, Cache(gate, hold_controlnet=True)):
+            assert torch.equal(image(several, words[0], **given), plain) == (computed == STEPS)
+        assert len(runs) == 2 * computed
+    handle.remove()
+
+
+class Loop:
+    """A pipeline of somebody's own, which sets its scheduler once and never steps it."""
+
+    def __init__(self, pipe):
+        self.pipe, self.scheduler = pipe, copy.deepcopy(pipe.scheduler)
+        self.scheduler.set_timesteps(sigmas=TIMES, mu=0.0)
+
+    def __call__(self, passes, count=None):
+        times = (self.scheduler.timesteps / 1000).tolist()
+        return by_hand(self.pipe, passes, times[:count])
+
+
+def test_a_loop_that_does_not_step_its_scheduler(pipe, words):
+    loop, passes = Loop(pipe), [(words[0], 2.0, {}), (words[1], -1.0, {})]
+    with applied(pipe, cache := Cache(Interval(4, compute_last=True))):
+        expected, mask = loop(passes), cache.trace.mask
+        assert torch.equal(loop(passes), expected)
+        loop(passes, 3)
+        assert torch.equal(loop(passes), expected) and mask == "1000101"
+    plain = loop(passes)
+    with applied(pipe, ModulationAhead()):
+        assert near(loop(passes), plain)
+
+
+def test_what_is_saved_meanwhile_is_the_model(pipe):
+    before = pipe.transformer.state_dict()
+    for technique in (ModulationAhead(), Cache(Interval(2)), NoHookSearch()):
+        with applied(pipe, technique):
+            saved = pipe.transformer.state_dict()
+            assert list(saved) == list(before) and all(torch.equal(saved[name], before[name]) for name in before)
+
+
+def test_what_was_kept_is_freed_at_once(pipe, words):
+    import gc
+    import weakref
+
+    cache, kept = Cache(Interval(2)), []
+    new = cache._new
+    cache._new = lambda image: kept.append(weakref.ref(image)) or new(image)
+    gc.disable()
+    try:
+        with applied(pipe, cache):
+            image(pipe, words[0])
+            image(pipe, words[1])
+            assert [ref() is None for ref in kept] == [True, False]
+        assert kept[1]() is None
+    finally:
+        gc.enable()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from typing import Any
 
 import torch
 
@@ -97,7 +98,7 @@ class Cache(Technique):
 
     def _new(self, image: Image) -> dict:
         """The memory of one pass of an image."""
-        state = {
+        state: dict[str, Any] = {
             "gate": self.gate.new_state(image.total),
             "predictors": {point: self.predictor.new_state() for point in self.gate.points},
             "trace": Trace(),

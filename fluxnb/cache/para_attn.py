@@ -7,6 +7,7 @@ method that calls the blocks. The blocks are put in place only while the transfo
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -19,6 +20,7 @@ from fluxnb.families import FIRST_BLOCK
 from fluxnb.technique import ANOTHER, IDENTICAL, Technique, Unavailable, attribute
 
 VERSION = "0.3.38"
+_ONE_AT_A_TIME = threading.RLock()  # the context is a variable of para-attn's module
 
 
 @dataclass
@@ -74,6 +76,7 @@ class ParaAttention(Technique):
 
         def run(image, mine, given, call):
             with (
+                _ONE_AT_A_TIME,
                 utils.cache_context(mine.state),
                 attribute(transformer, "transformer_blocks", torch.nn.ModuleList([blocks])),
                 attribute(transformer, "single_transformer_blocks", torch.nn.ModuleList()),
