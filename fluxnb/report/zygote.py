@@ -97,7 +97,8 @@ class Zygote:
                 self.process, self.pid, self.pgid = Kernel(zygote, pid), pid, pid
                 return self.connection_info
 
-        KernelProvisionerFactory.instance().provisioners[name] = SimpleNamespace(load=lambda: Forking)
+        here = SimpleNamespace(load=lambda: Forking)  # as an entry point of an installed package is
+        KernelProvisionerFactory.instance().provisioners[name] = here  # type: ignore[assignment]
 
 
 class Kernel:
