@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fluxnb.findings.rows import (
     applied,
@@ -150,7 +151,7 @@ def _end(which: int) -> Callable[[Row], float | None]:
     return lambda r: (ends(r) or (None, None))[which]
 
 
-def _meanwhile(name: str) -> Callable[[Row], float | None]:
+def _meanwhile(name: str) -> Callable[[Row], Any]:
     """What was noted in the timed window."""
     return lambda r: (r.telemetry or {}).get(name)
 
