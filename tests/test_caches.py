@@ -101,7 +101,7 @@ def test_nothing_is_fast_that_the_noise_hides(rows):
     hidden = [rows[0], replace(rows[2], speedup_ci_low=0.9), replace(rows[5], speedup_ci_low=0.9)]
     said = findings.cache_sentence(hidden, FIRST_BLOCK)
     nothing = (
-        "no setting of First Block Cache is that near and faster than the baseline beyond the noise; nor are fewer"
+        "no setting of First Block Cache here is that near and faster than the baseline beyond the noise; nor are fewer"
     )
     assert said.count(nothing) == 2
     assert f"{nothing[:-13]}fewer steps are: 20 steps" in findings.cache_sentence([*hidden[:2], rows[5]], FIRST_BLOCK)
@@ -184,7 +184,7 @@ def test_the_plans_criteria_are_met_or_not_or_not_to_be_told(rows):
     assert "on `embedded` over 28 steps" in said and "A verdict takes" not in said
     wide = replace(tea, label="TeaCache 0.3", speedup=1.19, speedup_ci_high=1.4, speedup_ci_low=1.1)
     assert "TeaCache (asked: 1.3×): can't be told" in findings.criteria_sentence([*rows, tea, wide])
-    assert "no setting is that near" in findings.criteria_sentence(rows)
+    assert "no setting here is that near" in findings.criteria_sentence(rows)
     assert findings.criteria_sentence(few(rows)).endswith("A verdict takes 10 rounds, and these have 3.")
 
 
@@ -228,7 +228,10 @@ def test_combining_pays_only_beyond_the_noise_of_each_cache_alone(rows):
     faster = replace(tea, speedup=4.0, speedup_ci_low=3.9)
     assert findings.combined_sentence([*rows, both, faster]).count("combining doesn't pay") == 2
     none = findings.combined_sentence(rows)
-    assert none.count("no combination is that near and faster beyond the noise; First Block Cache: FBCache") == 2
+    assert (
+        none.count("no combination timed here is that near and faster beyond the noise; First Block Cache: FBCache")
+        == 2
+    )
     assert "whether combining pays" in findings.combined_sentence(few([*rows, row(COMBINED, "Either", 9, 2.6, 30.0)]))
 
 

@@ -113,10 +113,12 @@ def cache_sentence(rows: list[Row], family: Family) -> str:
         best, control = (fastest_near(of(ranked, *kind), baseline, floor) for kind in kinds)
         said = f"{name} (worst image {floor:g} dB or more): "
         if not best:
-            said += f"no setting of {family.name} is that near and faster than the baseline beyond the noise; "
+            said += f"no setting of {family.name} here is that near and faster than the baseline beyond the noise; "
             parts.append(said + (f"fewer steps are: {words_of_fastest(control)}" if control else "nor are fewer steps"))
         elif not control:
-            parts.append(f"{said}{words_of_fastest(best)}; no fewer steps are that near and faster beyond the noise")
+            parts.append(
+                f"{said}{words_of_fastest(best)}; no fewer steps here are that near and faster beyond the noise"
+            )
         else:
             stands = standing(best[0], control[0], baseline)
             parts.append(f"{said}{words_of_fastest(best)}. That is {stands} fewer steps: {words_of_fastest(control)}")
@@ -220,7 +222,7 @@ def criteria_sentence(rows: list[Row]) -> str:
             verdict = "met" if met(best, least) == "met" else "not met" if marks == {"not met"} else "can't be told"
             parts.append(f"{family.name} (asked: {least:g}×): {verdict}; {words_of(best)}")
         else:
-            parts.append(f"{family.name} (asked: {least:g}×): no setting is that near and faster beyond the noise")
+            parts.append(f"{family.name} (asked: {least:g}×): no setting here is that near and faster beyond the noise")
     asked = f"the plan's speedups, asked of settings whose worst image keeps {BALANCED_DB:g} dB"
     few = min(r.n for r in ranked)
     why = f" A verdict takes {stats.HEADLINE} rounds, and these have {few}." if few < stats.HEADLINE else ""
@@ -238,7 +240,7 @@ def combined_sentence(rows: list[Row]) -> str:
         said, together = f"{name} (worst image {floor:g} dB or more): ", best.pop(COMBINED, [])
         words = "; ".join(f"{family.name}: {words_of_fastest(found)}" for family, found in best.items())
         if not together:
-            said += "no combination is that near and faster beyond the noise"
+            said += "no combination timed here is that near and faster beyond the noise"
             parts.append(f"{said}; {words or 'nor is anything else'}")
             continue
         alone = {standing(together[0], best[f][0], baseline) for f in (FIRST_BLOCK, TEACACHE) if f in best}

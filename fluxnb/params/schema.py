@@ -179,6 +179,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "first_block_thresholds": Key(list[float], "First Block Cache thresholds of the grid", low=0),
         "warm_up": Key(int, "steps computed before anything is reused", low=0, high=50),
         "survey_prompts": Key(int, "prompts that every setting of the grid is judged on", low=1, high=100),
+        "timed": Key(int, "undominated settings of the grid that are timed", low=2, high=100),
         "intervals": Key(list[int], "fixed intervals of the control: compute every n-th step", low=1, high=50),
         "fewer_steps": Key(list[int], "step counts of the fewer-steps controls", low=1, high=199),
         "batches": Key(list[int], "batch sizes whose one decision is compared", low=1, high=64),
