@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 
@@ -19,7 +20,8 @@ def load(source: str) -> tuple:
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     try:
-        model, found = CLIPModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+        both: Any = CLIPModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+        model, found = both
         if found["missing_keys"]:
             raise ValueError("its weights are another model's")
         return model.eval(), CLIPTokenizer.from_pretrained(source), CLIPImageProcessorPil.from_pretrained(source)
