@@ -8,9 +8,12 @@ They compose in one line:
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 
+from fluxnb.errors import UserError
 from fluxnb.families import Family
 
 # How far a technique's image is from the one without it, the nearest first.
@@ -26,6 +29,7 @@ EXACTNESS = tuple(EXACT_TERMS)
 BLOCKS = "_fluxnb_blocks"  # some of its blocks are run as one: (double blocks, single blocks)
 RECORDED = "_fluxnb_recorded"  # its steps are replayed from a recording
 SHARED = "_fluxnb_shared"  # it has a share of the tokens: the process group that has them all
+CACHED = "_fluxnb_cache"  # it has a cache
 AHEAD = "_fluxnb_ahead"  # its modulations are computed ahead
 
 
@@ -66,8 +70,9 @@ def least_exact(*techniques: Technique) -> str:
 
 
 def networks(pipe) -> list:
-    """The networks that run at every step: the transformer and, where there is one, the ControlNet."""
-    return [pipe.transformer, *([pipe.controlnet] if getattr(pipe, "controlnet", None) is not None else [])]
+    """The networks that run at every step: the transformer and, where there are some, the ControlNets."""
+    controlnet = getattr(pipe, "controlnet", None)
+    return [pipe.transformer, *([] if controlnet is None else getattr(controlnet, "nets", [controlnet]))]
 
 
 @contextmanager
@@ -77,6 +82,239 @@ def applied(pipe, *techniques: Technique):
         for technique in techniques:
             stack.callback(technique.apply(pipe))
         yield pipe
+
+
+# --- changes that are taken back --------------------------------------------------------------------------
+
+_NOTHING = object()
+_changed: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # owner -> name -> its changes, the latest last
+
+
+class Changes:
+    """Changes of a pipeline that are taken back together, or not at all where something else stands on top of one.
+
+    Leaving the block by an exception takes back what was changed until then:
+
+        with Changes(self.label) as changes:
+            changes.put(vae, "use_slicing", True)
+        return changes.take_back
+
+    Args:
+        name: whose they are, for messages.
+    """
+
+    def __init__(self, name: str):
+        self.name, self.lock = name, nullcontext()  # what is taken back waits for the lock
+        self._made: list = []
+        self._layers: dict = {}
+
+    def __enter__(self) -> Changes:
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is not None:
+            self._undo()
+
+    def put(self, owner, name: str, value, yields: bool = False) -> None:
+        """`owner.name` is `value` from now on, an attribute of the instance.
+
+        Args:
+            yields: what is put there later stays; otherwise it has to go before this can be taken back.
+        """
+        self._made.append(_Put(self, owner, name, value, yields))
+        setattr(owner, name, value)
+
+    def wrap(self, module, make: Callable) -> None:
+        """`make(forward)` runs in place of a module's forward, below the hooks that offload it, which come and go."""
+        self._made.append(change := _Wrap(self, module, "forward"))
+        change.put(make)
+
+    def refuse(self, owner, names: tuple[str, ...], why: str) -> None:
+        """Methods that would go wrong meanwhile raise UserError, before anything changes."""
+
+        def refused(*_, **__):
+            raise UserError(why)
+
+        for name in names:
+            if hasattr(owner, name):
+                self.put(owner, name, refused)
+
+    def moved(self, module, then: Callable) -> None:
+        """`then(function)` follows whenever a module's tensors are moved or converted by a function of one."""
+        self.put(module, "_apply", _Moving(module, then))
+
+    def callback(self, function: Callable, *args) -> None:
+        """What takes back a change that nothing can stand on top of."""
+        self._made.append(_Step(functools.partial(function, *args)))
+
+    def check(self, above: Callable[[], str | None]) -> None:
+        """`above()` says what stands on top of a change, if something does."""
+        self._made.append(_Step(above=above))
+
+    def exchange(self, network, parent, name: str, new) -> None:
+        """A layer of a network gives way to another; the original comes back wherever a LoRA has put that meanwhile."""
+        if network not in self._layers:
+            self._layers[network] = layers = _Layers(network)
+            self._made.append(layers)
+            self.moved(network, functools.partial(_follow, layers.originals))
+        self._layers[network].put(parent, name, new)
+
+    def take_back(self) -> None:
+        """Takes the changes back, the latest first; again, it does nothing.
+
+        Raises:
+            UserError: something stands on top of one of them; nothing has been taken back.
+        """
+        with self.lock:
+            for change in reversed(self._made):
+                if above := change.above():
+                    raise UserError(
+                        f"{self.name} can't be taken off while {above} is on top of it: take that off first."
+                    )
+            self._undo()
+
+    def _undo(self) -> None:
+        made, self._made = self._made, []
+        with ExitStack() as stack:
+            for change in made:
+                stack.callback(change.undo)
+
+
+class _Step:
+    def __init__(self, undo=lambda: None, above=lambda: None):
+        self.undo, self.above = undo, above
+
+
+class _Put:
+    """A changed attribute. Others know it weakly: where nobody can take it back, what was before is freed."""
+
+    def __init__(self, changes: Changes, owner, name: str, value=None, yields: bool = False):
+        self.changes, self.owner, self.name, self.value, self.yields = changes, owner, name, value, yields
+        self.before = getattr(owner, name) if _owns(owner, name) else _NOTHING
+        _changed.setdefault(owner, {}).setdefault(name, []).append(weakref.ref(self))
+
+    def above(self) -> str | None:
+        """What stands on top of it."""
+        *_, top = self._later() or [self]
+        if self.yields or top is not self and top.changes is self.changes:
+            return None
+        if top is not self:
+            return top.changes.name
+        return None if self._mine() else f"what has changed its {self.name} since"
+
+    def _later(self) -> list[_Put]:
+        """The changes of the same attribute that came later."""
+        live = [change for ref in _changed[self.owner][self.name] if (change := ref()) is not None]
+        return live[live.index(self) + 1 :]
+
+    def _mine(self) -> bool:
+        return getattr(self.owner, self.name, _NOTHING) is self.value
+
+    def undo(self) -> None:
+        later, made = self._later(), _changed[self.owner][self.name]
+        made[:] = [ref for ref in made if ref() not in (None, self)]
+        if later:
+            later[0].before = self.before
+        elif self._mine():
+            self._write_back()
+
+    def _write_back(self) -> None:
+        if self.before is not _NOTHING:
+            setattr(self.owner, self.name, self.before)
+        elif _owns(self.owner, self.name):
+            delattr(self.owner, self.name)
+
+
+class _Wrap(_Put):
+    """A changed forward. Hooks of accelerate and diffusers keep the one that they stand on in places of their own."""
+
+    def put(self, make: Callable) -> None:
+        holder, name = next(
+            (place for place in _forwards(self.owner) if not _hooks(place)), (vars(self.owner), "forward")
+        )
+        self.original = holder.get(name) or self.owner.forward
+        self.value = holder[name] = make(self.original)
+
+    def _mine(self) -> bool:
+        return any(holder[name] is self.value for holder, name in _forwards(self.owner))
+
+    def _write_back(self) -> None:
+        for holder, name in _forwards(self.owner):
+            if holder[name] is self.value:
+                holder[name] = self.original
+        if getattr(vars(self.owner).get("forward"), "__func__", None) is type(self.owner).forward:
+            del vars(self.owner)["forward"]
+
+
+class _Layers:
+    """Layers of a network that were exchanged."""
+
+    def __init__(self, network):
+        self.network = network
+        self.exchanged: dict = {}  # the one that is there now -> the original
+        self.originals: weakref.WeakSet = weakref.WeakSet()  # freed where nobody can take this back
+
+    def put(self, parent, name: str, new) -> None:
+        self.exchanged[new] = old = parent._modules[name]
+        self.originals.add(old)
+        parent._modules[name] = new
+
+    def _places(self) -> list[tuple[dict, str]]:
+        owns = [module._modules for module in self.network.modules()]
+        return [(own, name) for own in owns for name, child in own.items() if child in self.exchanged]
+
+    def above(self) -> str | None:
+        found = {own[name] for own, name in self._places()}
+        if len(found) < len(self.exchanged):
+            return "what has replaced its layers since"
+        hooked = any("forward" in vars(layer) for layer in found)
+        return "what offloads or casts its layers one by one" if hooked else None
+
+    def undo(self) -> None:
+        for own, name in self._places():
+            own[name] = self.exchanged[own[name]]
+
+
+def _follow(modules: weakref.WeakSet, function) -> None:
+    for module in modules:
+        module._apply(function)
+
+
+class _Moving:
+    """In place of a module's `_apply`, which converts its tensors; a copy of the module has its own."""
+
+    def __init__(self, module, then):
+        self.module, self.before, self.then = module, module._apply, then
+
+    def __call__(self, function, *args, **kwargs):
+        self.before(function, *args, **kwargs)
+        self.then(function)
+        return self.module
+
+    def __reduce_ex__(self, _):
+        return functools.partial, (type(self.module)._apply, self.module)
+
+
+def _owns(owner, name: str) -> bool:
+    """Whether the instance itself has an attribute."""
+    own = vars(owner)
+    return name == "__class__" or name in own or any(name in own.get(kind, ()) for kind in ("_modules", "_parameters"))
+
+
+def _forwards(module) -> list[tuple[dict, str]]:
+    """(holder, name) of every place where a forward of a module is kept."""
+    own = vars(module)
+    references = getattr(own.get("_diffusers_hook"), "_fn_refs", ())
+    places = [(own, "forward"), (own, "_old_forward")]
+    places += [(vars(reference), name) for reference in references for name in ("original_forward", "forward")]
+    return [(holder, name) for holder, name in places if holder.get(name) is not None]
+
+
+def _hooks(place: tuple[dict, str]) -> bool:
+    """Whether a forward is a hook's, which calls another one."""
+    holder, name = place
+    made_by = getattr(getattr(holder[name], "func", None), "__module__", None) or ""
+    return made_by.startswith(("accelerate.hooks", "diffusers.hooks"))
 
 
 class attribute:  # noqa: N801  read as a function: with attribute(owner, name, value)

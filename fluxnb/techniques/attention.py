@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fluxnb.families import ATTENTION
 from fluxnb.measure import ceilings, latency
-from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Technique, Unavailable, attribute, networks
+from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Changes, Technique, Unavailable, networks
 from fluxnb.techniques.kinds import ATTENTION as KINDS
 
 SAGE_WIDTHS = (64, 96, 128)  # widths of a head that SageAttention's kernels are written for
@@ -58,28 +58,37 @@ class Attention(Technique):
         width = transformer.config.attention_head_dim
         if self.kind.startswith("sage") and width not in SAGE_WIDTHS:
             raise Unavailable(f"needs heads of width {', '.join(map(str, SAGE_WIDTHS))}, and this model's have {width}")
-        with contextlib.ExitStack() as stack:
+        with Changes(self.label) as changes:
             if self.kind == "flash 4":
-                stack.callback(_flash_4())
+                changes.callback(_flash_4())
             backend = KINDS[self.kind][1]
             if backend is None:
                 flux = importlib.import_module("diffusers.models.transformers.transformer_flux")
-                stack.enter_context(attribute(flux, "dispatch_attention_fn", _sage))
+                changes.put(flux, "dispatch_attention_fn", _sage, yields=True)
             else:
-                processors = [m.processor for n in networks(pipe) for m in n.modules() if hasattr(m, "processor")]
-                before = [p._attention_backend for p in processors]
-                registry = importlib.import_module("diffusers.models.attention_dispatch")._AttentionBackendRegistry
-                active = registry._active_backend
-                stack.callback(_restore, processors, before)
-                try:
-                    for network in networks(pipe):
-                        network.set_attention_backend(backend)
-                except (ImportError, RuntimeError, ValueError) as error:
-                    raise Unavailable(f"needs what diffusers asks for: {str(error).splitlines()[0]}") from error
-                finally:  # diffusers makes it the choice of every other model as well: the baseline's, too
-                    registry._active_backend = active
+                _choose(networks(pipe), backend, changes)
             self.proof = {"attention": backend or "sageattention.sageattn"}
-            return stack.pop_all().close
+        return changes.take_back
+
+
+def _choose(chosen: list, backend: str, changes: Changes) -> None:
+    """Makes it the kernel of networks, and of those only: diffusers would make it every other model's as well."""
+    registry = importlib.import_module("diffusers.models.attention_dispatch")._AttentionBackendRegistry
+    processors = [m.processor for n in chosen for m in n.modules() if hasattr(m, "processor")]
+    active, owns = registry._active_backend, [dict(vars(processor)) for processor in processors]
+    try:
+        for network in chosen:
+            network.set_attention_backend(backend)
+        now = [processor._attention_backend for processor in processors]
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise Unavailable(f"needs what diffusers asks for: {str(error).splitlines()[0]}") from error
+    finally:
+        registry._active_backend = active
+        for processor, own in zip(processors, owns, strict=True):
+            vars(processor).clear()
+            vars(processor).update(own)
+    for processor, value in zip(processors, now, strict=True):
+        changes.put(processor, "_attention_backend", value, yields=True)
 
 
 def function(kind: str):
@@ -204,11 +213,6 @@ def _flash_4():
 
     attention.activate_flash_attention_impl("FA4")
     return attention.restore_flash_attention_impl
-
-
-def _restore(processors, backends) -> None:
-    for processor, backend in zip(processors, backends, strict=True):
-        processor._attention_backend = backend
 
 
 def _sage(query, key, value, attn_mask=None, **_):

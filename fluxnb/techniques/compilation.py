@@ -8,7 +8,19 @@ import inspect
 from dataclasses import dataclass
 
 from fluxnb.families import COMPILATION, FUSION
-from fluxnb.technique import AHEAD, BLOCKS, RECORDED, ROUNDING, Technique, Unavailable, attribute, networks
+from fluxnb.technique import (
+    AHEAD,
+    BLOCKS,
+    CACHED,
+    RECORDED,
+    ROUNDING,
+    Changes,
+    Technique,
+    Unavailable,
+    attribute,
+    networks,
+)
+from fluxnb.techniques import layers
 
 COMPILED_VARIANTS = 64  # of one block's code that a process may hold; PyTorch gives up at 8, a study has more
 
@@ -39,10 +51,11 @@ class Regional(Technique):
 
     def apply(self, pipe):
         """Compiles the blocks at their first call; returns the function that makes them eager again."""
-        _let_compile()
         blocks = [b for n in networks(pipe) for b in (*n.transformer_blocks, *n.single_transformer_blocks)]
-        self.proof = {"compiled": f"{len(blocks)} blocks"}
-        return _compile(blocks, self.mode)
+        with Changes(self.label) as changes:
+            compile_each(blocks, changes, self.mode)
+            self.proof = {"compiled": f"{len(blocks)} blocks"}
+        return changes.take_back
 
 
 @dataclass
@@ -75,28 +88,16 @@ class TextEncoders(Technique):
         """Compiles or records at the first call; returns the function that makes them eager again."""
         encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
         self.proof = {}
-        if self.record:
-            with contextlib.ExitStack() as stack:
+        with Changes(self.label) as changes:
+            if self.record:
                 for name, encoder in encoders.items():
-                    self._record(name, encoder, stack)
-                return stack.pop_all().close
-        _let_compile()
-        blocks = [block for encoder in encoders.values() for block in _repeated(encoder)]
-        self.proof = {"text encoders": f"{len(blocks)} blocks compiled"}
-        return _compile(blocks)
-
-    def _record(self, name, encoder, stack) -> None:
-        _check_recordable(encoder)
-        original = encoder.forward
-        names = list(inspect.signature(original).parameters)
-        recorded = _Recorded(original, self.proof, f"{name} recorded")
-
-        @functools.wraps(original)
-        def forward(*args, **given):
-            return recorded(**dict(zip(names, args, strict=False)), **given)
-
-        stack.callback(recorded.graphs.clear)
-        stack.enter_context(attribute(encoder, "forward", forward))
+                    _check_recordable(encoder)
+                    _record_calls(encoder, changes, self.proof, f"{name} recorded")
+            else:
+                blocks = [block for encoder in encoders.values() for block in _repeated(encoder)]
+                compile_each(blocks, changes)
+                self.proof["text encoders"] = f"{len(blocks)} blocks compiled"
+        return changes.take_back
 
 
 def _repeated(network) -> list:
@@ -107,16 +108,17 @@ def _repeated(network) -> list:
     return list(next(lists, ()))
 
 
-def _compile(blocks: list, mode: str | None = None):
-    """Compiles modules at their first call, without graph breaks; returns the function that makes them eager again."""
-    for block in blocks:
-        block.compile(fullgraph=True, mode=mode)
+def compile_each(modules: list, changes: Changes, mode: str | None = None, fullgraph=True, **options) -> None:
+    """Compiles modules at their first call, without graph breaks, in place of what may have been compiled before."""
+    import torch
 
-    def undo():
-        for block in blocks:
-            block._compiled_call_impl = None
-
-    return undo
+    if not hasattr(torch, "compile"):
+        raise Unavailable("needs a PyTorch with torch.compile")
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, COMPILED_VARIANTS)
+    for module in modules:
+        compiled = torch.compile(module._call_impl, fullgraph=fullgraph, mode=mode, **options)
+        changes.put(module, "_compiled_call_impl", compiled, yields=True)
 
 
 @dataclass
@@ -142,19 +144,24 @@ class Whole(Technique):
 
     def apply(self, pipe):
         """Compiles at the first call; returns the function that makes the transformer eager again."""
-        _let_compile()
         transformer = pipe.transformer
         if self.mode in ("reduce-overhead", "max-autotune") and transformer.device.type != "cuda":
             raise Unavailable("needs a CUDA GPU: this mode of torch.compile is about CUDA graphs")
-        if hasattr(transformer, AHEAD):
-            raise Unavailable("needs a transformer without ModulationAhead, which decides between two steps")
-        transformer.compile(fullgraph=True, mode=self.mode)
-        self.proof = {"compiled": "1 transformer"}
+        _check_whole(transformer)
+        with Changes(self.label) as changes:
+            compile_each([transformer], changes, self.mode)
+            self.proof = {"compiled": "1 transformer"}
+        return changes.take_back
 
-        def undo():
-            transformer._compiled_call_impl = None
 
-        return undo
+def _check_whole(transformer) -> None:
+    """Raises Unavailable if something decides between two steps or blocks, which one graph has no room for."""
+    if hasattr(transformer, AHEAD):
+        raise Unavailable("needs a transformer without ModulationAhead, which decides between two steps")
+    if hasattr(transformer, CACHED):
+        raise Unavailable(
+            "needs a transformer without a cache, which decides between its blocks: compile those (Regional)"
+        )
 
 
 @dataclass
@@ -192,23 +199,17 @@ class CudaGraph(Technique):
             raise Unavailable("needs to be put on before ModulationAhead, which acts between two replays")
         if self.blocks and len(networks(pipe)) > 1:
             raise Unavailable("needs a pipeline without ControlNet, whose residuals are added between the blocks")
-        with contextlib.ExitStack() as stack:
-            recorded = (self._record_blocks if self.blocks else self._record_steps)(transformer, stack)
-            stack.callback(recorded.graphs.clear)
-            return stack.pop_all().close
-
-    def _record_steps(self, transformer, stack) -> _Recorded:
-        recorded = _Recorded(transformer.forward, self.proof)
-        stack.enter_context(attribute(transformer, "forward", functools.wraps(transformer.forward)(recorded)))
-        stack.enter_context(attribute(transformer, RECORDED, True))
-        return recorded
-
-    def _record_blocks(self, transformer, stack) -> _Recorded:
-        first, *others = transformer.transformer_blocks
-        recorded = _Recorded(_chain([*others, *transformer.single_transformer_blocks]), self.proof)
-        stack.enter_context(attribute(transformer, BLOCKS, ([first], [recorded])))
-        stack.enter_context(attribute(transformer, "forward", _with_blocks(transformer)))
-        return recorded
+        with Changes(self.label) as changes:
+            if self.blocks:
+                first, *others = transformer.transformer_blocks
+                recorded = _Recorded(_chain([*others, *transformer.single_transformer_blocks]), self.proof)
+                recorded.follow(transformer, changes)
+                changes.put(transformer, BLOCKS, ([first], [recorded]))
+                changes.wrap(transformer, functools.partial(_with_blocks, transformer))
+            else:
+                _record_calls(transformer, changes, self.proof)
+                changes.put(transformer, RECORDED, True)
+        return changes.take_back
 
 
 def _check_recordable(transformer) -> None:
@@ -226,6 +227,12 @@ class _Recorded:
         self.function, self.proof, self.said = function, proof, said
         self.graphs: dict[tuple, tuple] = {}
 
+    def follow(self, network, changes: Changes) -> None:
+        """What was recorded is dropped when the network's weights move or its LoRAs change, and in the end."""
+        changes.callback(self.graphs.clear)
+        changes.moved(network, lambda function: self.graphs.clear())
+        layers.watch_loras(network, changes, self.graphs.clear)
+
     def __call__(self, **given):
         import torch
         from torch.utils._pytree import tree_flatten, tree_map_only
@@ -242,6 +249,22 @@ class _Recorded:
                 own.copy_(leaf)
         replay()
         return tree_map_only(torch.Tensor, torch.clone, outputs)
+
+
+def _record_calls(network, changes: Changes, proof: dict, said: str = "recorded") -> None:
+    """Records a network's calls and replays them."""
+
+    def recording(original):
+        recorded, names = _Recorded(original, proof, said), list(inspect.signature(original).parameters)
+        recorded.follow(network, changes)
+
+        @functools.wraps(original)
+        def forward(*args, **given):
+            return recorded(**dict(zip(names, args, strict=False)), **given)
+
+        return forward
+
+    changes.wrap(network, recording)
 
 
 def _record(function, leaves: list, form) -> tuple:
@@ -278,9 +301,9 @@ def _chain(blocks: list):
     return run
 
 
-def _with_blocks(transformer):
+def _with_blocks(transformer, original):
     """The transformer's forward with `BLOCKS` in place of its own, unless a cache has put them there already."""
-    original, (doubles, singles) = transformer.forward, getattr(transformer, BLOCKS)
+    doubles, singles = getattr(transformer, BLOCKS)
 
     @functools.wraps(original)
     def forward(*args, **given):
@@ -313,7 +336,7 @@ class FusedQKV(Technique):
 
     double: bool = True
 
-    _PARTS = ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+    _PARTS = {"to_qkv": ("to_q", "to_k", "to_v"), "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj")}
 
     @property
     def label(self) -> str:
@@ -324,27 +347,89 @@ class FusedQKV(Technique):
         return {"fused_qkv": True if self.double else "single"}
 
     def apply(self, pipe):
-        """Fuses; returns the function that puts the separate layers back."""
-        import torch
+        """Fuses what isn't fused already; returns the function that puts the separate layers back."""
+        transformer = pipe.transformer
+        double = transformer.transformer_blocks if self.double else ()
+        attentions = [block.attn for block in (*double, *transformer.single_transformer_blocks)]
+        apart = [attention for attention in attentions if not attention.fused_projections]
+        for attention in apart:
+            for part in _parts(attention):
+                layers.check([getattr(attention, name) for name in self._PARTS[part]])
+        with Changes(self.label) as changes:
+            for attention in apart:
+                _fuse(attention, changes)
+            self.proof = {"fused": f"{len(apart)} attention layers"}
+            if apart:
+                layers.refuse_loras(pipe, changes)
+                changes.refuse(
+                    transformer,
+                    ("fuse_qkv_projections", "unfuse_qkv_projections"),
+                    f"The projections are fused by {self.label}: take that off to fuse or separate them yourself.",
+                )
+        return changes.take_back
 
-        double = pipe.transformer.transformer_blocks if self.double else ()
-        blocks = (*double, *pipe.transformer.single_transformer_blocks)
-        aside = []
-        for attention in (block.attn for block in blocks):
-            attention.fuse_projections()
-            aside += [(attention, n, getattr(attention, n)) for n in self._PARTS if hasattr(attention, n)]
-        for attention, name, layer in aside:
-            if layer is not None:
-                setattr(attention, name, torch.nn.Identity())
-        self.proof = {"fused": f"{len(blocks)} attention layers"}
 
-        def undo():
-            for attention, name, layer in aside:
-                setattr(attention, name, layer)
-            for attention in (block.attn for block in blocks):
-                attention.unfuse_projections()
+def _parts(attention) -> list[str]:
+    """Which fused layers an attention layer can have."""
+    parts = FusedQKV._PARTS
+    return [part for part in parts if getattr(attention, parts[part][0], None) is not None]
 
-        return undo
+
+def _fuse(attention, changes: Changes) -> None:
+    """Puts one layer in place of three, which get their weights back from it in the end: it may have been moved."""
+    import torch
+
+    hook = attention.register_state_dict_post_hook(_separated)
+    changes.callback(hook.remove)
+    for part in _parts(attention):
+        names = FusedQKV._PARTS[part]
+        apart = [getattr(attention, name) for name in names]
+        with torch.inference_mode(False), torch.no_grad():
+            fused = torch.nn.Linear(apart[0].in_features, 1, bias=apart[0].bias is not None, device="meta")
+            for kind, one in apart[0].named_parameters():
+                whole = torch.cat([getattr(layer, kind) for layer in apart])
+                setattr(fused, kind, torch.nn.Parameter(whole, requires_grad=one.requires_grad))
+            fused.out_features = len(fused.weight)
+            changes.callback(_give_back, fused, apart)
+            _share(fused, apart)
+        changes.check(functools.partial(_on_top_of, fused))
+        changes.put(attention, part, fused.train(apart[0].training))
+        for name in names:
+            changes.put(attention, name, torch.nn.Identity())
+    changes.put(attention, "fused_projections", True)
+
+
+def _share(fused, apart: list, copy: bool = False) -> None:
+    """Gives three layers their parts of a fused one's weights: views, so that nothing is held twice, or copies."""
+    for kind, whole in fused.named_parameters():
+        rows = [len(getattr(layer, kind)) for layer in apart]
+        for layer, part in zip(apart, whole.data.split(rows), strict=True):
+            getattr(layer, kind).data = part.clone() if copy else part
+
+
+def _give_back(fused, apart: list) -> None:
+    import torch
+
+    with torch.inference_mode(False), torch.no_grad():
+        _share(fused, apart, copy=True)
+
+
+def _on_top_of(fused) -> str | None:
+    if layers.plain(fused) and not layers.hooked(fused):
+        return None
+    return "what has quantized, offloaded or cast its layers since"
+
+
+def _separated(attention, tensors: dict, prefix: str, _) -> None:
+    """A state dict's hook: the layers as they were, so that what is saved meanwhile can be loaded."""
+    for part in _parts(attention):
+        for kind in ("weight", "bias"):
+            whole = tensors.get(f"{prefix}{part}.{kind}")
+            if whole is None or not layers.plain(getattr(attention, part)):
+                continue
+            del tensors[f"{prefix}{part}.{kind}"]
+            for name, rows in zip(FusedQKV._PARTS[part], whole.chunk(3), strict=True):
+                tensors[f"{prefix}{name}.{kind}"] = rows.clone()
 
 
 @dataclass
@@ -367,21 +452,10 @@ class TensorRT(Technique):
         transformer = pipe.transformer
         if transformer.device.type != "cuda":
             raise Unavailable("needs a CUDA GPU")
-        transformer.compile(backend="torch_tensorrt")
-
-        def undo():
-            transformer._compiled_call_impl = None
-
-        return undo
-
-
-def _let_compile() -> None:
-    import torch
-
-    if not hasattr(torch, "compile"):
-        raise Unavailable("needs a PyTorch with torch.compile")
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, COMPILED_VARIANTS)
+        _check_whole(transformer)
+        with Changes(self.label) as changes:
+            compile_each([transformer], changes, fullgraph=False, backend="torch_tensorrt")
+        return changes.take_back
 
 
 def counters() -> dict[str, int]:

@@ -16,7 +16,6 @@ The arithmetic is that of the layers as they were, which tests assert.
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -28,7 +27,8 @@ from torch import nn
 from torch.nn import functional
 
 from fluxnb.families import FUSION
-from fluxnb.technique import ROUNDING, Technique, Unavailable
+from fluxnb.technique import ROUNDING, Changes, Technique, Unavailable
+from fluxnb.techniques import layers
 from fluxnb.techniques.processor import Processor, fill
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
@@ -53,18 +53,18 @@ class FusedGELU(Technique):
         parts: list[nn.Module] = [*transformer.single_transformer_blocks]
         for block in transformer.transformer_blocks:
             parts += [block.ff, block.ff_context]
-        rounding = [_rounds(_last(part)) for part in parts]
-        whole = all(_plain(layer) for part in parts for layer in _linears(part))
-        if not whole and not all(rounding):
-            raise Unavailable("needs unquantized matrices or TorchAO FP8 per row: other formats have no such kernel")
-        kinds = _ROUNDING if all(rounding) else _EPILOGUE
-        with contextlib.ExitStack() as stack:
+        if strange := {type(part).__name__ for part in parts if type(part) not in _EPILOGUE}:
+            raise Unavailable(f"needs diffusers' own blocks, and finds {', '.join(sorted(strange))}")
+        rounding = all(_rounds(_base(_last(part))) for part in parts)
+        if not rounding:
+            layers.check([layer for part in parts for layer in _linears(part)], True, "TorchAO FP8 per row")
+        kinds = _ROUNDING if rounding else _EPILOGUE
+        with Changes(self.label) as changes:
             for part in parts:
-                stack.callback(setattr, part, "__class__", type(part))
-                part.__class__ = kinds[type(part)]
-            kernel = "fluxnb::gelu_round" if all(rounding) else "aten::_addmm_activation"
+                changes.put(part, "__class__", kinds[type(part)])
+            kernel = "fluxnb::gelu_round" if rounding else "aten::_addmm_activation"
             self.proof = {"gelu": f"of {len(parts)} layers in {kernel}"}
-            return stack.pop_all().close
+        return changes.take_back
 
 
 def _linears(part) -> tuple[nn.Linear, nn.Linear]:
@@ -78,16 +78,22 @@ def _last(part) -> nn.Linear:
     return _linears(part)[1]
 
 
-def _plain(linear: nn.Module) -> bool:
-    """Whether the layer is an ordinary one with an ordinary weight."""
-    return type(linear) is nn.Linear and type(linear.weight.data) is torch.Tensor
+def _base(layer: nn.Module) -> nn.Module:
+    """The layer without the LoRA around it."""
+    return layer.base_layer if layers.adapted(layer) else layer
+
+
+def _matches(linear: nn.Module, x: torch.Tensor) -> bool:
+    """Whether the layer is nothing but its weight, here and now; with a LoRA or cast by a hook it has to be called."""
+    return type(linear) is nn.Linear and linear.weight.dtype == x.dtype and linear.weight.device == x.device
 
 
 def _rounds(linear) -> bool:
     """Whether the layer's weight is torchao's FP8 with one scale per row, and its input is rounded to that too."""
     weight = linear.weight
     return (
-        type(weight).__name__ == "Float8Tensor"
+        type(linear) is nn.Linear
+        and type(weight).__name__ == "Float8Tensor"
         and weight.act_quant_kwargs is not None
         and weight.scale.numel() == weight.shape[0] > 1
     )
@@ -105,7 +111,7 @@ def gelu_linear(x: torch.Tensor, linear: nn.Linear) -> torch.Tensor:
     Returns:
         (..., out), in x's number format.
     """
-    if x.device.type != "cuda":  # there `_addmm_activation` means the other GELU
+    if x.device.type != "cuda" or not _matches(linear, x):  # elsewhere `_addmm_activation` means the other GELU
         return functional.gelu(linear(x), approximate="tanh")
     flat = torch._addmm_activation(linear.bias, x.flatten(0, -2), linear.weight.t(), use_gelu=True)
     return flat.unflatten(0, x.shape[:-1])
@@ -133,6 +139,8 @@ class _SingleBlock(FluxSingleTransformerBlock):
             attended = self.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb, **more)
             mlp = self.feed(normed)
         both = both + gate.unsqueeze(1) * self.project(attended, mlp)
+        if both.dtype == torch.float16:
+            both = both.clip(-65504, 65504)
         return both[:, :text], both[:, text:]
 
     def feed(self, normed: torch.Tensor) -> torch.Tensor:
@@ -149,6 +157,8 @@ class _EpilogueSingleBlock(_SingleBlock):
         return gelu_linear(normed, self.proj_mlp)
 
     def project(self, attended, mlp):
+        if not _matches(self.proj_out, mlp):
+            return self.proj_out(torch.cat([attended, mlp], dim=2))
         width = attended.shape[-1]
         weight = self.proj_out.weight.t()
         first = torch.addmm(self.proj_out.bias, attended.flatten(0, -2), weight[:width])
@@ -218,12 +228,16 @@ def rounded_product(rounded: torch.Tensor, scale: torch.Tensor, linear) -> torch
 class _RoundingFeedForward(FeedForward):
     def forward(self, hidden_states):
         before, after = _linears(self)
+        if not _rounds(after):
+            return after(functional.gelu(before(hidden_states), approximate="tanh"))
         mlp = before(hidden_states).flatten(0, -2)
         return rounded_product(*gelu_round(mlp[:, :0], mlp), after).unflatten(0, hidden_states.shape[:-1])
 
 
 class _RoundingSingleBlock(_SingleBlock):
     def project(self, attended, mlp):
+        if not _rounds(self.proj_out):
+            return self.proj_out(torch.cat([attended, functional.gelu(mlp, approximate="tanh")], dim=2))
         rows = gelu_round(attended.flatten(0, -2), mlp.flatten(0, -2))
         return rounded_product(*rows, self.proj_out).unflatten(0, attended.shape[:-1])
 
@@ -251,10 +265,10 @@ class FusedRoPE(Technique):
         transformer = pipe.transformer
         if transformer.device.type == "cuda" and transformer.dtype != torch.bfloat16:
             raise Unavailable(f"needs the model in bfloat16, and it is in {transformer.dtype}")
-        with contextlib.ExitStack() as stack:
-            count = fill(transformer, "_positions", _norm_rope, stack)
+        with Changes(self.label) as changes:
+            count = fill(transformer, "_positions", _norm_rope, changes)
             self.proof = {"norm and rope": f"of {count} layers in fluxnb::norm_rope"}
-            return stack.pop_all().close
+        return changes.take_back
 
 
 def _norm_rope(x, norm, text, text_norm, rotary):

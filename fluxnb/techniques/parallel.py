@@ -25,7 +25,7 @@ import torch.distributed as dist
 
 from fluxnb.errors import UserError
 from fluxnb.families import PARALLEL, REPLICAS
-from fluxnb.technique import IDENTICAL, ROUNDING, SHARED, Technique, Unavailable, attribute
+from fluxnb.technique import IDENTICAL, ROUNDING, SHARED, Changes, Technique, Unavailable
 from fluxnb.techniques.processor import Exchange, fill
 from fluxnb.techniques.symmetric import Pulled
 
@@ -98,9 +98,10 @@ class ContextParallel(Technique):
             exchange = Pulled(gather)
         elif degree > 1:
             exchange = _OverRanks(ulysses and Group.of(ulysses), gather and Group.of(gather), self.overlap)
-        undo, count = divide(transformer, exchange)
-        self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
-        return undo
+        with Changes(self.label) as changes:
+            count = divide(transformer, exchange, changes)
+            self.proof = {"divided": f"{count} attention layers over {degree} ranks"}
+        return changes.take_back
 
 
 def degrees_label(degrees: dict[str, int]) -> str:
@@ -138,28 +139,27 @@ _TOKENS = {"hidden_states": 1, "encoder_hidden_states": 1, "img_ids": 0, "txt_id
 _RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
 
 
-def divide(transformer, exchange):
+def divide(transformer, exchange, changes: Changes) -> int:
     """Gives every rank its share of the tokens, from the next call on.
 
     Args:
         exchange: an Exchange that attends over the tokens of all ranks.
 
     Returns:
-        The function that undoes it, and the number of attention layers.
+        The number of attention layers.
     """
-    with contextlib.ExitStack() as stack:
-        count = fill(transformer, "_exchange", exchange, stack)
-        everyone = Group.of(dist.group.WORLD)
-        stack.enter_context(attribute(transformer, "forward", _divided(transformer, everyone, dist.get_rank())))
-        stack.enter_context(attribute(transformer, SHARED, dist.group.WORLD))
-        return stack.pop_all().close, count
+    count = fill(transformer, "_exchange", exchange, changes)
+    everyone = Group.of(dist.group.WORLD)
+    changes.wrap(transformer, functools.partial(_divided, transformer, everyone, dist.get_rank()))
+    changes.put(transformer, SHARED, dist.group.WORLD)
+    return count
 
 
-def _divided(transformer, group, rank: int):
+def _divided(transformer, group, rank: int, original):
     """The transformer's forward on this rank's share of the tokens; every rank has the whole output."""
     from torch._inductor import config as inductor
 
-    original, world = transformer.forward, group.world
+    world = group.world
     # blocks are compiled when they are first called; Inductor would move what is computed meanwhile next to its use
     in_order = inductor.patch(reorder_for_peak_memory=False, reorder_for_locality=False)
     names = list(inspect.signature(type(transformer).forward).parameters)[1:]
@@ -365,12 +365,14 @@ class DiffusersParallel(Technique):
             raise Unavailable("needs an attention kernel that gives the softmax's sums: put Attention('cudnn') first")
         mesh = _mesh(transformer.device.type, self.ring, self.ulysses, "ring")
         config = ContextParallelConfig(ulysses_degree=self.ulysses, ring_degree=self.ring, mesh=mesh)
-        transformer.enable_parallelism(config=config)
-        self.proof = {"divided": f"{len(processors)} attention layers over {self.ulysses * self.ring} ranks"}
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(attribute(transformer, SHARED, dist.group.WORLD))
-            stack.callback(remove_context_parallel, transformer, transformer._cp_plan)
-            stack.callback(setattr, transformer, "_parallel_config", None)
-            for processor in processors:
-                stack.callback(setattr, processor, "_parallel_config", None)
-            return stack.pop_all().close
+        with Changes(self.label) as changes:
+            for owner in (transformer, *processors):
+                changes.put(
+                    owner, "_parallel_config", None, yields=True
+                )  # diffusers sets it, and takes no notice later
+                changes.callback(setattr, owner, "_parallel_config", None)
+            changes.callback(remove_context_parallel, transformer, transformer._cp_plan)
+            transformer.enable_parallelism(config=config)
+            changes.put(transformer, SHARED, dist.group.WORLD)
+            self.proof = {"divided": f"{len(processors)} attention layers over {self.ulysses * self.ring} ranks"}
+        return changes.take_back

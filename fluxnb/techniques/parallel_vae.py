@@ -7,7 +7,6 @@ small, so this is for latency where the rest of an image has become fast, and fo
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from torch.nn import functional
 
 from fluxnb.errors import UserError
 from fluxnb.families import PARALLEL
-from fluxnb.technique import ROUNDING, Technique, Unavailable, attribute
+from fluxnb.technique import ROUNDING, Changes, Technique, Unavailable
 from fluxnb.techniques.parallel import Group, wait
 
 
@@ -37,22 +36,20 @@ class ParallelVAE(Technique):
         decoder, counts = pipe.vae.decoder, dict.fromkeys(_SHARED.values(), 0)
         if decoder._compiled_call_impl is not None:
             raise Unavailable("needs the VAE eager or compiled afterwards")
-        with contextlib.ExitStack() as stack:
+        with Changes(self.label) as changes:
             for module in decoder.modules():
                 if type(module) is nn.Conv2d and module.kernel_size != (1, 1):
                     if (module.kernel_size, module.stride, module.padding) != ((3, 3), (1, 1), (1, 1)):
                         raise Unavailable("needs a decoder whose convolutions see one row beyond their own")
                 if (kind := _SHARED.get(type(module))) and getattr(module, "kernel_size", None) != (1, 1):
-                    stack.callback(setattr, module, "__class__", type(module))
-                    module.__class__ = kind
+                    changes.put(module, "__class__", kind)
                     counts[kind] += 1
             for attention in decoder.mid_block.attentions:
-                stack.callback(attention.set_processor, attention.processor)
-                attention.set_processor(_Attention())
-            stack.enter_context(attribute(decoder, "forward", _divided(decoder.forward)))
+                changes.put(attention, "processor", _Attention())
+            changes.wrap(decoder, _divided)
             ranks = dist.get_world_size()
             self.proof = {"decoded": f"{counts[_Conv2d]} convolutions in {ranks} shares of the rows"}
-            return stack.pop_all().close
+        return changes.take_back
 
 
 def _divided(original):

@@ -19,17 +19,21 @@ import torch
 from torch import nn
 
 from fluxnb.families import QUANTIZATION
-from fluxnb.technique import ANOTHER, Technique, Unavailable, networks
-from fluxnb.techniques import kinds
+from fluxnb.technique import ANOTHER, Changes, Technique, Unavailable, networks
+from fluxnb.techniques import kinds, layers
 
 
 class Quantizer(Technique):
     """What the quantizers share: which layers, how they are put back, the proof."""
 
     family, exact = QUANTIZATION, ANOTHER
+    takes_loras = True  # peft can put one around its layers
 
     def check(self, pipe) -> None:
         """Raises Unavailable if this can't run here; the message begins with what it needs."""
+
+    def prepare(self, pipe, changes: Changes) -> None:
+        """Changes whatever else has to be changed."""
 
     def convert(self, linear: nn.Linear, modulation: bool) -> nn.Module | None:
         """The quantized layer in place of `linear`, None to leave it.
@@ -42,40 +46,43 @@ class Quantizer(Technique):
     def apply(self, pipe):
         """Exchanges the layers; returns the function that puts the originals back."""
         self.check(pipe)
-        replaced: list[tuple[nn.Module, str, nn.Module]] = []
+        found = [(network, *own) for network in networks(pipe) for own in block_layers(network)]
+        layers.check([linear for _, _, _, linear, _ in found])
+        weights: list[str] = []
+        with Changes(self.label) as changes:
+            self.prepare(pipe, changes)
+            for network in networks(pipe):
+                layers.refuse_merging(network, changes)
+            if not self.takes_loras:
+                layers.refuse_loras(pipe, changes)
+            for network, parent, name, linear, modulation in found:
+                if (new := self._converted(linear, modulation)) is not None:
+                    changes.exchange(network, parent, name, new.train(linear.training))
+                    weights.append(_kind(new))
+            if not weights:
+                raise Unavailable("needs layers of another shape: none of this model's fits")
+            self.proof = {"layers": len(weights), "of": len(found), "weight": " and ".join(sorted(set(weights)))}
+        return changes.take_back
 
-        def undo():
-            for parent, name, linear in replaced:
-                setattr(parent, name, linear)
-
-        weights: set[str] = set()
-        count = 0
+    def _converted(self, linear, modulation) -> nn.Module | None:
         try:
-            for parent, name, linear, modulation in (found for n in networks(pipe) for found in block_layers(n)):
-                count += 1
-                if (new := self.convert(linear, modulation)) is not None:
-                    setattr(parent, name, new.train(linear.training))
-                    replaced.append((parent, name, linear))
-                    weights.add(_kind(new))
-        except (Unavailable, torch.cuda.OutOfMemoryError):
-            undo()
+            return self.convert(linear, modulation)
+        except torch.cuda.OutOfMemoryError:
             raise
         except (ImportError, NotImplementedError, AssertionError, RuntimeError, ValueError) as error:
-            undo()
             raise Unavailable(f"needs another environment: {(str(error).splitlines() or ['?'])[0][:200]}") from error
-        if not replaced:
-            raise Unavailable("needs layers of another shape: none of this model's fits")
-        self.proof = {"layers": len(replaced), "of": count, "weight": " and ".join(sorted(weights))}
-        return undo
 
 
 def block_layers(transformer) -> list[tuple[nn.Module, str, nn.Linear, bool]]:
-    """(parent, attribute, layer, whether it modulates) of every linear layer in the transformer's blocks."""
+    """(parent, attribute, layer, whether it modulates) of every linear layer in the transformer's blocks.
+
+    Of a layer with a LoRA it is the one inside; the LoRA's own two matrices are none of the model's.
+    """
     found = []
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for path, parent in list(block.named_modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear):
+                if isinstance(child, nn.Linear) and not path.rpartition(".")[2].startswith("lora_"):
                     found.append((parent, name, child, path.startswith("norm")))
     return found
 
@@ -361,24 +368,16 @@ class Quanto(_OfKind):
     """
 
     term, KINDS = "Quanto", kinds.QUANTO
+    takes_loras = False
 
     def check(self, pipe):
         _needs("optimum-quanto", "optimum.quanto")
 
-    def apply(self, pipe):
-        undo = super().apply(pipe)
-        if pipe.transformer.device.type == "cuda":
-            return undo
+    def prepare(self, pipe, changes):
         # On a CPU plain PyTorch unpacks; Quanto would compile C++ for minutes before the first image.
         extension = importlib.import_module("optimum.quanto.library.extensions.extension")
-        compiled = extension.get_extension("quanto_cpp")
-        before, compiled._lib = compiled._lib, SimpleNamespace(unpack=_unpacked)
-
-        def restore():
-            compiled._lib = before
-            undo()
-
-        return restore
+        if pipe.transformer.device.type != "cuda":
+            changes.put(extension.get_extension("quanto_cpp"), "_lib", SimpleNamespace(unpack=_unpacked), yields=True)
 
     def convert(self, linear, modulation):
         from optimum import quanto
@@ -428,15 +427,11 @@ class Nunchaku(Technique):
         before = pipe.transformer
         kind = getattr(nunchaku, "NunchakuFluxTransformer2DModelV2", nunchaku.NunchakuFluxTransformer2dModel)
         precision = importlib.import_module("nunchaku.utils").get_precision()
-        pipe.transformer = kind.from_pretrained(weights.format(precision=precision), torch_dtype=before.dtype).to(
-            before.device
-        )
-        self.proof = {"transformer": kind.__name__, "weight": precision}
-
-        def undo():
-            pipe.transformer = before
-
-        return undo
+        made = kind.from_pretrained(weights.format(precision=precision), torch_dtype=before.dtype).to(before.device)
+        with Changes(self.label) as changes:
+            changes.put(pipe, "transformer", made)
+            self.proof = {"transformer": kind.__name__, "weight": precision}
+        return changes.take_back
 
     def _package(self):
         """The engine. Raises Unavailable for the unrelated package of the same name, too."""

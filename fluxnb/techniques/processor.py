@@ -6,14 +6,12 @@ query, key and value before they attend, for a transformer that is spread over s
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers import transformer_flux
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
-from fluxnb.technique import Unavailable
+from fluxnb.technique import Changes, Unavailable
 
 PLACES = ("_positions", "_exchange")
 
@@ -115,8 +113,8 @@ def _positions(x, norm, text, text_norm, rotary):
     return x if rotary is None else apply_rotary_emb(x, rotary, sequence_dim=1)
 
 
-def fill(transformer, place: str, function, undo: contextlib.ExitStack) -> int:
-    """Fills one of `PLACES` in every attention layer and gives their number; `undo` empties it again.
+def fill(transformer, place: str, function, changes: Changes) -> int:
+    """Fills one of `PLACES` in every attention layer and gives their number.
 
     Raises Unavailable where a layer's processor isn't diffusers' own (an IP-adapter's, say).
     """
@@ -126,14 +124,13 @@ def fill(transformer, place: str, function, undo: contextlib.ExitStack) -> int:
     if strange:
         raise Unavailable(f"needs diffusers' own attention processors, and finds {', '.join(sorted(strange))}")
     for processor in processors:
+        changes.callback(_settle, processor)
+        changes.put(processor, place, function)
         processor.__class__ = Processor
-        vars(processor)[place] = function
-    undo.callback(_empty, processors, place)
     return len(processors)
 
 
-def _empty(processors: list, place: str) -> None:
-    for processor in processors:
-        vars(processor).pop(place, None)
-        if not any(name in vars(processor) for name in PLACES):
-            processor.__class__ = FluxAttnProcessor
+def _settle(processor) -> None:
+    """diffusers' own class for a processor whose places are all empty."""
+    if type(processor) is Processor and not any(name in vars(processor) for name in PLACES):
+        processor.__class__ = FluxAttnProcessor

@@ -59,6 +59,7 @@ class SparseInt8(Quantizer):
 
     name = label = "INT8, 2:4 sparse"
     settings = {"quantization": "int8, 2:4 sparse"}
+    takes_loras = False
 
     def check(self, pipe):
         if pipe.transformer.device.type != "cuda" or not torch.backends.cusparselt.is_available():

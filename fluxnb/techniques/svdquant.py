@@ -80,6 +80,7 @@ class SimulatedSVDQuant(Quantizer):
 
     name = "SVDQuant INT4 (simulated)"
     notebook = QUANTIZED_CACHE
+    takes_loras = False
 
     rank: int = 16
 

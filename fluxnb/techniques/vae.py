@@ -5,15 +5,16 @@ Image-to-image encodes with it, too.
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import warnings
 from dataclasses import dataclass
 
 import torch
 
 from fluxnb.families import HOST, VAE
-from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Technique, attribute
+from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Changes, Technique
 from fluxnb.techniques import kinds
+from fluxnb.techniques.compilation import compile_each
 
 
 @dataclass
@@ -26,8 +27,22 @@ class ChannelsLast(Technique):
 
     def apply(self, pipe):
         """Changes the layout of the weights; returns the function that changes it back."""
-        pipe.vae.to(memory_format=torch.channels_last)
-        return lambda: pipe.vae.to(memory_format=torch.contiguous_format)
+        with Changes(self.label) as changes:
+            _lay_out(pipe.vae, changes)
+        return changes.take_back
+
+
+def _lay_out(vae, changes: Changes) -> None:
+    for module in vae.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.dim() == 4 and not weight.is_contiguous(memory_format=torch.channels_last):
+                changes.callback(_with_layout, module, name, torch.contiguous_format)
+                _with_layout(module, name, torch.channels_last)
+
+
+def _with_layout(module, name: str, layout) -> None:
+    weight = getattr(module, name)
+    weight.data = weight.data.contiguous(memory_format=layout)
 
 
 @dataclass
@@ -55,17 +70,10 @@ class Compiled(Technique):
 
     def apply(self, pipe):
         """Compiles at the first call; returns the function that makes it eager again."""
-        undo_layout = ChannelsLast().apply(pipe)
-        parts = (pipe.vae.decoder, pipe.vae.encoder)
-        for part in parts:
-            part.compile(fullgraph=True, mode=self.mode)
-
-        def undo():
-            for part in parts:
-                part._compiled_call_impl = None
-            undo_layout()
-
-        return undo
+        with Changes(self.label) as changes:
+            _lay_out(pipe.vae, changes)
+            compile_each([pipe.vae.decoder, pipe.vae.encoder], changes, self.mode)
+        return changes.take_back
 
 
 @dataclass
@@ -78,13 +86,9 @@ class Sliced(Technique):
 
     def apply(self, pipe):
         """Turns slicing on; returns the function that turns it off."""
-        before = pipe.vae.use_slicing
-        pipe.vae.enable_slicing()
-
-        def undo():
-            pipe.vae.use_slicing = before
-
-        return undo
+        with Changes(self.label) as changes:
+            changes.put(pipe.vae, "use_slicing", True, yields=True)
+        return changes.take_back
 
 
 @dataclass
@@ -117,17 +121,15 @@ class Tiled(Technique):
 
     def apply(self, pipe):
         """Turns tiling on; returns the function that puts sizes and switch back."""
-        vae = pipe.vae
-        names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size")
-        before = {name: getattr(vae, name) for name in names}
-        vae.use_tiling, vae.tile_sample_min_size = True, self.side
-        vae.tile_latent_min_size = self.side // pipe.vae_scale_factor
-
-        def undo():
-            for name, value in before.items():
-                setattr(vae, name, value)
-
-        return undo
+        latents = self.side // pipe.vae_scale_factor
+        with Changes(self.label) as changes:
+            for name, value in (
+                ("tile_sample_min_size", self.side),
+                ("tile_latent_min_size", latents),
+                ("use_tiling", True),
+            ):
+                changes.put(pipe.vae, name, value, yields=True)
+        return changes.take_back
 
 
 @dataclass
@@ -156,12 +158,14 @@ class BytesOnDevice(Technique):
             if output_type != "pil":
                 return original(image, output_type, do_denormalize)
             shares = original(image, "pt", do_denormalize).permute(0, 2, 3, 1).float()  # of 0 to 1
+            if shares.isnan().any():  # as NumPy says it where it rounds
+                warnings.warn("invalid value encountered in cast", RuntimeWarning, stacklevel=2)
             pictures = (shares * 255).round().to(torch.uint8).contiguous().cpu().numpy()  # as PIL has them in memory
             return [Image.fromarray(picture) for picture in pictures]
 
-        stack = contextlib.ExitStack()
-        stack.enter_context(attribute(processor, "postprocess", postprocess))
-        return stack.close
+        with Changes(self.label) as changes:
+            changes.put(processor, "postprocess", postprocess)
+        return changes.take_back
 
 
 def chosen(names: list[str], tiles: list[int]) -> list[Technique]:

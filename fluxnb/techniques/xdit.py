@@ -18,7 +18,7 @@ from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
 from fluxnb.errors import UserError
 from fluxnb.families import PARALLEL
-from fluxnb.technique import ANOTHER, ROUNDING, Technique, Unavailable, networks
+from fluxnb.technique import ANOTHER, ROUNDING, Changes, Technique, Unavailable, networks
 from fluxnb.techniques import vae
 from fluxnb.techniques.parallel import check_group, check_heads, degrees_label, divide
 from fluxnb.techniques.processor import Exchange
@@ -57,9 +57,10 @@ class XDiT(Technique):
         kernel, _ = _begun(pipe, ulysses_degree=self.ulysses, ring_degree=self.ring)
         from xfuser.model_executor.layers.usp import USP
 
-        undo, count = divide(transformer, _Usp(_usp if self.ring > 1 else USP))
-        self.proof = {"divided": f"{count} attention layers over {degree} ranks", "attention": f"xDiT's {kernel}"}
-        return undo
+        with Changes(self.label) as changes:
+            count = divide(transformer, _Usp(_usp if self.ring > 1 else USP), changes)
+            self.proof = {"divided": f"{count} attention layers over {degree} ranks", "attention": f"xDiT's {kernel}"}
+        return changes.take_back
 
 
 class _Usp(Exchange):

@@ -1,0 +1,94 @@
+"""What may stand in the way of a technique that reads or exchanges layers: a LoRA, hooks, another format."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from fluxnb.technique import Changes, Unavailable
+
+LOADING = ("load_lora_adapter", "add_adapter")
+_ADAPTERS = (
+    *LOADING, "set_adapter", "set_adapters", "enable_adapters", "disable_adapters", "enable_lora", "disable_lora",
+    "delete_adapters", "delete_adapter", "fuse_lora", "unfuse_lora", "unload_lora",
+)  # fmt: skip
+
+
+def plain(layer: nn.Module) -> bool:
+    """Whether it is an ordinary linear layer with an ordinary weight."""
+    weight = getattr(layer, "weight", None)
+    return type(layer) is nn.Linear and type(weight.data) is torch.Tensor and weight.is_floating_point()
+
+
+def adapted(layer: nn.Module) -> bool:
+    """Whether it is peft's: a layer with LoRAs around it, which have a weight to show as well."""
+    return hasattr(layer, "base_layer")
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether a hook of accelerate's or diffusers' offloads or casts it by itself."""
+    own = vars(module)
+    registry = own.get("_diffusers_hook")
+    return "_hf_hook" in own or bool(registry is not None and registry.hooks)
+
+
+def check(layers: list[nn.Module], lora: bool = False, other: str = "") -> None:
+    """Raises Unavailable unless layers are plain.
+
+    Args:
+        lora: they may have a LoRA around them.
+        other: format that they may have instead, for the message.
+    """
+    for layer in layers:
+        if adapted(layer) and not lora:
+            raise Unavailable(
+                "needs layers without a LoRA: make it part of the weights (pipe.fuse_lora(), then "
+                "pipe.unload_lora_weights()), or take it off"
+            )
+        base = layer.base_layer if adapted(layer) else layer
+        if hooked(layer) or hooked(base) or (base.weight is not None and base.weight.is_meta):
+            raise Unavailable(
+                "needs layers that nothing offloads or casts one by one (sequential or leaf-level offloading, "
+                "layerwise casting): offload whole models or blocks, and afterwards"
+            )
+        if not plain(base):
+            raise Unavailable(
+                f"needs unquantized matrices{other and f' or {other}'}, and finds {type(base).__name__} of "
+                f"{type(base.weight.data).__name__}"
+            )
+
+
+def refuse_loras(pipe, changes: Changes) -> None:
+    """A LoRA can't be loaded meanwhile: a sentence says so before anything changes."""
+    why = (
+        f"A LoRA can't be loaded while {changes.name} is on, because the layers that it is for aren't there: take "
+        f"{changes.name} off and load it first."
+    )
+    changes.refuse(pipe, ("load_lora_weights",), why)
+    changes.refuse(pipe.transformer, LOADING, why)
+
+
+def refuse_merging(network, changes: Changes) -> None:
+    """Quantized weights can't take a LoRA up, and can't be saved as the model's: a sentence says so."""
+    doing = f"while its layers are {changes.name}"
+    why = f"A LoRA can't become part of the weights, or be taken out of them, {doing}: take that off first."
+    changes.refuse(network, ("fuse_lora", "unfuse_lora"), why)
+    why = f"The network can't be saved {doing}: take that off, save it, and quantize what is loaded again."
+    changes.refuse(network, ("save_pretrained",), why)
+
+
+def watch_loras(network, changes: Changes, then: Callable[[], None]) -> None:
+    """`then` follows whatever is done to a network's LoRAs."""
+
+    def watched(original, *args, **kwargs):
+        try:
+            return original(*args, **kwargs)
+        finally:
+            then()
+
+    for name in _ADAPTERS:
+        if hasattr(network, name):
+            changes.put(network, name, functools.partial(watched, getattr(network, name)))
