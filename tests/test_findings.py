@@ -125,6 +125,14 @@ def test_rows_of_several_sessions_are_not_mixed_unseen(rows):
     assert table.attrs["units"]["its baseline"] == "s" and "earlier format" not in table.attrs["note"]
 
 
+def test_a_row_over_another_baseline_than_the_table_s_says_what_that_took(rows):
+    base = rows[0]
+    together, later = replace(rows[2], baseline=base.id), replace(rows[3], baseline="later", baseline_p50=0.9)
+    assert "its baseline" not in findings.table([base, together], findings.CACHE)
+    table = findings.table([base, together, later], findings.CACHE)
+    assert table["its baseline"].tolist() == pytest.approx([0.4, 0.4, 0.9]) and "session" not in table
+
+
 def test_rows_of_an_earlier_format_say_so(rows):
     old = [replace(r, session=None) for r in rows]
     table = findings.table(old, findings.CACHE)
@@ -658,9 +666,7 @@ def test_pictures_of_several_ranks_in_words():
         spread(PARALLEL, "xDiT Ulysses 2", 1.0, status="unavailable"),
     ]
     said = findings.same_everywhere_sentence(rows)
-    assert said.startswith(
-        "4 ways of dividing make the picture of one rank (one compared), 3 of them to the last"
-    )
+    assert said.startswith("4 ways of dividing make the picture of one rank (one compared), 3 of them to the last")
     assert findings.same_everywhere_sentence(rows[1:2]) == (
         "1 way of dividing makes the picture of one rank (one compared), within 95.0 dB."
     )

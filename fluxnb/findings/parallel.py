@@ -6,7 +6,20 @@ from dataclasses import replace
 
 from fluxnb.families import REPLICAS
 from fluxnb.findings.rows import alike, finished, is_baseline, of, of_one_session, same_image, thousand
-from fluxnb.findings.table import APPLIED, CLOCKS, JUDGED, LOADED, P50, PEAK, PSNR, SPEEDUP, Column, proved, table
+from fluxnb.findings.table import (
+    ALONE,
+    APPLIED,
+    CLOCKS,
+    JUDGED,
+    LOADED,
+    P50,
+    PEAK,
+    PSNR,
+    SPEEDUP,
+    Column,
+    proved,
+    table,
+)
 from fluxnb.findings.words import labels, sureness
 from fluxnb.study.row import Row
 
@@ -19,7 +32,7 @@ def scaling_table(rows: list[Row]):
     rate = next((r.images_per_s for r in of(rows, REPLICAS) if r.images_per_s), None)
     columns = (
         P50,
-        Column("alone", lambda r: r.baseline_s or r.shown("alone_s"), "s", note="alone: on one GPU, in turn with it"),
+        ALONE,
         *SPEEDUP,
         Column("efficiency", lambda r: r.speedup and r.speedup / r.gpus, share=True),
         proved("communication", share=True),

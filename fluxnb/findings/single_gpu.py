@@ -235,7 +235,8 @@ def changes_sentence(rows: list[Row]) -> str:
     if all(math.isinf(psnr_or_infinite(r)) for r in ok):
         return "every variant makes the eager images, to the last bit."
     most = min(ok, key=psnr_or_infinite)
-    return f"of {len(ok)} variants {most.label} changes images most, to {psnr(most)} on average; {_floors(ok)}."
+    said = f"of {len(ok)} variant{'s' * (len(ok) > 1)} {most.label} changes images most"
+    return f"{said}, to {psnr(most)} on average; {_floors(ok)}."
 
 
 def quality_sentence(rows: list[Row]) -> str:

@@ -59,17 +59,17 @@ def table(rows: Sequence[Row], columns: Iterable[Column], index: str | Column = 
     """A data frame with a line for each row; `attrs` has its units, formats, the rows' ids and what is to be noted.
 
     Columns that say nothing here are left out. Where rows aren't ok it says why, where one didn't get steady it says
-    which, and where they are of several sessions it says which, and what each session's baseline took.
+    which, where they are of several sessions it says which, and where not all are over one baseline what theirs took.
 
     Args:
         index: the first column, or its title: then it has the labels.
     """
     import pandas as pd
 
-    first = index if isinstance(index, Column) else Column(index, "label")
+    first, columns = index if isinstance(index, Column) else Column(index, "label"), tuple(columns)
     if any(r.status not in ("ok", None) for r in rows):
         columns = (Column("status", "status"), *columns, Column("why not", "reason"))
-    columns = (*columns, *_unsteady(rows), *_sessions(rows), Column("row", "id"))
+    columns = (*columns, *_unsteady(rows), *_sessions(rows, columns), Column("row", "id"))
     shown = [c for c in columns if _says_something(c, rows)]
     frame = pd.DataFrame({c.title: c.of(rows) for c in (first, *shown)}).set_index(first.title)
     frame.attrs["units"] = {c.title: c.unit for c in shown if c.unit}
@@ -109,10 +109,12 @@ def pairs(facts: Mapping, index: str, title: str = "value"):
     return listed(({index: name, title: value} for name, value in facts.items()), index)
 
 
-def _sessions(rows: Sequence[Row]) -> Columns:
-    """Which session each row is of, and what its baseline took, where they are of several."""
+def _sessions(rows: Sequence[Row], columns: Columns) -> Columns:
+    """Which session rows are of, if of several, and what the baseline of each took, where the table shows another."""
     several = len({r.session for r in rows if r.status}) > 1
-    return (Column("session", "session"), Column("its baseline", baseline_s, "s")) if several else ()
+    elsewhere = {r.baseline for r in rows if r.baseline} - {r.id for r in rows}  # timed again, later in the session
+    timed = (Column("its baseline", baseline_s, "s"),) if (several or elsewhere) and ALONE not in columns else ()
+    return (Column("session", "session"), *timed) if several else timed
 
 
 def _unsteady(rows: Sequence[Row]) -> Columns:
@@ -175,6 +177,7 @@ N, IMAGES, BATCH = Column("n", "n", format=".0f"), Column("images/s", "images_pe
 MILLISECONDS, PER_STEP = Column("time", lambda r: thousand(r.latency_p50), "ms"), Column("per step", step_ms, "ms")
 SIDE, THRESHOLD = Column("side", "width", "pixels"), Column("threshold", lambda r: r.setting("threshold"))
 LOW, HIGH = Column("low", _end(0), "×"), Column("high", _end(1), "×")
+ALONE = Column("alone", lambda r: r.baseline_s or r.shown("alone_s"), "s", note="alone: on one GPU, in turn with it")
 SPEEDUP = Column("speedup", "speedup", "×"), LOW, HIGH, N
 COMPUTED, STEPS = Column("computed steps", "computed_steps"), Column("steps", "total_steps")
 LOADED = Column("load", "memory_load_gib", "GiB")
