@@ -8,8 +8,8 @@ a pipeline of diffusers, made from the same components.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import json
 import logging
 import warnings
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from fluxnb.errors import UserError
-from fluxnb.models import control, embedded, full_size
+from fluxnb.models import control, embedded, folders, full_size, request
+from fluxnb.models.folders import first_line
 from fluxnb.models.use_cases import (
-    CONTROLNET_TXT2IMG,
     NUMBER_FORMATS,
     TXT2IMG,
     USE_CASES,
@@ -36,7 +36,6 @@ RANDOM = full_size.NAMES
 DTYPES = {name: getattr(torch, name) for name in NUMBER_FORMATS}
 CONTROLNET = "InstantX/FLUX.1-dev-Controlnet-Union"  # of FLUX.1-dev itself
 _CONTROLNET = {"num_layers": 5, "num_single_layers": 10, "num_mode": 10}  # its size
-_MODES = {"edges": 0, "depth": 2}  # its control_mode for each kind of condition
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,9 @@ def describe(name: str) -> Model:
 def check(name: str) -> None:
     """Raises UserError when it is clear, without loading anything, that `name` can't be loaded."""
     if name == embedded.NAME:
-        _check_folder(embedded.FOLDER)
+        folders.check(embedded.FOLDER)
     elif _is_folder(name):
-        _check_folder(Path(name).expanduser())
+        folders.check(Path(name).expanduser())
     elif name not in RANDOM:
         if name.count("/") != 1:
             raise UserError(
@@ -108,9 +107,9 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     if name in RANDOM:
         pipe = full_size.load(name, DTYPES[dtype], device, seed)
     elif name == embedded.NAME:
-        pipe = _from_folder(embedded.FOLDER, DTYPES[dtype])
+        pipe = folders.load(embedded.FOLDER, DTYPES[dtype])
     elif _is_folder(name):
-        pipe = _from_folder(Path(name).expanduser(), DTYPES[dtype])
+        pipe = folders.load(Path(name).expanduser(), DTYPES[dtype])
     else:
         pipe = _from_hub(name, DTYPES[dtype])
     pipe.set_progress_bar_config(disable=True)
@@ -140,7 +139,7 @@ def transformer_config(name: str) -> dict:
         return FluxTransformer2DModel.load_config(source, subfolder="transformer", local_files_only=local)
     except OSError as error:
         raise UserError(
-            f"The transformer's configuration of {name} cannot be read ({_first_line(error)}): check the folder, or "
+            f"The transformer's configuration of {name} cannot be read ({first_line(error)}): check the folder, or "
             "the id and the connection to the hub."
         ) from error
 
@@ -194,10 +193,14 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
     source = source or (control.FOLDER if name == embedded.NAME else CONTROLNET)
     try:
         local = {"local_files_only": True} if _is_folder(str(source)) else {}
-        return FluxControlNetModel.from_pretrained(source, torch_dtype=kind, **local).to(device).eval()
+        made = FluxControlNetModel.from_pretrained(source, torch_dtype=kind, **local)
+        folders.check_complete(made, source)
+        return made.to(device).eval()
+    except UserError:
+        raise
     except Exception as error:  # whatever a damaged folder or an absent hub makes diffusers raise
         raise UserError(
-            f"The ControlNet {source} cannot be read ({_first_line(error)}): check the folder, or the id and the "
+            f"The ControlNet {source} cannot be read ({first_line(error)}): check the folder, or the id and the "
             "connection to the hub."
         ) from error
 
@@ -228,8 +231,9 @@ def generate(
     Args:
         pipe: of any use case; it takes what the others ignore.
         image, mask: PIL images, or one for each prompt; white in the mask is repainted.
-        condition: edges or depth (fluxnb.models.control), one PIL image or one for each prompt.
-        kind: of the condition, a key of fluxnb.models.control.MODES.
+        condition: edges or depth (fluxnb.models.control), one PIL image or one for each prompt; for several ControlNets
+            a list of that for each of them.
+        kind: of the condition, a key of fluxnb.models.control.MODES; for several ControlNets a list of them.
         strength: share of the steps that image-to-image and inpainting run, in (0, 1].
         on_step: called as on_step(step, latents) after every step.
 
@@ -239,11 +243,11 @@ def generate(
     Raises:
         UserError: something that the use case needs is missing or doesn't fit, before anything runs.
     """
+    width, height = (model.side if side is None else side for side in (width, height))
+    request.check(prompts, seeds, steps, guidance, width, height, output_type)
+    case = request.use_case(pipe)
     if model.name == embedded.NAME:
         _warn_of_unknown_words(prompts)
-    width, height = width or model.side, height or model.side
-    if width % 16 or height % 16:
-        raise UserError(f"An image of {width}×{height} pixels: FLUX's tokens are 16 pixels wide, use multiples of 16.")
     takes = inspect.signature(type(pipe).__call__).parameters
     given = {
         "width": width,
@@ -253,18 +257,18 @@ def generate(
         "max_sequence_length": model.tokens,
         "output_type": output_type,
     }
-    own, name = type(pipe).__name__, {v: k for k, v in USE_CASES.items()}.get(type(pipe).__name__, "this use case")
     if "image" in takes:
-        images = _pictures(image, len(prompts), (width, height), f"{name} needs an image", "image")
-        given |= {"image": images, "strength": _checked_strength(strength, steps)}
+        request.check_strength(strength, steps)
+        images = request.pictures(image, len(prompts), (width, height), f"{case} needs an image", "image")
+        given |= {"image": images, "strength": strength}
     else:
         given["latents"] = noise(pipe, seeds, width, height)
     if "mask_image" in takes:
-        masks = _pictures(mask, len(prompts), (width, height), f"{name} needs a mask", "mask")
+        masks = request.pictures(mask, len(prompts), (width, height), f"{case} needs a mask", "mask")
         given["mask_image"] = masks
     if "control_image" in takes:
-        given |= _condition(pipe, own, condition, kind, len(prompts), (width, height))
-    if own != USE_CASES[TXT2IMG]:  # what the VAE encodes is drawn from a distribution
+        given |= request.conditions(pipe, case, condition, kind, len(prompts), (width, height))
+    if case != TXT2IMG:  # what the VAE encodes is drawn from a distribution
         given["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     if on_step is not None:
 
@@ -273,7 +277,7 @@ def generate(
             return tensors
 
         given["callback_on_step_end"] = after_step
-    return pipe(prompts, **given).images
+    return pipe(list(prompts), **given).images
 
 
 @torch.no_grad()
@@ -283,43 +287,6 @@ def preview(pipe, latents: torch.Tensor, model: Model):
     unpacked = unpacked / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
     pixels = pipe.vae.decode(unpacked.to(pipe.vae.dtype)).sample
     return pipe.image_processor.postprocess(pixels.float(), output_type="pil")[0]
-
-
-def _pictures(given, count: int, size: tuple[int, int], missing: str, what: str) -> list:
-    """`given` as one PIL image of that size for each prompt. Raises UserError if it isn't."""
-    if given is None:
-        raise UserError(f"{missing}: give a PIL image, or one for each prompt.")
-    pictures = list(given) if isinstance(given, list | tuple) else [given] * count
-    if len(pictures) != count:
-        raise UserError(f"There are {len(pictures)} {what}s for {count} prompts: give one, or one for each.")
-    for picture in pictures:
-        if picture.size != size:
-            raise UserError(
-                f"The {what} is {picture.width}×{picture.height} pixels and what is made {size[0]}×{size[1]}: "
-                "image, mask, condition and result have to be of one size."
-            )
-    return pictures
-
-
-def _checked_strength(strength: float, steps: int) -> float:
-    if not 0 < strength <= 1:
-        raise UserError(f"A strength of {strength:g}: allowed is more than 0 up to 1, the share of steps that are run.")
-    if steps * strength < 1:
-        raise UserError(
-            f"A strength of {strength:g} leaves none of {steps} steps: use at least {1 / steps:.2g}, or more steps."
-        )
-    return strength
-
-
-def _condition(pipe, own: str, condition, kind: str, count: int, size: tuple[int, int]) -> dict:
-    conditions = _pictures(condition, count, size, "A ControlNet needs a condition", "condition")
-    for picture in conditions:
-        control.check(picture, kind)
-    modes = pipe.controlnet.config.num_mode
-    mode = None if modes is None else (control.MODES if modes == len(control.MODES) else _MODES)[kind]
-    # diffusers repeats the mode for a batch in the first of the three pipelines only
-    repeated = mode if own == USE_CASES[CONTROLNET_TXT2IMG] or mode is None else [mode] * count
-    return {"control_image": conditions, "control_mode": repeated}
 
 
 def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
@@ -360,35 +327,6 @@ def _warn_of_unknown_words(prompts: list[str]) -> None:
 # --- trained weights --------------------------------------------------------------------------------------
 
 
-def _check_folder(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"{folder} is not a model folder: it has no model_index.json; give a folder saved by diffusers' "
-            "save_pretrained."
-        )
-    try:
-        index = json.loads((folder / "model_index.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}/model_index.json cannot be read ({_first_line(error)}): copy or save it again."
-        ) from None
-    parts = [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
-    missing = [name for name in parts if not (folder / name).is_dir() or not any((folder / name).iterdir())]
-    if missing:
-        raise UserError(f"The model in {folder} has no {', '.join(missing)}: copy or save it again.")
-
-
-def _from_folder(folder: Path, dtype):
-    from diffusers import FluxPipeline
-
-    try:
-        return FluxPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except Exception as error:  # whatever a damaged folder makes diffusers raise, it is the folder's fault
-        raise UserError(
-            f"The model in {folder} cannot be read ({_first_line(error)}): copy or save it again."
-        ) from error
-
-
 def _gated(name: str) -> UserError:
     return UserError(
         f"{name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a token of "
@@ -406,9 +344,11 @@ def _check_licence(name: str) -> None:
 
 
 def _from_hub(name: str, dtype):
-    from diffusers import FluxPipeline
+    from diffusers import FluxPipeline, FluxTransformer2DModel
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    with contextlib.suppress(OSError, ValueError):  # which loading will say better
+        request.check_channels(FluxTransformer2DModel.load_config(name, subfolder="transformer"), name)
     try:
         return FluxPipeline.from_pretrained(name, dtype=dtype)
     except GatedRepoError as error:
@@ -419,7 +359,7 @@ def _from_hub(name: str, dtype):
         if isinstance(error.__cause__, GatedRepoError):
             raise _gated(name) from error
         raise UserError(
-            f"{name} could not be loaded ({_first_line(error)}): check the id and the connection to the hub, "
+            f"{name} could not be loaded ({first_line(error)}): check the id and the connection to the hub, "
             "or give a local folder."
         ) from error
 
@@ -441,7 +381,3 @@ def _quiet() -> None:
     import diffusers.utils.logging
 
     diffusers.utils.logging.disable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
