@@ -245,6 +245,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "solver_steps": Key(list[int], "step counts of the second-order solver in the shortlist", low=1, high=199),
         "first_block_thresholds": Key(list[float], "First Block Cache in the shortlist, on trained weights", low=0),
         "tea_thresholds": Key(list[float], "TeaCache in the shortlist, on trained weights", low=0),
+        "phases": Key(bool, "whether each phase and the plan's configurations are measured too: half an hour on a GPU"),
         "around": Key(list[str], "what is spared before and after the steps", choices=tuple(stacks.AROUND)),
     },
     nb.EMBEDDED: {

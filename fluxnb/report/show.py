@@ -48,11 +48,11 @@ def if_kept(what: str) -> Iterator[None]:
         say(f"{what}: not here. {error}", "not-measured")
 
 
-def not_measured(subjects: list, what: str = "") -> bool:
-    """Whether there is no subject of full size; then it says that nothing was measured at it, or what wasn't."""
+def not_measured(subjects: list, what: str = "", why: str = "") -> bool:
+    """Whether there is no subject of full size; then it says that nothing was measured at it, or what wasn't, and why."""
     if not subjects:
-        said = f"{what or 'FLUX at its full size'} was not measured here: this configuration has no model of full size"
-        say(f"{said} (`study.models`).", "not-measured")
+        because = why or "this configuration has no model of full size (`study.models`)"
+        say(f"{what or 'FLUX at its full size'} was not measured here: {because}.", "not-measured")
     return not subjects
 
 
