@@ -28,9 +28,7 @@ from fluxnb.cache.predictors import Hold, Taylor
 from fluxnb.cache.trace import Step, Trace
 from fluxnb.errors import UserError
 from fluxnb.families import Family
-from fluxnb.technique import ANOTHER, BLOCKS, IDENTICAL, RECORDED, SHARED, Technique, attribute
-
-MARK = "_fluxnb_cache"
+from fluxnb.technique import ANOTHER, BLOCKS, CACHED, IDENTICAL, RECORDED, SHARED, Changes, Technique, attribute
 
 
 class Cache(Technique):
@@ -86,15 +84,15 @@ class Cache(Technique):
         """
         transformer, running = flux_transformer(pipe), threading.local()
         self.trace = Trace()
-        with around(pipe, self._run(transformer, running), self._new, self.label) as stack:
-            stack.enter_context(attribute(transformer, MARK, self))
+        with Changes(self.label) as changes:
+            around(pipe, self._run(transformer, running), self._new, changes)
+            changes.put(transformer, CACHED, self)
             controlnet = getattr(pipe, "controlnet", None)
             (first, *_) = getattr(controlnet, "nets", [controlnet])
             if self.hold_controlnet and hasattr(first, "controlnet_blocks"):
                 counts = (len(first.controlnet_blocks), len(first.controlnet_single_blocks))
-                held = _hold(controlnet.forward, counts, running)
-                stack.enter_context(attribute(controlnet, "forward", held))
-            return stack.pop_all().close
+                changes.wrap(controlnet, functools.partial(_hold, counts=counts, running=running))
+        return changes.take_back
 
     def _new(self, image: Image) -> dict:
         """The memory of one pass of an image."""
@@ -199,7 +197,7 @@ class _StepRun:
             text, image = block(
                 hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, temb=temb, **rest
             )
-            self.image[RESIDUAL], self.residual = image, image - hidden_states
+            self.image[RESIDUAL], self.residual = image, (image - hidden_states).detach()
             self._ask(RESIDUAL, self.residual)
             return text, image
 
@@ -223,7 +221,7 @@ class _StepRun:
             text, image = block(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
             cache.gate.computed(state["gate"], self.index, self.residual)
             for point, own in state["predictors"].items():
-                cache.predictor.computed(own, self.index, image - self.image[point])
+                cache.predictor.computed(own, self.index, (image - self.image[point]).detach())
             self._done()
             return text, image
 
@@ -253,7 +251,7 @@ def flux_transformer(pipe):
             "The transformer is compiled as a whole, so its blocks can't be skipped: compile its blocks instead "
             "(transformer.compile_repeated_blocks())."
         )
-    if getattr(transformer, MARK, None) or getattr(transformer, "is_cache_enabled", False):
+    if getattr(transformer, CACHED, None) or getattr(transformer, "is_cache_enabled", False):
         raise UserError("The transformer has a cache already: remove that one first, two can't share it.")
     return transformer
 

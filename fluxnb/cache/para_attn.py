@@ -13,11 +13,11 @@ from importlib import metadata
 
 import torch
 
-from fluxnb.cache.engine import MARK, flux_transformer
+from fluxnb.cache.engine import flux_transformer
 from fluxnb.cache.gates.base import checked_threshold
 from fluxnb.cache.passes import around
 from fluxnb.families import FIRST_BLOCK
-from fluxnb.technique import ANOTHER, IDENTICAL, Technique, Unavailable, attribute
+from fluxnb.technique import ANOTHER, CACHED, IDENTICAL, Changes, Technique, Unavailable, attribute
 
 VERSION = "0.3.38"
 _ONE_AT_A_TIME = threading.RLock()  # the context is a variable of para-attn's module
@@ -86,9 +86,10 @@ class ParaAttention(Technique):
         def new(image):
             return utils.create_cache_context(residual_diff_threshold=self.threshold)
 
-        with around(pipe, run, new, self.label) as stack:
-            stack.enter_context(attribute(transformer, MARK, self))
-            return stack.pop_all().close
+        with Changes(self.label) as changes:
+            around(pipe, run, new, changes)
+            changes.put(transformer, CACHED, self)
+        return changes.take_back
 
 
 def _utils():

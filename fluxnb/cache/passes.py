@@ -28,7 +28,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 
 from fluxnb.errors import UserError
-from fluxnb.technique import attribute
+from fluxnb.technique import Changes
 
 # Arguments of a FLUX transformer that are others at every step.
 CHANGING = {"hidden_states", "timestep", "controlnet_block_samples", "controlnet_single_block_samples", "return_dict"}
@@ -203,8 +203,8 @@ class Passes:
         return self._now.image
 
 
-def around(pipe, run: Callable, new: Callable[[Image], Any], name: str) -> contextlib.ExitStack:
-    """Puts `run` around the transformer's forward; closing what is returned takes it off and frees what is kept.
+def around(pipe, run: Callable, new: Callable[[Image], Any], changes: Changes) -> None:
+    """Puts `run` around the transformer's forward; what is kept is freed when it is taken off.
 
     One call runs at a time, so `run` may change the transformer meanwhile; what is taken off waits for it.
 
@@ -212,35 +212,34 @@ def around(pipe, run: Callable, new: Callable[[Image], Any], name: str) -> conte
         run: gets the call's image and pass, its arguments by name and the function that runs it as it is; gives what
             the call gives.
         new: what a pass of an image keeps, as its `state`.
-        name: of the technique, for the message to somebody who copies the pipeline.
     """
-    transformer, passes, lock = pipe.transformer, Passes(pipe, new), threading.RLock()
-    original = transformer.forward
+    transformer, passes = pipe.transformer, Passes(pipe, new)
+    changes.lock = lock = threading.RLock()
 
-    @functools.wraps(original)
-    def forward(*args, **kwargs):
-        with lock:
-            given = passes.given(args, kwargs)
-            return run(*passes.of(given), given, functools.partial(original, *args, **kwargs))
+    def make(original):
+        @functools.wraps(original)
+        def forward(*args, **kwargs):
+            if transformer.training and torch.is_grad_enabled():
+                raise UserError(f"A transformer can't be trained while {changes.name} is on it: take it off first.")
+            with lock:
+                given = passes.given(args, kwargs)
+                return run(*passes.of(given), given, functools.partial(original, *args, **kwargs))
 
-    def refuse(*_):
-        raise UserError(
-            f"A pipeline can't be copied or pickled while {name} is on it, because the copy would run the original's "
-            "weights: take it off, copy, and put it on each."
-        )
+        return forward
 
-    hooks, outer = contextlib.ExitStack(), contextlib.ExitStack()
-    hooks.callback(passes.forget)
-    hooks.enter_context(attribute(transformer, "forward", forward))
-    hooks.enter_context(attribute(transformer, "cache_context", passes.named(transformer.cache_context)))
-    hooks.enter_context(attribute(transformer, "__reduce_ex__", refuse))
-
-    @outer.callback
-    def take_off():
-        with lock:
-            hooks.close()
-
-    return outer
+    changes.callback(passes.forget)
+    changes.wrap(transformer, make)
+    changes.put(transformer, "cache_context", passes.named(transformer.cache_context))
+    copying = (
+        f"A pipeline can't be copied or pickled while {changes.name} is on it, because the copy would run the "
+        "original's weights: take it off, copy, and put it on each."
+    )
+    changes.refuse(transformer, ("__reduce_ex__",), copying)
+    compiling = (
+        f"A transformer can't be compiled as a whole while {changes.name} is on it, which decides between two steps or "
+        "blocks: compile its blocks (compile_repeated_blocks)."
+    )
+    changes.refuse(transformer, ("compile",), compiling)
 
 
 def _calling():

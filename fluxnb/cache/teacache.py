@@ -7,6 +7,7 @@ The polynomial estimates the one from the other. Source: TeaCache (Liu et al., 2
 from __future__ import annotations
 
 import json
+import math
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +54,10 @@ def fit(loaded, steps: int, degree: int = 4) -> Fit:
     """Fits the polynomial to the uncached trajectories of every prompt and seed of a subject that is loaded."""
     import numpy as np
 
+    if (least := math.ceil((degree + 1) / len(loaded.inputs)) + 1) > steps:
+        raise UserError(
+            f"A polynomial can't be fitted to {steps} steps of {len(loaded.inputs)} images: give {least} steps or more."
+        )
     changes: list[tuple[float, float]] = []
     for prompt, seed in loaded.inputs:
         inputs, outputs = _trajectory(loaded, prompt, seed, steps)

@@ -177,6 +177,6 @@ def explorer_html(gpu: str, rows: list[Row], images: list[Kept], crumbs: list) -
         models=" and ".join(dict.fromkeys(case["model"] for case in data["cases"])),
         figures=figures,
         grid=grid,
-        data=json.dumps(data, separators=(",", ":"), ensure_ascii=True).replace("</", "<\\/"),
+        data=json.dumps(data, separators=(",", ":"), ensure_ascii=True).replace("<", "\\u003c"),  # of a prompt, too
         script=(TEMPLATES / "fluxnb" / "explorer.js").read_text(encoding="utf-8"),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import weakref
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fluxnb.families import HOST
-from fluxnb.technique import IDENTICAL, Technique, Unavailable, attribute
+from fluxnb.technique import IDENTICAL, Changes, Technique, Unavailable
 
 
 @dataclass
@@ -44,15 +43,15 @@ class NoHookSearch(Technique):
                 raise ValueError("Group offloading is not enabled for the provided module.")
             return original(module)
 
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(attribute(offloading, "_get_group_onload_device", onload_device))
+        with Changes(self.label) as changes:
+            changes.put(offloading, "_get_group_onload_device", onload_device, yields=True)
             for network in networks:
                 if hasattr(network, "_reset_stateful_cache"):
                     # not a function of its own: of a copied pipeline it is the copy's
                     reset = functools.partial(_reset, network, network._reset_stateful_cache)
-                    stack.enter_context(attribute(network, "_reset_stateful_cache", reset))
+                    changes.put(network, "_reset_stateful_cache", reset)
             self.proof = {"without a hook": f"all of {sum(1 for n in networks for _ in n.modules()):,} modules"}
-            return stack.pop_all().close
+        return changes.take_back
 
 
 def _reset(network: torch.nn.Module, original, recurse: bool = True) -> None:

@@ -8,6 +8,7 @@ the time that one takes.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from fluxnb.cache.passes import Image, Pass, around
 from fluxnb.errors import UserError
 from fluxnb.families import FUSION
-from fluxnb.technique import AHEAD, ROUNDING, Technique, Unavailable, attribute
+from fluxnb.technique import AHEAD, ROUNDING, Changes, Technique, Unavailable
 
 
 @dataclass
@@ -34,42 +35,41 @@ class ModulationAhead(Technique):
     terms = {name: "the scales and shifts that depend on the timestep are computed for all steps at once"}
 
     def apply(self, pipe):
-        """Replaces the modulations' layers by what looks them up; returns the function that undoes it."""
+        """Makes the modulations' layers look up what they give; returns the function that undoes it."""
         transformer = pipe.transformer
         if hasattr(transformer, AHEAD):
             raise UserError("The modulations are computed ahead already: take that back first.")
         if transformer._compiled_call_impl is not None:
             raise Unavailable("needs the blocks compiled (Regional), not the transformer as a whole")
         table = _Table(transformer)
-        with around(pipe, table.run, lambda image: {}, self.label) as stack:
-            stack.enter_context(attribute(transformer, AHEAD, True))
-            for owner, looked in zip(_owners(transformer), table.layers, strict=True):
-                stack.callback(setattr, owner, "linear", owner.linear)
-                owner.linear = looked
+        with Changes(self.label) as changes:
+            around(pipe, table.run, lambda image: {}, changes)
+            changes.put(transformer, AHEAD, True)
+            for layer in table.layers:
+                changes.callback(vars(layer).pop, "now", None)
+                changes.put(layer, "__class__", _looking(type(layer)))
             self.proof = {"modulations": f"of {len(table.layers)} layers, all steps at once"}
-            return stack.pop_all().close
+        return changes.take_back
 
 
-def _owners(transformer) -> list[nn.Module]:
-    """The layers that have a modulation."""
+def _layers(transformer) -> list[nn.Module]:
+    """The modulations' matrices."""
     double, single = transformer.transformer_blocks, transformer.single_transformer_blocks
-    return [*(n for b in double for n in (b.norm1, b.norm1_context)), *(b.norm for b in single), transformer.norm_out]
+    norms = [*(n for b in double for n in (b.norm1, b.norm1_context)), *(b.norm for b in single), transformer.norm_out]
+    return [norm.linear for norm in norms]
 
 
-class _Looked(nn.Module):
-    """In place of a modulation's matrix: (batch, in) of whatever is asked, (batch, out) of what was filled in."""
+@functools.lru_cache
+def _looking(kind: type[nn.Module]) -> type[nn.Module]:
+    """A kind of layer that gives `now` where that is filled in: (batch, out) whatever is asked.
 
-    def __init__(self, linear: nn.Linear):
-        super().__init__()
-        self.linear = linear
-        self.now: torch.Tensor | None = None
+    The layer stays the one that it is, with its weights: it can be saved, and a LoRA can go around it or come off.
+    """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.now
+    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        return kind.forward(self, x, *args, **kwargs) if self.now is None else self.now
 
-    def state_dict(self, *args, **kwargs):
-        """That of the layer in whose place it is: what is saved meanwhile is the model as it was."""
-        return self.linear.state_dict(*args, **kwargs)
+    return type(f"Looking{kind.__name__}", (kind,), {"forward": forward, "now": None})
 
 
 class _Table:
@@ -80,7 +80,7 @@ class _Table:
 
     def __init__(self, transformer):
         self.transformer = transformer
-        self.layers = [_Looked(owner.linear) for owner in _owners(transformer)]
+        self.layers = _layers(transformer)
         self._now: dict[int, torch.Tensor] = {}  # batch size -> (batch, all outputs)
 
     def run(self, image: Image, mine: Pass, given: dict, call):
@@ -98,8 +98,8 @@ class _Table:
         now.copy_(row)
         start = 0
         for layer in self.layers:
-            layer.now = now[:, start : start + layer.linear.out_features]
-            start += layer.linear.out_features
+            layer.now = now[:, start : start + layer.out_features]
+            start += layer.out_features
 
     def _row(self, image, kept, timestep, guidance, pooled) -> torch.Tensor:
         """(batch, all outputs) for this call: looked up in its image's steps, computed outside of them."""
@@ -132,7 +132,9 @@ class _Table:
         kind = self.transformer.dtype
         embedded = self.transformer.time_text_embed(*(value.to(kind) * 1000 for value in given), pooled)
         activated = nn.functional.silu(embedded)
-        return torch.cat([layer.linear(activated) for layer in self.layers], dim=1)
+        for layer in self.layers:
+            layer.now = None  # computed here
+        return torch.cat([layer(activated) for layer in self.layers], dim=1)
 
 
 def _coming(image: Image, timestep) -> torch.Tensor | None:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from fluxnb.families import QUANTIZATION
-from fluxnb.technique import ANOTHER, Changes, Technique, Unavailable, networks
+from fluxnb.technique import AHEAD, ANOTHER, Changes, Technique, Unavailable, networks
 from fluxnb.techniques import kinds, layers
 
 
@@ -46,6 +46,8 @@ class Quantizer(Technique):
     def apply(self, pipe):
         """Exchanges the layers; returns the function that puts the originals back."""
         self.check(pipe)
+        if hasattr(pipe.transformer, AHEAD):
+            raise Unavailable("needs to be put on before ModulationAhead, whose layers it would replace")
         found = [(network, *own) for network in networks(pipe) for own in block_layers(network)]
         layers.check([linear for _, _, _, linear, _ in found])
         weights: list[str] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluxnb.families import SECOND_ORDER
-from fluxnb.technique import ANOTHER, Technique
+from fluxnb.technique import ANOTHER, Changes, Technique
 
 
 @dataclass
@@ -37,10 +37,6 @@ class DPMSolver(Technique):
         # FLUX's pipelines work out the shift from these
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         solver.register_to_config(**{n: before.config[n] for n in names if n in before.config})
-        pipe.scheduler = solver
-
-        def undo():
-            if pipe.scheduler is solver:  # else somebody has chosen another one meanwhile
-                pipe.scheduler = before
-
-        return undo
+        with Changes(self.label) as changes:
+            changes.put(pipe, "scheduler", solver, yields=True)
+        return changes.take_back
