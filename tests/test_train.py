@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 
 from fluxnb.models import pipelines
-from fluxnb.training import loop, train
-from fluxnb.world import scenes
+from fluxnb.training import loop, train, train_probe
+from fluxnb.world import probe, scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = loop.Settings.small()
@@ -76,7 +77,7 @@ def test_the_script_leaves_its_settings_curve_and_evaluation(trained):
     assert about["settings"] == dataclasses.asdict(SMALL)
     assert about["hardware"]["cpu"] and about["versions"]["torch"]
     with (root / "out/training.csv").open(newline="") as file:
-        assert {row["stage"] for row in csv.DictReader(file)} == {"draw", "vae", "probe", "flow", "distil"}
+        assert {row["stage"] for row in csv.DictReader(file)} == {"draw", "vae", "flow", "distil"}
     with (root / "out/evaluation.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == train.EVALUATION_COLUMNS
@@ -225,17 +226,15 @@ def test_the_flow_goes_straight_from_image_to_noise(tmp_path):
     torch.testing.assert_close(noisy, clean + t[:, None, None] * velocity, atol=1e-5, rtol=1e-5)
 
 
-def test_captions_and_labels_belong_to_the_scenes(tmp_path):
+def test_captions_belong_to_the_scenes(tmp_path):
     settings = dataclasses.replace(SMALL, unknown_word=0.0)
-    captions, labels = train.describe(tmp_path, settings, 1)
+    captions = train.describe(tmp_path, settings)
     assert captions == [scenes.training_scene(i).caption for i in range(SMALL.scenes)]
-    assert labels.shape == (SMALL.scenes, len(scenes.FACTS))
-    again = train.describe(tmp_path, settings, 1)
-    assert again[0] == captions and (again[1] == labels).all()
+    assert train.describe(tmp_path, settings) == captions
 
 
 def test_some_captions_get_a_word_that_nobody_knows(tmp_path):
-    captions, _ = train.describe(tmp_path, dataclasses.replace(SMALL, unknown_word=0.5), 1)
+    captions = train.describe(tmp_path, dataclasses.replace(SMALL, unknown_word=0.5))
     strange = [bool(scenes.unknown_words(caption)) for caption in captions]
     assert 0.3 < sum(strange) / len(strange) < 0.7
 
@@ -262,3 +261,22 @@ def test_a_contact_sheet_has_every_image_in_its_place():
     assert sheet.size == (4 * 132 - 4, 3 * 132 - 4)
     assert sheet.getpixel((132 * 1 + 5, 132 * 2 + 5)) == (9, 9, 9)
     assert sheet.getpixel((129, 5)) == (255, 255, 255)
+
+
+def test_the_probes_script_leaves_a_probe_that_loads_with_its_settings_curve_and_evaluation(tmp_path):
+    small = train_probe.Settings.small()
+    arguments = ["--small", "--workers", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    assert train_probe.main(arguments) == 0
+    before = load_file(tmp_path / "out" / probe.FILE)
+    answers = probe.load(tmp_path / "out")(torch.zeros(1, 3, 128, 128))
+    assert {name: scores.shape[1] - 1 for name, scores in answers.items()} == {
+        name: len(values) for name, values in probe.ANSWERS.items()
+    }
+    about = json.loads((tmp_path / "out" / probe.ABOUT).read_text())
+    assert about["settings"] == dataclasses.asdict(small) and about["summary"]
+    assert str(tmp_path) not in json.dumps(about)
+    with (tmp_path / "out" / probe.CURVE).open(newline="") as file:
+        assert [row["stage"] for row in csv.DictReader(file)] == ["draw", "reader", "pools", "probe"]
+    assert train_probe.main(arguments) == 0  # nothing is trained a second time
+    again = load_file(tmp_path / "out" / probe.FILE)
+    assert again.keys() == before.keys() and all(torch.equal(again[name], before[name]) for name in before)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from fluxnb.findings.table import listed, pairs
 
+PASS, FAIL = 0.99, 0.95  # asked of the probe: shares of undamaged images that pass, and of damaged ones that fail
 FIGURES = {  # of fluxnb.training.train.summary -> what a reader sees
     "adherence": "prompt adherence",
     "all_facts_right": "images with all facts",
@@ -21,6 +22,59 @@ def evaluation_sentence(figures: Mapping[str, float]) -> str:
         f"prompts' facts are in the image ({figures['all_facts_right']:.1%} of images have all of them), measured by a "
         f"probe that finds {figures['probe_accuracy']:.2%} of the facts of drawn scenes; the VAE gives drawn scenes "
         f"back at {figures['vae_psnr_db']:.1f} dB (worst {figures['vae_psnr_min_db']:.1f} dB)."
+    )
+
+
+def _shares(rows: Iterable[Mapping], by: str) -> dict[str, float]:
+    """Of the probe's evaluation: damage, or part -> share of its images that fail, by the name."""
+    found: dict[str, tuple[int, int]] = {}
+    for row in rows:
+        failed, images = found.get(row[by], (0, 0))
+        found[row[by]] = failed + row["failed"], images + row["images"]
+    return {name: failed / images for name, (failed, images) in found.items()}
+
+
+def damages(rows: Sequence[Mapping], undamaged: Sequence[str]):
+    """A data frame of the probe's evaluation: for each damage of all of an image, or of a part, how many images fail.
+
+    Args:
+        rows: of fluxnb.training.train_probe.evaluate.
+        undamaged: which of their damages are none, so that the images are to pass.
+    """
+    lines = []
+    for name, share in _shares(rows, "damage").items():
+        own = [row for row in rows if row["damage"] == name]
+        lines.append(
+            {
+                "damage": name,
+                "of": "nothing" if name in undamaged else "a part" if own[0]["part"] else "all of the image",
+                "trained with": "yes" if own[0]["trained"] else "no",
+                "images": sum(row["images"] for row in own),
+                "fail": share,
+                "pass": 1 - share,
+            }
+        )
+    return listed(lines, "damage")
+
+
+def judge_sentence(rows: Sequence[Mapping], undamaged: Sequence[str]) -> str:
+    """Whether the probe passes what is undamaged and fails what is damaged as often as is asked of it."""
+    kinds = _shares(rows, "damage")
+    passed = {name: 1 - share for name, share in kinds.items() if name in undamaged}
+    failed = {name: share for name, share in kinds.items() if name not in undamaged}
+    new = {row["damage"] for row in rows if not row["trained"]} - {*undamaged}
+    short = [
+        f"{name} ({share:.1%} {what})"
+        for found, what, asked in ((passed, "pass", PASS), (failed, "fail", FAIL))
+        for name, share in found.items()
+        if share < asked
+    ]
+    low, does = min(failed, key=lambda name: failed[name]), f"falls short of that with {', '.join(short)}"
+    return (
+        f"Asked of the probe: {PASS:.0%} of undamaged scenes pass and {FAIL:.0%} of damaged ones fail, of every kind. "
+        f"It {does if short else 'does that'}: "
+        f"{min(passed.values()):.1%} or more pass of {len(passed)} kinds undamaged, and of {len(failed)} kinds of "
+        f"damage, {len(new)} of them never trained with, {failed[low]:.1%} ({low}) or more fail."
     )
 
 

@@ -28,8 +28,6 @@ class Settings:
     vae_rate: float = 1.6e-3
     l1_weight: float = 0.05
     kl_weight: float = 3e-9
-    probe_steps: int = 4_000
-    probe_batch: int = 512
     flow_steps: int = 30_000
     flow_batch: int = 512
     flow_rate: float = 1.2e-3
@@ -54,8 +52,6 @@ class Settings:
             vae_scenes=64,
             vae_steps=3,
             vae_batch=8,
-            probe_steps=3,
-            probe_batch=8,
             flow_steps=4,
             flow_batch=8,
             distil_steps=3,

@@ -294,16 +294,16 @@ def export(run: Run, pipe, out: Path) -> None:
     write_about(run, out)
 
 
+def about(run: Run) -> dict:
+    """With which settings, where and when something was trained."""
+    where = {"hardware": telemetry.machine(), "versions": telemetry.versions()}
+    return {"settings": asdict(run.settings), **where, "date": time.strftime("%Y-%m-%d")}
+
+
 def write_about(run: Run, out: Path) -> None:
     """Beside exported weights: the training curve, the settings, where and when they were made."""
     (out / "training.csv").write_text((run.work / "training.csv").read_text())
-    about = {
-        "settings": asdict(run.settings),
-        "hardware": telemetry.machine(),
-        "versions": telemetry.versions(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-    (out / "training.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "training.json").write_text(json.dumps(about(run), indent=1) + "\n")
 
 
 # --- evaluation -------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 The probe is a small convolutional network that reads the facts off an image: which objects, in which colours and
 order, where, when. Every fact can also be answered by "none": what doesn't apply, can't be made out or isn't there is
 not found, and an image that isn't intact has no facts at all. It learned that from damaged images
-(`fluxnb.world.damage`); what it fails and passes, of scenes it never saw, stands in probe.json.
+(`fluxnb.world.damage`, `fluxnb.world.parts`); what it fails and passes, of scenes it never saw, stands in probe.json.
 `adherence` is the share of the prompt's facts that it finds: the exact, in-domain counterpart of a CLIP score. It
 means something for the embedded model only.
 """
@@ -21,6 +21,7 @@ from fluxnb.world import scenes
 
 FOLDER = Path(__file__).parent
 FILE = "probe.safetensors"
+ABOUT, CURVE = "probe.json", "probe.csv"  # how it was trained, and what it fails and passes
 # What the probe answers: every fact, and whether the image is intact. Each has one answer more than values: none.
 ANSWERS: dict[str, tuple[str, ...]] = {**scenes.FACTS, "intact": ("yes",)}
 LEFT_OUT = -100  # a label that counts in no loss
