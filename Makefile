@@ -73,7 +73,7 @@ test: $(READY) ## run the tests, two files at a time (ARGS=… is passed on to p
 lint: $(READY) ## look through the code: ruff and mypy
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy fluxnb
 
-train-embedded: $(READY) ## train the embedded model, its judge and its ControlNet from nothing; needs a GPU, resumes where it stopped
+train-embedded: $(READY) ## train the embedded model, its probe and its ControlNet from nothing; needs a GPU, resumes where it stopped
 	$(PY) -m fluxnb.training.train && $(PY) -m fluxnb.training.train_probe && $(PY) -m fluxnb.training.train_control
 
 lock: $(READY) ## re-make requirements.lock and the versions in environment.yml (UPGRADE=1: the newest versions)
