@@ -221,6 +221,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "stacks": Key(list[str], "with what else the ways are measured at full size", choices=_DIVIDED),
         "quantization": Key(str, "the torchao kind of the fastest stack, full size", choices=_TORCHAO),
         "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
+        "steps": Key(int, "steps of an image of the embedded model", low=2, high=200),
         "prompts": Key(int, "prompts of the embedded model", low=1, high=100),
         "silence": Key(float, "seconds without a result after which ranks are ended", low=10, high=3600),
     },
