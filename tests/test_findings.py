@@ -636,6 +636,9 @@ def test_one_image_on_several_gpus_in_words_and_in_a_table():
     said = findings.scaling_sentence(noisy)
     assert "(range of three rounds [1.70, 1.90]; 2 s" in said and "within the noise of all-gather 2" in said
     assert "1.11 times as many" in said and "win for many images" not in said
+    built = replace(rows[0], family=STACK.name, stack=stacks.REPLICAS)  # at full size they have more built in
+    assert findings.scaling_sentence([built, *rows[1:]]) == findings.scaling_sentence(rows)
+    assert findings.scaling_table([built, *rows[1:]])["of replicas"].iloc[0] == 1
     older = findings.scaling_sentence([replace(rows[0], latency_p50=3.8), *rows[1:]])
     assert "(of another stack: alone it takes 3.8 s, this one 3.6 s)" in older
     other = replace(rows[2], label="elsewhere", latency_p50=0.1, speedup=30.0, session="two")

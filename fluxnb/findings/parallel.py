@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from fluxnb import stacks
 from fluxnb.families import REPLICAS
 from fluxnb.findings.rows import alike, finished, is_baseline, of, of_one_session, same_image, thousand
 from fluxnb.findings.table import (
@@ -23,13 +24,14 @@ from fluxnb.findings.table import (
 from fluxnb.findings.words import labels, sureness
 from fluxnb.study.row import Row
 
+_REPLICAS = REPLICAS, stacks.REPLICAS  # the latter with what else is built in
 _ALIKE = "identical on all ranks"  # what a row's `decisions` say then
 _STALE = "pipefusion"  # a setting: patches see each other as they were a step before
 
 
 def scaling_table(rows: list[Row]):
     """Every way of dividing beside one rank alone and beside as many replicas."""
-    rate = next((r.images_per_s for r in of(rows, REPLICAS) if r.images_per_s), None)
+    rate = next((r.images_per_s for r in of(rows, *_REPLICAS) if r.images_per_s), None)
     columns = (
         P50,
         ALONE,
@@ -117,7 +119,8 @@ def scaling_sentence(rows: list[Row]) -> str:
     Of the session that most rows are of.
     """
     own = of_one_session([r for r in finished(rows) if not is_baseline(r)])
-    one = sorted((r for r in own if r.family != REPLICAS.name), key=lambda r: r.latency_p50)
+    replicas = of(own, *_REPLICAS)
+    one = sorted((r for r in own if r not in replicas), key=lambda r: r.latency_p50)
     best, *others = [r for r in one if same_image(r) and r.speedup is not None] or [None]
     if best is None:
         return "no way of dividing an image could be measured; the table says why."
@@ -129,7 +132,7 @@ def scaling_sentence(rows: list[Row]) -> str:
         said += f", within the noise of {labels(same)}"
     if (moving := best.shown("communication")) is not None:
         said += f", with {moving:.0%} of a step's kernels moving data between GPUs"
-    if replicas := of(own, REPLICAS):
+    if replicas:
         said += f"; {_beside_replicas(best, replicas[0])}"
     soonest = one[0]
     if soonest.latency_p50 < best.latency_p50 and not alike(soonest, best):
@@ -176,7 +179,7 @@ def same_everywhere_sentence(rows: list[Row]) -> str:
     """How far the pictures of several ranks are from one rank's, and whether the caches decided alike."""
     ok = finished(rows)
     stale = [r for r in ok if r.setting(_STALE)]
-    compared = [r for r in ok if r.family != REPLICAS.name and r not in stale]
+    compared = [r for r in ok if r not in stale and r not in of(ok, *_REPLICAS)]
     different = [r for r in compared if not r.psnr_identical]
     decided = [d for r in compared if (d := r.shown("decisions"))]
     one = len(compared) == 1
