@@ -694,8 +694,8 @@ def test_a_load_in_words_and_in_a_table():
     arrivals = load(1, 0.1, 9.0, 1.0, settings={"batching": 1, "arrivals": 0.5})
     assert findings.load_sentence([*rows, arrivals]) == (
         "4 users get 0.49 images a second (of 100 requests), 98% of what 1 user gets, and half of the requests take "
-        "longer than **8 s** instead of 2 s, 75% of it in the queue; made up to 4 together (3.2 on average), 1.22 times "
-        "as many images are made."
+        "longer than **8 s** instead of 2 s, 75% of it in the queue; made up to 4 together (3.2 on average), 1.22 "
+        "times as many images are made."
     )
     few = [replace(r, n=8) for r in rows]
     said = findings.load_sentence(few)
