@@ -25,13 +25,14 @@ def evaluation_sentence(figures: Mapping[str, float]) -> str:
     )
 
 
-def _shares(rows: Iterable[Mapping], by: str) -> dict[str, float]:
-    """Of the probe's evaluation: damage, or part -> share of its images that fail, by the name."""
-    found: dict[str, tuple[int, int]] = {}
+def failing(rows: Iterable[Mapping]) -> dict[str, float]:
+    """Share of images that fail, by damage; of damage to a part also by part."""
+    found: dict[str, list[Mapping]] = {}
     for row in rows:
-        failed, images = found.get(row[by], (0, 0))
-        found[row[by]] = failed + row["failed"], images + row["images"]
-    return {name: failed / images for name, (failed, images) in found.items()}
+        part = row["part"]
+        for name in (f"{row['damage']} (a part)", f"any damage ({part})") if part else (row["damage"],):
+            found.setdefault(name, []).append(row)
+    return {name: sum(r["failed"] for r in own) / sum(r["images"] for r in own) for name, own in found.items()}
 
 
 def damages(rows: Sequence[Mapping], undamaged: Sequence[str]):
@@ -42,16 +43,19 @@ def damages(rows: Sequence[Mapping], undamaged: Sequence[str]):
         undamaged: which of their damages are none, so that the images are to pass.
     """
     lines = []
-    for name, share in _shares(rows, "damage").items():
-        own = [row for row in rows if row["damage"] == name]
+    for name, whole in dict.fromkeys((row["damage"], not row["part"]) for row in rows):
+        own = [row for row in rows if row["damage"] == name and (not row["part"]) == whole]
+        images, failed = (sum(row[column] for row in own) for column in ("images", "failed"))
+        weak = (row for row in own if row["part"] and row["failed"] < FAIL * row["images"])
         lines.append(
             {
                 "damage": name,
-                "of": "nothing" if name in undamaged else "a part" if own[0]["part"] else "all of the image",
+                "of": "nothing" if name in undamaged else "all of the image" if whole else "a part",
                 "trained with": "yes" if own[0]["trained"] else "no",
-                "images": sum(row["images"] for row in own),
-                "fail": share,
-                "pass": 1 - share,
+                "images": images,
+                "fail": failed / images,
+                "pass": 1 - failed / images,
+                "parts that fall short": ", ".join(f"{r['part']} {r['failed']} of {r['images']}" for r in weak),
             }
         )
     return listed(lines, "damage")
@@ -59,22 +63,19 @@ def damages(rows: Sequence[Mapping], undamaged: Sequence[str]):
 
 def judge_sentence(rows: Sequence[Mapping], undamaged: Sequence[str]) -> str:
     """Whether the probe passes what is undamaged and fails what is damaged as often as is asked of it."""
-    kinds = _shares(rows, "damage")
+    kinds = failing(rows)
     passed = {name: 1 - share for name, share in kinds.items() if name in undamaged}
     failed = {name: share for name, share in kinds.items() if name not in undamaged}
-    new = {row["damage"] for row in rows if not row["trained"]} - {*undamaged}
-    short = [
-        f"{name} ({share:.1%} {what})"
-        for found, what, asked in ((passed, "pass", PASS), (failed, "fail", FAIL))
-        for name, share in found.items()
-        if share < asked
-    ]
-    low, does = min(failed, key=lambda name: failed[name]), f"falls short of that with {', '.join(short)}"
+    short = [f"{name} ({share:.1%} pass)" for name, share in passed.items() if share < PASS]
+    short += [f"{name} ({share:.1%} fail)" for name, share in failed.items() if share < FAIL]
+    damaged = dict.fromkeys((r["damage"], bool(r["part"]), r["trained"]) for r in rows if r["damage"] not in undamaged)
+    low, new = min(failed, key=lambda name: failed[name]), sum(not trained for _, _, trained in damaged)
+    does = f"falls short of that with {', '.join(short)}" if short else "does that"
     return (
-        f"Asked of the probe: {PASS:.0%} of undamaged scenes pass and {FAIL:.0%} of damaged ones fail, of every kind. "
-        f"It {does if short else 'does that'}: "
-        f"{min(passed.values()):.1%} or more pass of {len(passed)} kinds undamaged, and of {len(failed)} kinds of "
-        f"damage, {len(new)} of them never trained with, {failed[low]:.1%} ({low}) or more fail."
+        f"Asked of the probe: {PASS:.0%} of undamaged scenes pass and {FAIL:.0%} of damaged ones fail, with each kind "
+        f"of damage and each part that is damaged. It {does}: {min(passed.values()):.1%} or more pass of {len(passed)} "
+        f"kinds undamaged, and {failed[low]:.1%} ({low}) or more fail of {len(damaged)} kinds of damage, {new} of them "
+        "never trained with."
     )
 
 
