@@ -154,7 +154,8 @@ WORDS = {
     "quantized": {"params.schema"},  # a parameter
     "stack": {"study.candidate", "study.kept", "study.study"},  # a column
     "transformer": {  # a part of a pipeline
-        "cache.engine", "findings.trained", "models.full_size", "models.pipelines", "training.train",
+        "cache.engine", "findings.trained", "models.folders", "models.full_size", "models.pipelines",
+        "training.train",
     },
     "VAE": {"findings.parallel"},  # a stage
     "xDiT": {"report.progress"},  # a library, in the plan

@@ -214,7 +214,7 @@ def around(pipe, run: Callable, new: Callable[[Image], Any], changes: Changes) -
         new: what a pass of an image keeps, as its `state`.
     """
     transformer, passes = pipe.transformer, Passes(pipe, new)
-    changes.lock = lock = threading.RLock()
+    changes.lock = lock = threading.RLock()  # type: ignore[assignment]
 
     def make(original):
         @functools.wraps(original)

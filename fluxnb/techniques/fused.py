@@ -80,7 +80,7 @@ def _last(part) -> nn.Linear:
 
 def _base(layer: nn.Module) -> nn.Module:
     """The layer without the LoRA around it."""
-    return layer.base_layer if layers.adapted(layer) else layer
+    return layer.base_layer if layers.adapted(layer) else layer  # type: ignore[return-value]
 
 
 def _matches(linear: nn.Module, x: torch.Tensor) -> bool:

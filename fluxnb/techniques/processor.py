@@ -133,4 +133,4 @@ def fill(transformer, place: str, function, changes: Changes) -> int:
 def _settle(processor) -> None:
     """diffusers' own class for a processor whose places are all empty."""
     if type(processor) is Processor and not any(name in vars(processor) for name in PLACES):
-        processor.__class__ = FluxAttnProcessor
+        processor.__class__ = FluxAttnProcessor  # type: ignore[assignment]
