@@ -145,11 +145,11 @@ WORDS = {
     "baseline": {"explore", "report.explorer", "report.grids", "report.rows", "study.comparison", "study.spreading"},
     "blocks": {"report.front"},  # of a page
     "bytes": {"findings.rows", "measure.ceilings"},  # how many are moved, in settings
-    "compiled": {"params.schema", "report.run", "study.comparison"},  # a parameter; a folder; what is in a proof
+    "compiled": {"params.schema", "study.comparison"},  # a parameter; a folder; what is in a proof
     "phase": {"findings.phases"},  # a column's heading
     "published": {"report.decisions"},  # TeaCache's polynomial
     "quantization": {  # a setting, a parameter
-        "findings.recommend", "findings.single_gpu", "params.schema", "report.progress",
+        "findings.single_gpu", "params.schema", "report.progress",
     },
     "quantized": {"params.schema"},  # a parameter
     "stack": {"study.candidate", "study.kept", "study.study"},  # a column
