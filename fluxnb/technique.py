@@ -105,6 +105,7 @@ class Changes:
 
     def __init__(self, name: str):
         self.name, self.lock = name, nullcontext()  # what is taken back waits for the lock
+        self._whose = (name, object())  # in a change's place for this: no cycle keeps what was before
         self._made: list = []
         self._layers: dict = {}
 
@@ -121,12 +122,12 @@ class Changes:
         Args:
             yields: what is put there later stays; otherwise it has to go before this can be taken back.
         """
-        self._made.append(_Put(self, owner, name, value, yields))
+        self._made.append(_Put(self._whose, owner, name, value, yields))
         setattr(owner, name, value)
 
     def wrap(self, module, make: Callable) -> None:
         """`make(forward)` runs in place of a module's forward, below the hooks that offload it, which come and go."""
-        self._made.append(change := _Wrap(self, module, "forward"))
+        self._made.append(change := _Wrap(self._whose, module, "forward"))
         change.put(make)
 
     def refuse(self, owner, names: tuple[str, ...], why: str) -> None:
@@ -188,18 +189,18 @@ class _Step:
 class _Put:
     """A changed attribute. Others know it weakly: where nobody can take it back, what was before is freed."""
 
-    def __init__(self, changes: Changes, owner, name: str, value=None, yields: bool = False):
-        self.changes, self.owner, self.name, self.value, self.yields = changes, owner, name, value, yields
+    def __init__(self, whose: tuple, owner, name: str, value=None, yields: bool = False):
+        self.whose, self.owner, self.name, self.value, self.yields = whose, owner, name, value, yields
         self.before = getattr(owner, name) if _owns(owner, name) else _NOTHING
         _changed.setdefault(owner, {}).setdefault(name, []).append(weakref.ref(self))
 
     def above(self) -> str | None:
         """What stands on top of it."""
         *_, top = self._later() or [self]
-        if self.yields or top is not self and top.changes is self.changes:
+        if self.yields or top is not self and top.whose is self.whose:
             return None
         if top is not self:
-            return top.changes.name
+            return top.whose[0]
         return None if self._mine() else f"what has changed its {self.name} since"
 
     def _later(self) -> list[_Put]:

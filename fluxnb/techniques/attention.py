@@ -73,22 +73,19 @@ class Attention(Technique):
 
 def _choose(chosen: list, backend: str, changes: Changes) -> None:
     """Makes it the kernel of networks, and of those only: diffusers would make it every other model's as well."""
-    registry = importlib.import_module("diffusers.models.attention_dispatch")._AttentionBackendRegistry
+    dispatch = importlib.import_module("diffusers.models.attention_dispatch")
+    kernel = dispatch.AttentionBackendName(backend)
     processors = [m.processor for n in chosen for m in n.modules() if hasattr(m, "processor")]
-    active, owns = registry._active_backend, [dict(vars(processor)) for processor in processors]
+    divided = any(getattr(processor, "_parallel_config", None) is not None for processor in processors)
+    if divided and not dispatch._AttentionBackendRegistry._is_context_parallel_available(kernel):
+        raise Unavailable("needs to be put on before diffusers' context parallelism, which this kernel has no part in")
     try:
-        for network in chosen:
-            network.set_attention_backend(backend)
-        now = [processor._attention_backend for processor in processors]
+        dispatch._check_attention_backend_requirements(kernel)
+        dispatch._maybe_download_kernel_for_backend(kernel)
     except (ImportError, RuntimeError, ValueError) as error:
-        raise Unavailable(f"needs what diffusers asks for: {str(error).splitlines()[0]}") from error
-    finally:
-        registry._active_backend = active
-        for processor, own in zip(processors, owns, strict=True):
-            vars(processor).clear()
-            vars(processor).update(own)
-    for processor, value in zip(processors, now, strict=True):
-        changes.put(processor, "_attention_backend", value, yields=True)
+        raise Unavailable(f"needs what diffusers asks for: {_first_line(error)}") from error
+    for processor in processors:
+        changes.put(processor, "_attention_backend", kernel, yields=True)
 
 
 def function(kind: str):
@@ -136,7 +133,7 @@ def function(kind: str):
             raise
         except RuntimeError as error:
             raise Unavailable(
-                f"needs a GPU, PyTorch build and shape that {kind} attention supports: {str(error).splitlines()[0]}"
+                f"needs a GPU, PyTorch build and shape that {kind} attention supports: {_first_line(error)}"
             ) from error
 
     return run
@@ -178,6 +175,10 @@ def timed(study, tokens: int, repeats: int) -> list:
         return study.time(ATTENTION.name, settings, run, repeats, family=ATTENTION, label=label, also=also)
 
     return [row(kind, label) for kind, (label, *_) in KINDS.items()]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["?"])[0]
 
 
 def _exact(q, k, v):

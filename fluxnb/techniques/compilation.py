@@ -379,8 +379,6 @@ def _fuse(attention, changes: Changes) -> None:
     """Puts one layer in place of three, which get their weights back from it in the end: it may have been moved."""
     import torch
 
-    hook = attention.register_state_dict_post_hook(_separated)
-    changes.callback(hook.remove)
     for part in _parts(attention):
         names = FusedQKV._PARTS[part]
         apart = [getattr(attention, name) for name in names]
@@ -390,6 +388,7 @@ def _fuse(attention, changes: Changes) -> None:
                 whole = torch.cat([getattr(layer, kind) for layer in apart])
                 setattr(fused, kind, torch.nn.Parameter(whole, requires_grad=one.requires_grad))
             fused.out_features = len(fused.weight)
+            fused._save_to_state_dict = functools.partial(_save_apart, fused, names)
             changes.callback(_give_back, fused, apart)
             _share(fused, apart)
         changes.check(functools.partial(_on_top_of, fused))
@@ -420,16 +419,12 @@ def _on_top_of(fused) -> str | None:
     return "what has quantized, offloaded or cast its layers since"
 
 
-def _separated(attention, tensors: dict, prefix: str, _) -> None:
-    """A state dict's hook: the layers as they were, so that what is saved meanwhile can be loaded."""
-    for part in _parts(attention):
-        for kind in ("weight", "bias"):
-            whole = tensors.get(f"{prefix}{part}.{kind}")
-            if whole is None or not layers.plain(getattr(attention, part)):
-                continue
-            del tensors[f"{prefix}{part}.{kind}"]
-            for name, rows in zip(FusedQKV._PARTS[part], whole.chunk(3), strict=True):
-                tensors[f"{prefix}{name}.{kind}"] = rows.clone()
+def _save_apart(fused, names: list[str], destination: dict, prefix: str, keep_vars: bool) -> None:
+    """Into a state dict as the layers that it stands for: what is saved meanwhile can be loaded."""
+    above = prefix[: prefix.rfind(".", 0, -1) + 1]
+    for kind, whole in fused.named_parameters():
+        for name, rows in zip(names, whole.chunk(len(names)), strict=True):
+            destination[f"{above}{name}.{kind}"] = rows if keep_vars else rows.detach().clone()
 
 
 @dataclass

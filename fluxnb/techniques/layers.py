@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from fluxnb.technique import Changes, Unavailable
+from fluxnb.errors import UserError
+from fluxnb.technique import Changes, Unavailable, networks
 
 LOADING = ("load_lora_adapter", "add_adapter")
 _ADAPTERS = (
@@ -78,6 +79,24 @@ def refuse_merging(network, changes: Changes) -> None:
     changes.refuse(network, ("fuse_lora", "unfuse_lora"), why)
     why = f"The network can't be saved {doing}: take that off, save it, and quantize what is loaded again."
     changes.refuse(network, ("save_pretrained",), why)
+
+
+def refuse_converting(pipe, changes: Changes) -> None:
+    """Layers that can't change their number format say so before a part of the pipeline has changed its own."""
+    kind = pipe.transformer.dtype
+    why = (
+        f"A pipeline can't be converted from {kind} while its layers are {changes.name}: take that off, convert, and "
+        "put it on again."
+    )
+
+    def checked(original, *args, **kwargs):
+        if any(isinstance(given, torch.dtype) and given != kind for given in (*args, *kwargs.values())):
+            raise UserError(why)
+        return original(*args, **kwargs)
+
+    for owner in (pipe, *networks(pipe)):
+        changes.put(owner, "to", functools.partial(checked, owner.to))
+        changes.refuse(owner, ("half", "float", "double", "bfloat16"), why)
 
 
 def watch_loras(network, changes: Changes, then: Callable[[], None]) -> None:

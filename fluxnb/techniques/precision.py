@@ -28,6 +28,7 @@ class Quantizer(Technique):
 
     family, exact = QUANTIZATION, ANOTHER
     takes_loras = True  # peft can put one around its layers
+    converts = True  # its layers can change their number format
 
     def check(self, pipe) -> None:
         """Raises Unavailable if this can't run here; the message begins with what it needs."""
@@ -55,6 +56,8 @@ class Quantizer(Technique):
             self.prepare(pipe, changes)
             for network in networks(pipe):
                 layers.refuse_merging(network, changes)
+            if not self.converts:
+                layers.refuse_converting(pipe, changes)
             if not self.takes_loras:
                 layers.refuse_loras(pipe, changes)
             for network, parent, name, linear, modulation in found:
@@ -99,7 +102,10 @@ def _shell(linear: nn.Linear, kind: type = nn.Linear, **options) -> nn.Linear:
     """A layer of another kind and the same shape, without weights of its own."""
     with torch.device("meta"):
         new = kind(linear.in_features, linear.out_features, bias=False, **options)
-    new.bias = linear.bias
+    if linear.bias is not None:  # bitsandbytes converts it as it likes
+        new.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+    else:
+        new.bias = None
     return new
 
 
@@ -193,6 +199,10 @@ class TorchAO(_OfKind):
     @property
     def name(self) -> str:
         return self.KINDS[self.kind][0]
+
+    @property
+    def converts(self) -> bool:
+        return self.kind.startswith("int8")
 
     def check(self, pipe):
         _, least, bfloat16 = self.KINDS[self.kind]
@@ -292,6 +302,7 @@ class GGUF(_OfKind):
     """
 
     term, KINDS = "GGUF", kinds.GGUF
+    converts = False
 
     def check(self, pipe):
         _needs("gguf")
@@ -370,7 +381,7 @@ class Quanto(_OfKind):
     """
 
     term, KINDS = "Quanto", kinds.QUANTO
-    takes_loras = False
+    takes_loras = converts = False
 
     def check(self, pipe):
         _needs("optimum-quanto", "optimum.quanto")

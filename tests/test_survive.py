@@ -1,0 +1,402 @@
+"""What is put on a pipeline comes off it again, and only that: whatever came before, meanwhile and in between."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import small
+import torch
+from small import CACHES, COMPILED, QUANTIZED, TECHNIQUES, differences, image, state
+
+import fluxnb
+from fluxnb import techniques as t
+from fluxnb.cache import Cache, Interval, first_block
+from fluxnb.errors import UserError
+from fluxnb.technique import Unavailable, applied
+
+ALL = TECHNIQUES | COMPILED
+ON_WEIGHTS = ("FusedQKV", "FusedQKV of single blocks", "ModulationAhead", "FusedGELU", "FusedRoPE", *QUANTIZED)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return small.load()
+
+
+@pytest.fixture(scope="module")
+def least():
+    return small.load(blocks=1)
+
+
+@pytest.fixture(scope="module")
+def plain(pipe):
+    return image(pipe)
+
+
+def sentence(error) -> str:
+    text = str(error.value)
+    assert "\n" not in text and (error.type is Unavailable or text.endswith(".")), text
+    return text
+
+
+# --- on and off -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_a_technique_comes_off_without_a_trace_and_only_once(pipe, plain, name):
+    before = state(pipe)
+    undo = TECHNIQUES[name]().apply(pipe)
+    image(pipe)
+    for _ in range(2):
+        undo()
+        assert not differences(before, state(pipe))
+    assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_what_compiles_comes_off_without_a_trace(pipe, name):
+    before = state(pipe)
+    ALL[name]().apply(pipe)()
+    assert not differences(before, state(pipe))
+
+
+@pytest.mark.parametrize("first", ALL)
+def test_two_techniques_come_off_in_any_order(pipe, plain, first):
+    before = state(pipe)
+    for second in ALL:
+        undo = [ALL[first]().apply(pipe)]
+        try:
+            on_one = state(pipe)
+            try:
+                undo.append(ALL[second]().apply(pipe))
+            except (Unavailable, UserError):
+                assert not differences(on_one, state(pipe)), second
+                continue
+            on_both = state(pipe)
+            try:  # the first comes off alone, or says what is on top of it
+                undo[0]()
+                if first not in COMPILED and second not in COMPILED:
+                    image(pipe, steps=2)
+            except UserError as error:
+                assert "take that off first" in str(error), second
+                assert not differences(on_both, state(pipe)), second
+        finally:
+            for one in reversed(undo):
+                one()
+        assert not differences(before, state(pipe)), second
+    assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_whatever_fails_half_way_leaves_the_pipeline_as_it_was(least, name):
+    pipe = least
+    ALL[name]().apply(pipe)()  # what runs in a process once only
+    lines = _traced(pipe, name)
+    before = state(pipe)
+    for line, count in lines.items():
+        for nth in {1, count}:  # the first and the last time that it runs
+            with pytest.raises((_Injected, Unavailable)):
+                _failing(lambda: ALL[name]().apply(pipe), line, nth)
+            assert not differences(before, state(pipe)), f"{line[0].name}:{line[1]}"
+
+
+class _Injected(RuntimeError):
+    pass
+
+
+def _traced(pipe, name) -> dict[tuple, int]:
+    """(file, line) of fluxnb that runs while a technique is put on -> how often."""
+    found: dict[tuple, int] = {}
+
+    def count(line):
+        found[line] = found.get(line, 0) + 1
+
+    undo = _tracing(lambda: ALL[name]().apply(pipe), count)
+    undo()
+    return found
+
+
+def _failing(function, line, nth):
+    left = [nth]
+
+    def fail(at):
+        if at == line:
+            left[0] -= 1
+            if not left[0]:
+                raise _Injected
+
+    return _tracing(function, fail)
+
+
+def _tracing(function, seen):
+    root = Path(fluxnb.__file__).parent
+
+    def each(frame, event, _):
+        path = Path(frame.f_code.co_filename)
+        if root not in path.parents or frame.f_code.co_name == "__exit__":
+            return None
+        if event == "line" and not _harmless(path, frame.f_lineno):
+            seen((path, frame.f_lineno))
+        return each
+
+    before = sys.gettrace()
+    sys.settrace(each)
+    try:
+        return function()
+    finally:
+        sys.settrace(before)
+
+
+def _harmless(path: Path, line: int) -> bool:
+    """Lines that can't fail: the end of a block, which is its first line again, and what is returned behind it."""
+    text = _SOURCES.setdefault(path, path.read_text().splitlines())[line - 1].strip()
+    return text.startswith(("return changes.take_back", "with "))
+
+
+_SOURCES: dict[Path, list[str]] = {}
+
+
+# --- what happens in between ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moves", [("bfloat16",), ("bfloat16", "float32"), ("float16", "float32")])
+@pytest.mark.parametrize("name", [*ON_WEIGHTS, *CACHES, "ChannelsLast"])
+def test_a_pipeline_that_was_converted_meanwhile_is_the_one_that_was_converted(name, moves):
+    expected, pipe = small.load(), small.load()
+    undo = TECHNIQUES[name]().apply(pipe)
+    image(pipe, steps=2)
+    for kind in moves:
+        try:
+            pipe.to(getattr(torch, kind))
+        except UserError as error:
+            assert "take that off, convert" in str(error)
+            break
+        image(pipe, steps=2)
+        expected.to(getattr(torch, kind))
+    undo()
+    assert torch.equal(image(pipe), image(expected))
+    assert pipe.transformer.dtype == expected.transformer.dtype == pipe.vae.dtype
+
+
+def test_built_in_layers_free_the_originals():
+    import weakref
+
+    pipe = small.load()
+    layers = [weakref.ref(block.proj_mlp) for block in pipe.transformer.single_transformer_blocks]
+    undo = t.TorchAO("int8 weight-only").apply(pipe)
+    assert all(layer() is not None for layer in layers)
+    del undo  # as the study does that builds it in
+    assert all(layer() is None for layer in layers)
+    image(pipe)
+
+
+def _offloaded(pipe):
+    """accelerate's hook as diffusers' model offloading puts it on and, behind every image, on again."""
+    from accelerate import cpu_offload_with_hook
+    from accelerate.hooks import remove_hook_from_module
+
+    def again():
+        remove_hook_from_module(pipe.transformer, recurse=True)
+        cpu_offload_with_hook(pipe.transformer, torch.device("cpu"))
+
+    pipe.maybe_free_model_hooks = again
+    again()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", [*CACHES, "ModulationAhead", "FusedQKV", "TorchAO int8", "GGUF"])
+def test_offloading_hooks_that_come_and_go_leave_a_technique_on(name, when, plain):
+    pipe, reference = small.load(), small.load()
+    with applied(reference, TECHNIQUES[name]()):
+        expected = image(reference)
+    if when == "before":
+        _offloaded(pipe)
+    undo = TECHNIQUES[name]().apply(pipe)
+    if when == "after":
+        _offloaded(pipe)
+    for _ in range(3):
+        assert torch.equal(image(pipe), expected)
+    undo()
+    assert torch.equal(image(pipe), plain)
+    assert hasattr(pipe.transformer, "_hf_hook")
+
+
+def test_a_cache_under_diffusers_hooks_stays_on_when_they_come_off(plain):
+    from diffusers.hooks import HookRegistry, ModelHook
+
+    pipe = small.load()
+    registry = HookRegistry.check_if_exists_or_initialize(pipe.transformer)
+    registry.register_hook(ModelHook(), "theirs")
+    cache = Cache(Interval(2))
+    undo = cache.apply(pipe)
+    image(pipe)
+    registry.remove_hook("theirs")
+    assert cache.trace.computed < 4
+    image(pipe)
+    assert cache.trace.computed < 4
+    undo()
+    assert torch.equal(image(pipe), plain)
+
+
+def test_what_the_user_wraps_around_a_cache_has_to_come_off_first(pipe, plain):
+    undo = first_block(0.1).apply(pipe)
+    own = pipe.transformer.forward
+    pipe.transformer.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    with pytest.raises(UserError, match="what has changed its forward since is on top"):
+        undo()
+    pipe.transformer.forward = own
+    undo()
+    assert torch.equal(image(pipe), plain)
+
+
+# --- what is the user's own -------------------------------------------------------------------------------
+
+
+def test_projections_fused_twice_stay_right_whichever_comes_off(pipe, plain):
+    for order in ((0, 1), (1, 0)):
+        undo = [t.FusedQKV().apply(pipe), t.FusedQKV().apply(pipe)]
+        for i in order:
+            undo[i]()
+            assert torch.allclose(image(pipe), plain, atol=1e-4)
+        assert torch.equal(image(pipe), plain)
+
+
+def test_the_users_own_fused_projections_are_kept(plain):
+    pipe = small.load()
+    with torch.no_grad():
+        pipe.transformer.fuse_qkv_projections()
+    fused = image(pipe)
+    with applied(pipe, t.FusedQKV()):
+        image(pipe)
+    assert all(block.attn.fused_projections for block in pipe.transformer.transformer_blocks)
+    assert torch.equal(image(pipe), fused)
+
+
+def test_fusing_by_hand_meanwhile_is_a_sentence(pipe, plain):
+    with applied(pipe, t.FusedQKV()):
+        for method in (pipe.transformer.fuse_qkv_projections, pipe.transformer.unfuse_qkv_projections):
+            with pytest.raises(UserError, match="fused by fused QKV"):
+                method()
+    assert torch.equal(image(pipe), plain)
+
+
+def test_the_users_own_compilation_is_kept_before_and_after(pipe):
+    (block, *_) = pipe.transformer.transformer_blocks
+    for technique in (t.Regional(), t.Regional("default")):
+        block.compile()
+        own = block._compiled_call_impl
+        undo = technique.apply(pipe)
+        assert block._compiled_call_impl is not own
+        undo()
+        assert block._compiled_call_impl is own
+        undo = technique.apply(pipe)
+        block.compile()
+        later = block._compiled_call_impl
+        undo()
+        assert block._compiled_call_impl is later
+        del block._compiled_call_impl
+
+
+def test_another_scheduler_chosen_meanwhile_is_kept(pipe):
+    before = pipe.scheduler
+    undo = t.DPMSolver().apply(pipe)
+    pipe.scheduler = chosen = type(before).from_config(before.config)
+    undo()
+    assert pipe.scheduler is chosen
+    pipe.scheduler = before
+
+
+def test_a_channels_last_vae_of_the_users_stays_so(pipe):
+    pipe.vae.to(memory_format=torch.channels_last)
+    try:
+        with applied(pipe, t.ChannelsLast()):
+            pass
+        assert pipe.vae.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    finally:
+        pipe.vae.to(memory_format=torch.contiguous_format)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_is_saved_meanwhile_is_the_model_or_a_sentence(pipe, plain, name, tmp_path):
+    from diffusers import FluxTransformer2DModel
+
+    original = pipe.transformer.state_dict()
+    with applied(pipe, ALL[name]()):
+        if name in QUANTIZED:
+            with pytest.raises(UserError, match="can't be saved"):
+                pipe.save_pretrained(tmp_path)
+            return
+        pipe.transformer.save_pretrained(tmp_path)
+    saved = FluxTransformer2DModel.from_pretrained(tmp_path).state_dict()
+    assert saved.keys() == original.keys()
+    assert all(torch.equal(saved[key], original[key]) for key in saved)
+
+
+def test_no_cache_goes_under_a_transformer_compiled_as_a_whole(pipe):
+    for name in CACHES:
+        with applied(pipe, TECHNIQUES[name]()):
+            with pytest.raises(Unavailable, match="^needs a transformer without a cache"):
+                t.Whole().apply(pipe)
+            with pytest.raises(UserError, match="compile its blocks"):
+                pipe.transformer.compile(fullgraph=True)
+
+
+def test_a_transformer_in_training_is_a_sentence(pipe):
+    pipe.transformer.train()
+    try:
+        for name in (*CACHES, "ModulationAhead"):
+            with applied(pipe, TECHNIQUES[name]()), pytest.raises(UserError, match="can't be trained"):
+                pipe.transformer(torch.zeros(1))
+    finally:
+        pipe.transformer.eval()
+
+
+@pytest.mark.parametrize("name", ["FusedQKV", "FusedGELU", *QUANTIZED])
+def test_layers_stored_in_fp8_are_a_sentence_or_right(name):
+    pipe = small.load()
+    pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    cast = image(pipe)
+    before = state(pipe)
+    with pytest.raises(Unavailable, match="^needs .*layerwise casting"):
+        TECHNIQUES[name]().apply(pipe)
+    assert not differences(before, state(pipe)) and torch.equal(image(pipe), cast)
+
+
+@pytest.mark.parametrize("name", ["FusedQKV", "FusedGELU", "FusedRoPE", "ModulationAhead", *CACHES])
+def test_layers_stored_in_fp8_afterwards_make_the_image_that_they_make_without_a_technique(name):
+    pipe, other = small.load(), small.load()
+    with applied(other, TECHNIQUES[name]()):
+        on = image(other)
+    TECHNIQUES[name]().apply(pipe)
+    pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    other.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    cast = image(other)
+    assert (image(pipe) - on).norm() < 3 * (cast - on).norm() + 1e-3
+
+
+def test_not_a_number_is_warned_of_whoever_makes_bytes(pipe):
+    broken = torch.full((1, 3, 16, 16), torch.nan)
+    with applied(pipe, t.BytesOnDevice()), pytest.warns(RuntimeWarning, match="invalid value"):
+        pipe.image_processor.postprocess(broken, "pil")
+
+
+def test_several_controlnets_are_looked_at_one_by_one(pipe):
+    from diffusers import FluxControlNetModel, FluxMultiControlNetModel
+
+    from fluxnb.models import pipelines
+
+    nets = [pipelines.load_controlnet("embedded", device="cpu") for _ in range(2)]
+    assert isinstance(nets[0], FluxControlNetModel)
+    many = pipelines.as_use_case(pipe, "ControlNet txt2img", FluxMultiControlNetModel(nets))
+    before = state(many)
+    for name in ("Regional", "TorchAO int8", "Attention", "GGUF", "FusedQKV"):
+        with applied(many, ALL[name]()):
+            pass
+        assert not differences(before, state(many)), name
+
+
+def test_every_technique_that_runs_on_a_cpu_is_tried():
+    tried = {type(make()).__name__ for make in ALL.values()}
+    gpu = {"CudaGraph", "TensorRT", "Nunchaku", "SparseInt8"}
+    ranks = {"ContextParallel", "FullyShard", "DiffusersParallel", "ParallelVAE", "XDiT", "PipeFusion"}
+    assert set(t.__all__) - gpu - ranks <= tried
