@@ -167,7 +167,10 @@ def test_a_load_is_a_row_that_is_found_again(tmp_path, subject, nvml):
     assert len({r.session for r in rows}) == 1 and [r.mark for r in rows] == ["1", "2", "50%"]
     assert two.shown("queued_s") > alone.shown("queued_s") and arriving.setting("arrivals") == 0.5
     assert alone.gpu_util_avg == 60 and alone.telemetry["power_peak_w"] == 650.5
-    assert alone.label == "1 user, 1 image each" and arriving.label == "arrivals at 50% of what the process makes, 1 image each"
+    assert (
+        alone.label == "1 user, 1 image each"
+        and arriving.label == "arrivals at 50% of what the process makes, 1 image each"
+    )
     again = study.Study(params.load("cpu"), notebooks.LOAD, tmp_path)
     assert again.serve(subject, loads, 1) == rows
     (fewer,) = again.serve(subject, [study.Load(1, 1, 3)], 1)

@@ -454,7 +454,8 @@ def test_what_notebooks_import_leaves_nothing_that_a_fork_would_lose(tmp_path, z
         loaded = [name for name in json.loads(sys.argv[1]) if name not in sys.modules]
         import torch
         threads, started = len(os.listdir("/proc/self/task")), torch.cuda.is_initialized()
-        print(torch.get_num_threads(), bool(torch.ones(512, 512).matmul(torch.ones(512, 512)).sum() == 512**3), flush=True)
+        ones = torch.ones(512, 512)
+        print(torch.get_num_threads(), bool(ones.matmul(ones).sum() == 512**3), flush=True)
         json.dump([loaded, threads, started, torch.initial_seed()], open(sys.argv[2], "w"))
         os._exit(7)
     """

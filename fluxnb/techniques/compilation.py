@@ -388,7 +388,8 @@ def _fuse(attention, changes: Changes) -> None:
                 whole = torch.cat([getattr(layer, kind) for layer in apart])
                 setattr(fused, kind, torch.nn.Parameter(whole, requires_grad=one.requires_grad))
             fused.out_features = len(fused.weight)
-            fused._save_to_state_dict = functools.partial(_save_apart, fused, names)
+            saved = functools.partial(_save_apart, fused, names)
+            fused._save_to_state_dict = saved  # type: ignore[method-assign]
             changes.callback(_give_back, fused, apart)
             _share(fused, apart)
         changes.check(functools.partial(_on_top_of, fused))
@@ -419,7 +420,7 @@ def _on_top_of(fused) -> str | None:
     return "what has quantized, offloaded or cast its layers since"
 
 
-def _save_apart(fused, names: list[str], destination: dict, prefix: str, keep_vars: bool) -> None:
+def _save_apart(fused, names: tuple[str, ...], destination: dict, prefix: str, keep_vars: bool) -> None:
     """Into a state dict as the layers that it stands for: what is saved meanwhile can be loaded."""
     above = prefix[: prefix.rfind(".", 0, -1) + 1]
     for kind, whole in fused.named_parameters():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ def check(layers: list[nn.Module], lora: bool = False, other: str = "") -> None:
                 "needs layers without a LoRA: make it part of the weights (pipe.fuse_lora(), then "
                 "pipe.unload_lora_weights()), or take it off"
             )
-        base = layer.base_layer if adapted(layer) else layer
+        base: Any = layer.base_layer if adapted(layer) else layer
         if hooked(layer) or hooked(base) or (base.weight is not None and base.weight.is_meta):
             raise Unavailable(
                 "needs layers that nothing offloads or casts one by one (sequential or leaf-level offloading, "

@@ -1,0 +1,200 @@
+"""LoRAs (peft) loaded before, inside and after a technique: the right image, or a sentence before anything changes."""
+
+import pytest
+import small
+import torch
+from small import CACHES, QUANTIZED, TECHNIQUES, differences, image, lora, state
+
+from fluxnb import techniques as t
+from fluxnb.errors import UserError
+from fluxnb.technique import Unavailable, applied
+
+# the largest difference from the LoRA's own image: other arithmetic, or another format's as without a LoRA
+ROUNDED = 1e-4
+QUANTIZED_BY = {"SVDQuant": 0.6, "NF4": 0.3}
+LOADED_LATER = tuple(name for name in TECHNIQUES if not name.startswith(("FusedQKV", "Quanto", "SVDQuant")))
+
+
+@pytest.fixture
+def pipe():
+    return small.load()
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return lora(small.load())
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return image(small.load())
+
+
+@pytest.fixture(scope="module")
+def with_lora(plain, weights):
+    """Scale -> the image of the LoRA alone."""
+    pipe, made = small.load(), {}
+    load(pipe, weights)
+    for scale in (1.0, 0.5):
+        pipe.set_adapters(["style"], [scale])
+        made[scale] = image(pipe)
+    pipe.unload_lora_weights()
+    assert torch.equal(image(pipe), plain)
+    assert (made[1.0] - plain).abs().max() > 0.5 and (made[1.0] - made[0.5]).abs().max() > 0.2
+    return made
+
+
+def load(pipe, weights, name="style"):
+    pipe.load_lora_weights(dict(weights), adapter_name=name)
+
+
+def near(name: str, made, expected, plain) -> bool:
+    """Whether it is the LoRA's image as far as the technique allows, and not the one without it."""
+    most = QUANTIZED_BY.get(name, 0.2) if name in (*QUANTIZED, *CACHES, "DPMSolver") else ROUNDED
+    return (made - expected).abs().max() < most and (made - expected).norm() < (made - plain).norm()
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_a_lora_loaded_before_acts_is_scaled_and_comes_off(pipe, plain, weights, with_lora, name):
+    load(pipe, weights)
+    before = state(pipe)
+    if name.startswith("FusedQKV"):
+        with pytest.raises(Unavailable, match="^needs layers without a LoRA"):
+            TECHNIQUES[name]().apply(pipe)
+        assert not differences(before, state(pipe))
+        return
+    undo = TECHNIQUES[name]().apply(pipe)
+    assert near(name, image(pipe), with_lora[1.0], plain)
+    pipe.set_adapters(["style"], [0.5])
+    assert near(name, image(pipe), with_lora[0.5], plain)
+    undo()
+    assert torch.equal(image(pipe), with_lora[0.5])
+    undo = TECHNIQUES[name]().apply(pipe)
+    pipe.unload_lora_weights()
+    unloaded = image(pipe)
+    undo()
+    assert torch.equal(image(pipe), plain)
+    with applied(pipe, TECHNIQUES[name]()):
+        assert torch.allclose(unloaded, image(pipe), atol=ROUNDED)
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_a_lora_loaded_inside_acts_or_is_a_sentence(pipe, plain, weights, with_lora, name):
+    undo = TECHNIQUES[name]().apply(pipe)
+    own, before = image(pipe), state(pipe)
+    if name not in LOADED_LATER:
+        for target in (lambda: load(pipe, weights), lambda: pipe.transformer.load_lora_adapter(dict(weights))):
+            with pytest.raises(UserError, match="take .* off and load it first"):
+                target()
+        assert not differences(before, state(pipe))
+        assert torch.equal(image(pipe), own)
+        undo()
+        return
+    load(pipe, weights)
+    assert near(name, image(pipe), with_lora[1.0], plain)
+    pipe.set_adapters(["style"], [0.5])
+    assert near(name, image(pipe), with_lora[0.5], plain)
+    undo()  # and the LoRA stays
+    assert torch.equal(image(pipe), with_lora[0.5])
+    pipe.unload_lora_weights()
+    with applied(pipe, TECHNIQUES[name]()):
+        load(pipe, weights)
+        pipe.unload_lora_weights()
+        assert torch.equal(image(pipe), own)
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_a_lora_loaded_afterwards_acts(pipe, weights, with_lora, name):
+    with applied(pipe, TECHNIQUES[name]()):
+        image(pipe, steps=2)
+    load(pipe, weights)
+    assert torch.equal(image(pipe), with_lora[1.0])
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_a_lora_fused_into_the_weights_meanwhile_is_there_or_a_sentence(pipe, plain, weights, with_lora, name):
+    load(pipe, weights)
+    try:
+        undo = TECHNIQUES[name]().apply(pipe)
+    except Unavailable:
+        return
+    if name in QUANTIZED:
+        made = image(pipe)
+        with pytest.raises(UserError, match="can't become part of the weights"):
+            pipe.fuse_lora()
+        assert torch.equal(image(pipe), made)
+    else:
+        pipe.fuse_lora()
+        assert near(name, image(pipe), with_lora[1.0], plain)
+        pipe.unfuse_lora()
+    undo()
+    assert torch.allclose(image(pipe), with_lora[1.0], atol=ROUNDED)
+
+
+@pytest.mark.parametrize("name", ["FusedQKV", *QUANTIZED])
+def test_a_lora_that_is_part_of_the_weights_is_put_under_anything(plain, weights, with_lora, name):
+    pipe = small.load()
+    load(pipe, weights)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    fused = image(pipe)
+    assert torch.allclose(fused, with_lora[1.0], atol=ROUNDED)
+    with applied(pipe, TECHNIQUES[name]()):
+        assert near(name, image(pipe), with_lora[1.0], plain)
+    assert torch.equal(image(pipe), fused)
+
+
+@pytest.mark.parametrize("rank", [4, 64])
+@pytest.mark.parametrize("name", ["NF4", "GGUF", "TorchAO int8", "Quanto"])
+def test_a_loras_own_matrices_are_left_in_their_format(pipe, plain, name, rank):
+    weights = lora(pipe, rank)
+    load(pipe, weights)
+    expected = image(pipe)
+    with applied(pipe, TECHNIQUES[name]()):
+        kinds = {
+            type(m) for path, m in pipe.transformer.named_modules() if path.endswith(("lora_A.style", "lora_B.style"))
+        }
+        assert kinds == {torch.nn.Linear}
+        assert near(name, image(pipe), expected, plain)
+
+
+def test_two_loras_at_once_under_modulations_and_gelu(pipe, plain, weights):
+    load(pipe, weights)
+    load(pipe, lora(pipe, 8, seed=2), "other")
+    pipe.set_adapters(["style", "other"], [0.5, 0.7])
+    both = image(pipe)
+    with applied(pipe, t.FusedGELU(), t.FusedRoPE(), t.ModulationAhead()):
+        assert near("", image(pipe), both, plain)
+        pipe.delete_adapters("other")
+        one = image(pipe)
+    assert torch.allclose(image(pipe), one, atol=ROUNDED)
+
+
+def test_a_lora_of_single_blocks_alone_has_an_effect_under_fused_gelu(pipe, plain):
+    load(pipe, lora(pipe, targets=["proj_out", "proj_mlp"]))
+    expected = image(pipe)
+    assert (expected - plain).abs().max() > 0.05
+    with applied(pipe, t.FusedGELU()):
+        assert near("", image(pipe), expected, plain)
+
+
+def test_a_recording_is_made_anew_when_a_lora_comes_or_weights_move(pipe, weights):
+    from fluxnb.technique import Changes
+    from fluxnb.techniques.compilation import _Recorded
+
+    recorded = _Recorded(lambda: None, {})
+    with Changes("CUDA graph") as changes:
+        recorded.follow(pipe.transformer, changes)
+    for change in (
+        lambda: load(pipe, weights),
+        lambda: pipe.set_adapters(["style"], [0.5]),
+        lambda: pipe.fuse_lora(),
+        lambda: pipe.unfuse_lora(),
+        lambda: pipe.unload_lora_weights(),
+        lambda: pipe.transformer.to("cpu"),
+    ):
+        recorded.graphs["shape"] = ()
+        change()
+        assert not recorded.graphs
+    changes.take_back()
+    assert not {"load_lora_adapter", "_apply"} & set(vars(pipe.transformer))
