@@ -11,7 +11,7 @@ from fluxnb.technique import Unavailable, applied
 
 # the largest difference from the LoRA's own image: other arithmetic, or another format's as without a LoRA
 ROUNDED = 1e-4
-QUANTIZED_BY = {"SVDQuant": 0.6, "NF4": 0.3}
+FURTHER = {"SVDQuant": 0.6, "NF4": 0.3} | dict.fromkeys(CACHES, 1)
 LOADED_LATER = tuple(name for name in TECHNIQUES if not name.startswith(("FusedQKV", "Quanto", "SVDQuant")))
 
 
@@ -50,7 +50,7 @@ def load(pipe, weights, name="style"):
 
 def near(name: str, made, expected, plain) -> bool:
     """Whether it is the LoRA's image as far as the technique allows, and not the one without it."""
-    most = QUANTIZED_BY.get(name, 0.2) if name in (*QUANTIZED, *CACHES, "DPMSolver") else ROUNDED
+    most = FURTHER.get(name, 0.2) if name in (*QUANTIZED, *CACHES, "DPMSolver") else ROUNDED
     return (made - expected).abs().max() < most and (made - expected).norm() < (made - plain).norm()
 
 
@@ -184,7 +184,7 @@ def test_a_recording_is_made_anew_when_a_lora_comes_or_weights_move(pipe, weight
 
     recorded = _Recorded(lambda: None, {})
     with Changes("CUDA graph") as changes:
-        recorded.follow(pipe.transformer, changes)
+        recorded.follow(pipe, pipe.transformer, changes)
     for change in (
         lambda: load(pipe, weights),
         lambda: pipe.set_adapters(["style"], [0.5]),

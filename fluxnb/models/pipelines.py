@@ -245,7 +245,7 @@ def generate(
     """
     width, height = (model.side if side is None else side for side in (width, height))
     request.check(prompts, seeds, steps, guidance, width, height, output_type)
-    case = request.use_case(pipe)
+    case, seeds, steps = request.use_case(pipe), list(map(int, seeds)), int(steps)
     if model.name == embedded.NAME:
         _warn_of_unknown_words(prompts)
     takes = inspect.signature(type(pipe).__call__).parameters

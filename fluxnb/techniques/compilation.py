@@ -92,7 +92,7 @@ class TextEncoders(Technique):
             if self.record:
                 for name, encoder in encoders.items():
                     _check_recordable(encoder)
-                    _record_calls(encoder, changes, self.proof, f"{name} recorded")
+                    _record_calls(pipe, encoder, changes, self.proof, f"{name} recorded")
             else:
                 blocks = [block for encoder in encoders.values() for block in _repeated(encoder)]
                 compile_each(blocks, changes)
@@ -203,11 +203,11 @@ class CudaGraph(Technique):
             if self.blocks:
                 first, *others = transformer.transformer_blocks
                 recorded = _Recorded(_chain([*others, *transformer.single_transformer_blocks]), self.proof)
-                recorded.follow(transformer, changes)
+                recorded.follow(pipe, transformer, changes)
                 changes.put(transformer, BLOCKS, ([first], [recorded]))
                 changes.wrap(transformer, functools.partial(_with_blocks, transformer))
             else:
-                _record_calls(transformer, changes, self.proof)
+                _record_calls(pipe, transformer, changes, self.proof)
                 changes.put(transformer, RECORDED, True)
         return changes.take_back
 
@@ -227,11 +227,11 @@ class _Recorded:
         self.function, self.proof, self.said = function, proof, said
         self.graphs: dict[tuple, tuple] = {}
 
-    def follow(self, network, changes: Changes) -> None:
+    def follow(self, pipe, network, changes: Changes) -> None:
         """What was recorded is dropped when the network's weights move or its LoRAs change, and in the end."""
         changes.callback(self.graphs.clear)
         changes.moved(network, lambda function: self.graphs.clear())
-        layers.watch_loras(network, changes, self.graphs.clear)
+        layers.watch_loras(pipe, network, changes, self.graphs.clear)
 
     def __call__(self, **given):
         import torch
@@ -251,12 +251,12 @@ class _Recorded:
         return tree_map_only(torch.Tensor, torch.clone, outputs)
 
 
-def _record_calls(network, changes: Changes, proof: dict, said: str = "recorded") -> None:
+def _record_calls(pipe, network, changes: Changes, proof: dict, said: str = "recorded") -> None:
     """Records a network's calls and replays them."""
 
     def recording(original):
         recorded, names = _Recorded(original, proof, said), list(inspect.signature(original).parameters)
-        recorded.follow(network, changes)
+        recorded.follow(pipe, network, changes)
 
         @functools.wraps(original)
         def forward(*args, **given):

@@ -73,13 +73,16 @@ def refuse_loras(pipe, changes: Changes) -> None:
     changes.refuse(pipe.transformer, LOADING, why)
 
 
-def refuse_merging(network, changes: Changes) -> None:
+def refuse_merging(pipe, changes: Changes) -> None:
     """Quantized weights can't take a LoRA up, and can't be saved as the model's: a sentence says so."""
     doing = f"while its layers are {changes.name}"
     why = f"A LoRA can't become part of the weights, or be taken out of them, {doing}: take that off first."
-    changes.refuse(network, ("fuse_lora", "unfuse_lora"), why)
-    why = f"The network can't be saved {doing}: take that off, save it, and quantize what is loaded again."
-    changes.refuse(network, ("save_pretrained",), why)
+    changes.refuse(pipe, ("fuse_lora", "unfuse_lora"), why)
+    for network in networks(pipe):
+        changes.refuse(network, ("fuse_lora", "unfuse_lora"), why)
+    why = f"What is quantized can't be saved {doing}: take that off, save it, and quantize what is loaded again."
+    for owner in (pipe, *networks(pipe)):
+        changes.refuse(owner, ("save_pretrained",), why)
 
 
 def refuse_converting(pipe, changes: Changes) -> None:
@@ -100,8 +103,8 @@ def refuse_converting(pipe, changes: Changes) -> None:
         changes.refuse(owner, ("half", "float", "double", "bfloat16"), why)
 
 
-def watch_loras(network, changes: Changes, then: Callable[[], None]) -> None:
-    """`then` follows whatever is done to a network's LoRAs."""
+def watch_loras(pipe, network, changes: Changes, then: Callable[[], None]) -> None:
+    """`then` follows whatever is done to the LoRAs of one of a pipeline's networks."""
 
     def watched(original, *args, **kwargs):
         try:
@@ -109,6 +112,6 @@ def watch_loras(network, changes: Changes, then: Callable[[], None]) -> None:
         finally:
             then()
 
-    for name in _ADAPTERS:
-        if hasattr(network, name):
-            changes.put(network, name, functools.partial(watched, getattr(network, name)))
+    for owner, name in (*((network, name) for name in _ADAPTERS), (pipe, "unfuse_lora")):
+        if hasattr(owner, name):
+            changes.put(owner, name, functools.partial(watched, getattr(owner, name)))

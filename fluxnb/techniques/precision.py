@@ -54,8 +54,7 @@ class Quantizer(Technique):
         weights: list[str] = []
         with Changes(self.label) as changes:
             self.prepare(pipe, changes)
-            for network in networks(pipe):
-                layers.refuse_merging(network, changes)
+            layers.refuse_merging(pipe, changes)
             if not self.converts:
                 layers.refuse_converting(pipe, changes)
             if not self.takes_loras:
