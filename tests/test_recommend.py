@@ -12,7 +12,7 @@ from fluxnb import families, findings, notebooks
 from fluxnb.measure import stats
 from fluxnb.study import judging
 from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING
-from fluxnb.world import damage, scenes
+from fluxnb.world import parts, scenes
 
 FINAL = {"notebook": notebooks.FINAL_STACK, "session": "one"}
 NEW = {"dtype": "bfloat16", "inputs": "new"}
@@ -51,6 +51,12 @@ def seen(label, worst, settings, **changed):
     own = {"id": f"seen {label}", "label": label, "technique": label, "settings": NEW | settings, "n": None}
     own |= {"family": families.STACK.name, "exact": ANOTHER, "speedup": None, "latency_p50": None, "st_lpips_max": 0.02}
     return row(**FINAL | own | quality | changed)
+
+
+def test_what_was_judged_on_fewer_images_than_others_is_not_known():
+    few, many = seen("cached", 38.8, CACHE), seen("14 steps", 30.0, {}, steps=14, images=48)
+    assert findings.quality_of(timed("cached", 3.2, CACHE, BASE), [few]) == few
+    assert findings.quality_of(timed("cached", 3.2, CACHE, BASE), [few, many]) is None  # the worst may be missing
 
 
 BASE = plain()
@@ -118,7 +124,7 @@ def test_an_image_whose_object_is_erased_is_refused_at_an_adherence_of_100_perce
     drawn = scenes.held_out_scene(seed)
     whole = np.asarray(scenes.draw(drawn, seed))
     subject = SimpleNamespace(checked=False, use_case="txt2img", clip=None)
-    found = judging.judge(subject, [whole] * 24, [whole] * 23 + [damage.erased(drawn, seed, part)], [], None)
+    found = judging.judge(subject, [whole] * 24, [whole] * 23 + [parts.erased(drawn, seed, part)], [], None)
     assert found["psnr_identical"] == 23 and found["ssim"] > 0.99
     assert (found["psnr_min_db"] < findings.BALANCED_DB) == floor_seen  # of the others only ST-LPIPS sees it
     ruined = replace(seen("ruined", 24.0, CACHE), **found)

@@ -160,8 +160,8 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
 def quality_of(row: Row, rows: Iterable[Row], steps: int | None = None) -> Row | None:
     """The row on trained weights that shows what the very same does to images; None if it wasn't judged.
 
-    The same settings in the same number format at as many steps; of several the one with the worst image. A row of
-    trained weights shows it itself.
+    The same settings in the same number format at as many steps, judged on as many images as any other of its model; of
+    several the one with the worst image. A row of trained weights shows it itself.
 
     Args:
         steps: that the judged images have; as many as the row's by default.
@@ -170,6 +170,9 @@ def quality_of(row: Row, rows: Iterable[Row], steps: int | None = None) -> Row |
         return row if judged(row) else None
     seen = (r for r in finished(rows) if r.weights == "trained" and judged(r) and _one_image(r))
     steps = steps or row.steps
+    seen = list(seen)
+    most = {model: max(r.images for r in seen if r.model == model) for model in {r.model for r in seen}}
+    seen = [r for r in seen if r.images == most[r.model]]  # of fewer images the worst may be missing
     same = [r for r in seen if (is_baseline(r), r.steps, _set(r)) == (is_baseline(row), steps, _set(row))]
     return min(same, key=lambda r: worst_db(r) or 0.0, default=None)
 
