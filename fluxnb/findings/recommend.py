@@ -168,9 +168,8 @@ def quality_of(row: Row, rows: Iterable[Row], steps: int | None = None) -> Row |
     """
     if row.weights == "trained":
         return row if judged(row) else None
-    seen = (r for r in finished(rows) if r.weights == "trained" and judged(r) and _one_image(r))
+    seen = [r for r in finished(rows) if r.weights == "trained" and judged(r) and _one_image(r)]
     steps = steps or row.steps
-    seen = list(seen)
     most = {model: max(r.images for r in seen if r.model == model) for model in {r.model for r in seen}}
     seen = [r for r in seen if r.images == most[r.model]]  # of fewer images the worst may be missing
     same = [r for r in seen if (is_baseline(r), r.steps, _set(r)) == (is_baseline(row), steps, _set(row))]
