@@ -147,14 +147,15 @@ def test_it_spells_no_technique_stack_or_notebook(path):
             assert not (isinstance(node, ast.Constant) and node.value in names), f"{node.value!r} in {source}"
 
 
-@pytest.mark.parametrize("gpu", ["cpu", "h200"])
+@pytest.mark.parametrize("gpu", ["cpu", "h100"])
 def test_committed_rows_are_of_the_prompts_and_weights_that_are_committed(gpu):
     """Else nothing could be shown again, and nobody would find a row of theirs after an update."""
     s = study.Study(params.load(gpu, ROOT / "params"), notebooks.FIRST_BLOCK, ROOT)
     reference = Results(ROOT / s.params.report_dir / "results.csv").rows()
     (subject,) = s.judged
     assert subject.digest in {row.setting("inputs") for row in reference if row.notebook == s.notebook}
-    assert subject.part(2).digest in {row.setting("inputs") for row in reference if row.notebook == notebooks.ATTENTION}
+    first = subject.part(len(subject.prompts))
+    assert first.digest in {row.setting("inputs") for row in reference if row.notebook == notebooks.FINAL_STACK}
 
 
 # --- a whole report -----------------------------------------------------------------------------------------

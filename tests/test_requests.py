@@ -162,3 +162,16 @@ def test_a_folder_of_a_variant_loads(folder, parts, embedded_pipe):
             file.rename(file.with_suffix(".fp16.safetensors"))
     pipe = pipelines.load(str(folder), "float32", "cpu")
     assert torch.equal(make(pipe), make(embedded_pipe))
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "images", "least"), [(0, 4, 3), (1, 4, 3), (5, 1, 6)])
+def test_a_polynomial_of_too_few_steps_is_a_sentence(steps, images, least):
+    from types import SimpleNamespace
+
+    from fluxnb.cache import teacache
+
+    with pytest.raises(UserError, match=f"to {steps} steps of {images} images: give {least} steps or more.$"):
+        teacache.fit(SimpleNamespace(inputs=[("a cat", i) for i in range(images)]), steps)

@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_several_models_are_cases_of_their_own(images, tmp_path):
         keep(tmp_path, one, (1, 2))
     cases = explorer.collect(both, images + kept.every(tmp_path))[0]["cases"]
     assert [c["name"] for c in cases] == ["embedded, txt2img", "another, txt2img"]
+
+
+def test_any_prompt_can_stand_in_the_page(tmp_path, monkeypatch):
+    odd = [("<!--<script> </script> ]]> &amp; \u2028 'a\"", 0), ("a cat", 0)]
+    monkeypatch.setitem(globals(), "INPUTS", odd)
+    for one in (BASE, *CACHED):
+        keep(tmp_path, one, (1, 2))
+    page = explorer.explorer_html("smoke", [BASE, *CACHED], kept.every(tmp_path), [])
+    (data,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page, re.S)
+    assert "<" not in data
+    assert [tuple(i) for i in json.loads(data)["cases"][0]["inputs"]] == odd
+    assert page.count("<!--") == 0
 
 
 def test_an_explorer_without_images_is_not_made():
