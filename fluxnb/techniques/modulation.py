@@ -134,7 +134,8 @@ class _Table:
         activated = nn.functional.silu(embedded)
         for layer in self.layers:
             layer.now = None  # computed here
-        return torch.cat([layer(activated) for layer in self.layers], dim=1)
+        # past the user's forward hooks, which see each step's
+        return torch.cat([layer.forward(activated) for layer in self.layers], dim=1)
 
 
 def _coming(image: Image, timestep) -> torch.Tensor | None:
