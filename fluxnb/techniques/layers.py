@@ -99,7 +99,7 @@ def refuse_converting(pipe, changes: Changes) -> None:
         return original(*args, **kwargs)
 
     for owner in (pipe, *networks(pipe)):
-        changes.put(owner, "to", functools.partial(checked, owner.to))
+        changes.put(owner, "to", functools.partial(checked, owner.to), yields=True)  # accelerate takes it away
         changes.refuse(owner, ("half", "float", "double", "bfloat16"), why)
 
 
