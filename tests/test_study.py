@@ -526,7 +526,7 @@ def test_a_subject_follows_the_parameters(begin):
     s, _ = begin(width=64, height=96, seeds=[3, 4])
     small, full = s.subject("embedded"), s.subject("flux-dev-random")
     assert (small.width, small.height, small.rounds) == (64, 96, 3)
-    assert (full.width, full.height, full.rounds) == (256, 256, 3)
+    assert (full.width, full.height, full.rounds) == (256, 256, 5)
     assert (s.steps(small), s.steps(full)) == (8, 2)
     assert small.inputs == [
         ("a red apple on a white table", 3),
