@@ -11,6 +11,16 @@ from pathlib import Path
 
 NAME = "embedded"  # as a model
 FOLDER = Path(__file__).parent / "weights" / "embedded"
+SCHNELL = (
+    "embedded-schnell"  # the same distilled to four steps without guidance; only transformer and scheduler are its own
+)
+SCHNELL_FOLDER = FOLDER.with_name(SCHNELL)
+SCHNELL_STEPS = 4
+SCHNELL_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+}  # FLUX.1-schnell's values
 TOKENS = 24  # T5 tokens of a prompt; padding is attended to, as in FLUX, so the number is part of the model
 CLIP_TOKENS = 32
 GUIDANCE = 3.5  # the default guidance scale, FLUX.1-dev's
@@ -161,3 +171,16 @@ def build():
         tokenizer_2=t5,
         transformer=FluxTransformer2DModel(**TRANSFORMER),
     )
+
+
+def as_schnell(pipe, folder: Path = SCHNELL_FOLDER):
+    """The embedded model's pipeline with the transformer and scheduler of its four-step form; the rest is shared."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    transformer = FluxTransformer2DModel.from_pretrained(
+        folder, subfolder="transformer", dtype=pipe.transformer.dtype, local_files_only=True
+    ).to(pipe.transformer.device)
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    made = FluxPipeline(**{**pipe.components, "transformer": transformer.eval(), "scheduler": scheduler})
+    made.set_progress_bar_config(disable=True)
+    return made

@@ -238,15 +238,19 @@ def distil(run: Run, model: Conditioned, teacher: Conditioned, captions: Caption
     return fit(run, "distil", model, sample, objective, s.distil_steps, s.distil_rate)
 
 
+def prepare(device: str, seed: int) -> None:
+    """What every training begins with."""
+    torch.manual_seed(seed)
+    if device != "cpu":
+        torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass crashed at this shape on torch 2.11
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+
+
 def train(run: Run, out: Path) -> None:
     """All stages in turn; raises OutOfTime between or inside them."""
     s = run.settings
-    torch.manual_seed(s.seed)
-    if run.device != "cpu":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # its backward pass crashed at this shape on torch 2.11
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
+    prepare(run.device, s.seed)
     pipe = embedded.build()
     begin, fresh = time.monotonic(), not (run.work / "captions.json").exists()
     pixels = draw(run.work, s, run.workers)
@@ -311,8 +315,8 @@ def write_about(run: Run, out: Path) -> None:
 EVALUATION_COLUMNS = ("seed", "prompt", "facts", "right", "missed", "probe_right", "vae_psnr_db")
 
 
-def evaluate(pipe, count: int, guidance: float = embedded.GUIDANCE, batch=50):
-    """Generates `count` held-out prompts and checks them.
+def evaluate(pipe, count: int, guidance: float = embedded.GUIDANCE, batch=50, steps: int = 28):
+    """Generates `count` held-out prompts in so many steps and checks them.
 
     Returns:
         (rows, images): rows as dicts with EVALUATION_COLUMNS (`facts` the prompt states, how many the image
@@ -328,7 +332,8 @@ def evaluate(pipe, count: int, guidance: float = embedded.GUIDANCE, batch=50):
         seeds = list(range(start, min(start + batch, count)))
         chosen = [scenes.held_out_scene(seed) for seed in seeds]
         prompts = [scene.caption for scene in chosen]
-        made = pipelines.generate(pipe, prompts, seeds, model=pipelines.describe("embedded"), guidance=guidance)
+        model = pipelines.describe(embedded.NAME)
+        made = pipelines.generate(pipe, prompts, seeds, model=model, steps=steps, guidance=guidance)
         drawn = [scenes.draw(scene, 10**9 + seed) for scene, seed in zip(chosen, seeds, strict=True)]
         with torch.no_grad():
             pixels = probe.to_tensor(drawn).to(device, dtype)

@@ -25,7 +25,7 @@ from torch import nn
 
 from fluxnb.models import control, embedded, pipelines
 from fluxnb.training.loop import OutOfTime, Run, fit
-from fluxnb.training.train import Captions, to_unit, write_about
+from fluxnb.training.train import Captions, prepare, to_unit, write_about
 from fluxnb.world import probe, scenes
 
 LAYERS, SINGLE_LAYERS = 2, 0  # as in the newer published ones: double blocks only
@@ -217,9 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = replace(settings, **{k: getattr(options, k) for k in chosen if getattr(options, k)})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = Run(options.work, settings, device, options.minutes, torch.get_num_threads())
-    torch.manual_seed(settings.seed)
-    if device != "cpu":
-        torch.backends.cuda.enable_cudnn_sdp(False)  # see fluxnb.training.train
+    prepare(device, settings.seed)
     pipe = pipelines.load("embedded", "float32", device)
     try:
         latents, captions = draw(run, pipe.vae)

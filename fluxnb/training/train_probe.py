@@ -442,10 +442,7 @@ def main(arguments: list[str] | None = None) -> int:
     settings = Settings.small() if options.small else Settings()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = Run(options.work, settings, device, options.minutes, options.workers)
-    torch.manual_seed(settings.seed)
-    if device != "cpu":
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cuda.enable_cudnn_sdp(False)  # see fluxnb.training.train
+    train.prepare(device, settings.seed)
     try:
         pixels, labels = draw(run)
         reader = learn(run, "reader", Samples(run, pixels, labels), settings.reader_steps)
