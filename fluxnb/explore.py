@@ -24,6 +24,7 @@ from fluxnb import families, params
 from fluxnb.cache import Cache, Cascade, Hold, Taylor
 from fluxnb.errors import UserError
 from fluxnb.families import COMBINED, FIRST_BLOCK, TEACACHE
+from fluxnb.installed import need
 from fluxnb.measure import quality
 from fluxnb.models import control, embedded, material, pipelines
 from fluxnb.study.results import Results
@@ -147,7 +148,7 @@ class Explorer:
     """
 
     def __init__(self, model: str = embedded.NAME, gpu: str = "cpu"):
-        import ipywidgets as w
+        w = need("ipywidgets", "The live explorer")
 
         chosen, root = params.load(gpu), params.find_folder().parent
         self.model, self._pipes = pipelines.describe(model), {"txt2img": pipelines.load(model)}
@@ -361,7 +362,7 @@ class Explorer:
         return Made(label, image, time.perf_counter() - started, computed, steps)
 
     def _keep(self) -> None:
-        import ipywidgets as w
+        w = need("ipywidgets", "The live explorer")
 
         if self.latest is None or self.latest in self.kept:
             return
@@ -373,7 +374,7 @@ class Explorer:
 
 def _wide():
     """A layout of its own for each widget: one that is shared would hide them all."""
-    import ipywidgets as w
+    w = need("ipywidgets", "The live explorer")
 
     return w.Layout(width="26rem")
 

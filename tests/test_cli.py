@@ -273,8 +273,8 @@ def lacking(monkeypatch):
 def test_packages_that_are_missing_are_named_together_with_what_installs_them(user_root, capsys, lacking):
     lacking("papermill", "yaml", "skimage")
     text = refused(capsys, "report", "--gpu", "cpu")
-    assert "lacks scikit-image, papermill, pyyaml" in text
-    assert f"{sys.executable} -m pip install scikit-image papermill pyyaml" in text
+    assert "lacks pyyaml, scikit-image, papermill" in text
+    assert f"install with: {sys.executable} -m pip install -e '.[study]'" in text
 
 
 def test_templates_that_are_not_found(user_root, capsys, monkeypatch):

@@ -67,8 +67,14 @@ def test_no_package_location_is_committed(file):
 def test_conda_environment_has_the_locked_versions():
     (pip,) = [entry["pip"] for entry in CONDA if isinstance(entry, dict)]
     pins = dict(line.split("==") for line in pip if not line.startswith("-"))
-    direct = {canonicalize_name(r.name) for r in requirements("test", "dev")}
+    direct = {canonicalize_name(r.name) for r in requirements(*EXTRAS)}
     assert pins == {name: locked()[name] for name in direct}
+
+
+def test_conda_brings_a_pip_that_takes_all_of_it():
+    """26.3 is the first that refuses a direct URL in a package's metadata, even in an extra that nobody asks for."""
+    (pip,) = [Requirement(entry) for entry in CONDA if isinstance(entry, str) and entry.split()[0] == "pip"]
+    assert pip.specifier.contains("26.2.1") and not pip.specifier.contains("26.3")
 
 
 def test_conda_python_is_one_the_project_takes():

@@ -240,7 +240,7 @@ def test_flip_has_a_heat_map_that_is_dark_where_nothing_differs():
 
 def test_without_its_package_flip_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "flip_evaluator", None)
-    with pytest.raises(UserError, match="pip install flip-evaluator"):
+    with pytest.raises(UserError, match="flip-evaluator, of the extra study"):
         perceptual.flip(smooth(0), smooth(1))
 
 

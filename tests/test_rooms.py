@@ -31,6 +31,7 @@ ROOMS = [
     {"technique"},
     {"families"},
     {"notebooks"},
+    {"installed"},
     {"errors"},
     {"fluxnb", "_setup"},
 ]
@@ -149,7 +150,7 @@ WORDS = {
     "phase": {"findings.phases"},  # a column's heading
     "published": {"report.decisions"},  # TeaCache's polynomial
     "quantization": {  # a setting, a parameter
-        "findings.single_gpu", "params.schema", "report.progress",
+        "findings.single_gpu", "installed", "params.schema", "report.progress",
     },
     "quantized": {"params.schema"},  # a parameter
     "stack": {"study.candidate", "study.kept", "study.study"},  # a column

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from fluxnb.errors import UserError
+from fluxnb.installed import need
 
 WEIGHTS = Path(__file__).with_name("st_lpips.safetensors")
 SHA256 = "2b7c3af78ac2d1d4f97542442fa894e8d190b617c5c18edc49508698ea8bf8b4"
@@ -49,12 +50,7 @@ def flip(reference, candidate) -> tuple[float, Image.Image]:
     Andersson et al. 2020, for low dynamic range, at its authors' viewing conditions: 67 pixels per degree. Raises
     UserError without the package flip-evaluator.
     """
-    try:
-        import flip_evaluator
-    except ImportError:
-        raise UserError(
-            "FLIP needs the package flip-evaluator, which this interpreter lacks: pip install flip-evaluator."
-        ) from None
+    flip_evaluator = need("flip_evaluator", "FLIP")
     a, b = (np.asarray(image, dtype=np.float32) / 255 for image in (reference, candidate))
     colours, mean, _ = flip_evaluator.evaluate(a, b, "LDR")
     return float(mean), Image.fromarray(np.rint(255 * colours.clip(0, 1)).astype(np.uint8))

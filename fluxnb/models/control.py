@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fluxnb.errors import UserError
+from fluxnb.installed import need
 
 FOLDER = Path(__file__).parent / "weights" / "controlnet"
 MODES = {"edges": 0, "depth": 1}  # kind of condition -> control_mode
@@ -20,8 +21,7 @@ SIGMA = 1.0  # pixels: Canny's smoothing
 
 def _edge_mask(image: Image.Image) -> np.ndarray:
     """(height, width) booleans."""
-    from skimage.feature import canny
-
+    canny = need("skimage", "Canny's edge detector").feature.canny
     grey = np.asarray(image.convert("L"), dtype=float) / 255
     return canny(grey, sigma=SIGMA, low_threshold=0.05, high_threshold=0.12)
 
@@ -56,9 +56,8 @@ def agreement(image: Image.Image, condition: Image.Image, kind: str, within: int
 
 
 def _grown(mask: np.ndarray, by: int) -> np.ndarray:
-    from skimage.morphology import dilation, disk
-
-    return dilation(mask, disk(by))
+    morphology = need("skimage", "Widening edges").morphology
+    return morphology.dilation(mask, morphology.disk(by))
 
 
 def check(condition: Image.Image, kind: str) -> None:

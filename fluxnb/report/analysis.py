@@ -7,6 +7,7 @@ from pathlib import Path
 from fluxnb import families, notebooks, stacks
 from fluxnb.errors import UserError
 from fluxnb.findings.rows import divided, ends, is_baseline, of, peak_gib
+from fluxnb.installed import need
 from fluxnb.measure import stats
 from fluxnb.report import charts, html, write_atomic
 from fluxnb.report.audit import check_page
@@ -47,7 +48,7 @@ def prices(given: list[str]) -> dict[str, float]:
 
 def table(found: list[Configuration], price: dict[str, float]):
     """A row for every stack at full size (the embedded model where there is none) on every configuration."""
-    import pandas as pd
+    pd = need("pandas", "The analysis")
 
     lines = []
     for c in found:
@@ -97,7 +98,7 @@ def scaling(found: list[Configuration]):
 
     Series: BF16 and quantized, both in CUDA graphs; quantized under a schedule; BF16 whose kernels the host sets off.
     """
-    import pandas as pd
+    pd = need("pandas", "The analysis")
 
     lines = []
     for c in found:

@@ -13,29 +13,11 @@ import sys
 from pathlib import Path
 
 from fluxnb.errors import UserError
+from fluxnb.installed import CORE, EXTRAS, command, project
 
 OLDEST = (3, 11)
-NEEDED = {  # module -> what pip calls it. Without a technique's own package its rows say so; it isn't needed.
-    "torch": "torch",
-    "diffusers": "diffusers",
-    "transformers": "transformers",
-    "accelerate": "accelerate",
-    "safetensors": "safetensors",
-    "tokenizers": "tokenizers",
-    "PIL": "pillow",
-    "skimage": "scikit-image",
-    "flip_evaluator": "flip-evaluator",
-    "numpy": "numpy",
-    "pandas": "pandas",
-    "matplotlib": "matplotlib",
-    "seaborn": "seaborn",
-    "papermill": "papermill",
-    "nbconvert": "nbconvert",
-    "nbclient": "nbclient",
-    "ipykernel": "ipykernel",
-    "yaml": "pyyaml",
-    "psutil": "psutil",
-}
+# Module -> what pip calls it. A run does without what shows widgets and reads a GPU's clocks.
+NEEDED = {m: name for m, name in (CORE | EXTRAS["study"]).items() if m not in ("jupyterlab", "ipywidgets", "pynvml")}
 FREE_GIB = 2.0  # of disk: pages, kept images, compiled kernels
 FULL_SIZE_GIB = 38.0  # of a GPU: FLUX.1 in bfloat16 with its text encoders, and one image
 TEMPLATE = Path("base", "display_priority.j2")  # of nbconvert's, that ours starts from
@@ -43,7 +25,8 @@ TEMPLATE = Path("base", "display_priority.j2")  # of nbconvert's, that ours star
 
 def check(root: Path | None = None) -> None:
     """Raises UserError unless the interpreter, its packages, nbconvert's templates and the disk are fit for a run."""
-    problems = [*_version(), *_packages(), *_templates(), *_disk(root or project())]
+    root = root or project()
+    problems = [*_version(), *_packages(), *_templates(), *_disk(root)]
     if problems:
         raise UserError(f"Nothing was measured, because {'; and '.join(problems)}.")
 
@@ -67,21 +50,12 @@ def check_memory(chosen) -> None:
             )
 
 
-def project() -> Path:
-    """The project's folder, as fluxnb.params finds it."""
-    here = Path.cwd()
-    found = (folder for folder in (here, *here.parents) if (folder / "params" / "base.yaml").is_file())
-    return next(found, Path(__file__).resolve().parents[2])
-
-
 def lacking() -> str:
     """What packages are missing and how they are installed, to follow "because"; empty if none is."""
     names = missing()
     if not names:
         return ""
-    return (
-        f"{sys.executable} lacks {', '.join(names)} (install with: {sys.executable} -m pip install {' '.join(names)})"
-    )
+    return f"{sys.executable} lacks {', '.join(names)} (install with: {sys.executable} -m {command('study')})"
 
 
 def _version() -> list[str]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fluxnb import params
 from fluxnb.errors import UserError
+from fluxnb.installed import need
 from fluxnb.measure.identity import HOSTS
 from fluxnb.report import Place, own, read_state, write_json
 
@@ -185,7 +186,7 @@ def check_slurm() -> None:
 
 def _on_slurm(chosen: params.Params, jobs: list[Job]):
     """Jobs of Slurm through submitit, all submitted at once; cancelled if this is interrupted."""
-    import submitit
+    submitit = need("submitit", "LAUNCH=slurm")
 
     logs = jobs[0].folder.parent / "slurm"
     executor = submitit.AutoExecutor(logs, cluster="slurm")

@@ -11,7 +11,6 @@ import importlib
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
-from importlib import metadata
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 from fluxnb.families import QUANTIZATION
+from fluxnb.installed import needs
 from fluxnb.technique import AHEAD, ANOTHER, Changes, Technique, Unavailable, networks
 from fluxnb.techniques import kinds, layers
 
@@ -108,14 +108,12 @@ def _shell(linear: nn.Linear, kind: type = nn.Linear, **options) -> nn.Linear:
     return new
 
 
-def _needs(package: str, module: str | None = None):
-    """Imports a package's module. Raises Unavailable if it isn't there."""
+def _needs(module: str) -> None:
+    """Raises Unavailable if an optional module can't be imported."""
     try:
-        metadata.version(package)
-        return importlib.import_module(module or package.replace("-", "_"))
-    except (metadata.PackageNotFoundError, ImportError) as error:
-        why = "" if isinstance(error, metadata.PackageNotFoundError) else f" (it doesn't load: {error})"
-        raise Unavailable(f"needs the package {package}: `pip install {package}`{why}") from error
+        importlib.import_module(module)
+    except ImportError as error:
+        raise Unavailable(needs(module, error)) from error
 
 
 def _capability(pipe) -> tuple[int, int]:
@@ -383,7 +381,7 @@ class Quanto(_OfKind):
     takes_loras = converts = False
 
     def check(self, pipe):
-        _needs("optimum-quanto", "optimum.quanto")
+        _needs("optimum.quanto")
 
     def prepare(self, pipe, changes):
         # On a CPU plain PyTorch unpacks; Quanto would compile C++ for minutes before the first image.
