@@ -1,17 +1,17 @@
 """What tests run on ranks: functions that `fluxnb.measure.ranks` finds by name."""
 
 import contextlib
-import os
 import re
-import signal
-import time
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from ending_ranks import everywhere
 
 from fluxnb.cache import Cache, FirstBlock
 from fluxnb.cache.gates import base as gates
 from fluxnb.errors import UserError
+from fluxnb.measure.ranks import Rank
 from fluxnb.models import pipelines
 from fluxnb.technique import Unavailable, applied
 from fluxnb.techniques import compilation, fused, modulation, symmetric, vae
@@ -25,10 +25,21 @@ def latents(pipe, steps=4):
     return pipelines.generate(pipe, ["a red ball"], [1], model=MODEL, steps=steps, output_type="latent")
 
 
-def everywhere(value):
-    found = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
+@dataclass(frozen=True)
+class Named(Rank):
+    """A rank whose results carry the name of the function that they come from."""
+
+    name: str = ""
+
+    def emit(self, result):
+        super().emit({self.name: result})
+
+
+def in_turn(rank, calls):
+    """Functions of this module by name, with their arguments, one after the other: starting ranks takes long."""
+    for name, arguments in calls.items():
+        globals()[name](Named(**vars(rank), name=name), *arguments)
+        torch.compiler.reset()
 
 
 @contextlib.contextmanager
@@ -131,14 +142,20 @@ class GlooBoard:
         return tuple(part.transpose(0, 1).flatten(1, 2) for part in self.full)
 
 
+@contextlib.contextmanager
 def without_peers():
+    before = symmetric.Board, symmetric.check
     symmetric.Board, symmetric.check = GlooBoard, lambda group: None
+    try:
+        yield
+    finally:
+        symmetric.Board, symmetric.check = before
 
 
+@without_peers()
 @torch.no_grad()
 def divided(rank, cases):
     """For each way of dividing and what is above it: the difference to one rank, while it lasts and afterwards."""
-    without_peers()
     pipe, given = tiny_pipe()
     plain = pipe.transformer(**given).sample
     for way, *above in cases:
@@ -164,6 +181,7 @@ def pulls_on_a_cpu(rank):
     rank.emit(said)
 
 
+@without_peers()
 @torch.no_grad()
 def order_of_the_blocks(rank, ways):
     """For each way: in the code compiled for a block, what comes when: `sends`, `waits` and the products in between.
@@ -173,7 +191,6 @@ def order_of_the_blocks(rank, ways):
     """
     from torch._inductor.utils import run_and_get_code
 
-    without_peers()
     pipe, given = tiny_pipe()
     width = pipe.transformer.transformer_blocks[0].ff.net[0].proj.out_features
     wanted = {
@@ -243,25 +260,10 @@ def with_controlnet(rank, cache):
 
 
 def small_text(rank):
+    """What the divided transformer says to a number of text tokens that can't be divided."""
     pipe = pipelines.load("embedded", device="cpu")
-    with applied(pipe, ContextParallel(gather=rank.world)):
-        pipe("a cat", max_sequence_length=23, num_inference_steps=1, width=128, height=128)
-
-
-def fails(rank):
-    rank.emit({"began": True})
-    dist.barrier()
-    if rank.rank == 1:
-        raise ValueError("no such thing")
-    dist.barrier()
-
-
-def dies(rank):
-    if rank.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    dist.barrier()
-
-
-def hangs(rank):
-    rank.emit({"pids": everywhere(os.getpid())})
-    time.sleep(600)
+    try:
+        with applied(pipe, ContextParallel(gather=rank.world)):
+            pipe("a cat", max_sequence_length=23, num_inference_steps=1, width=128, height=128)
+    except UserError as error:
+        rank.emit({"said": everywhere(str(error))})
