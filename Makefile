@@ -22,6 +22,39 @@ ifeq ($(origin HOST),command line)
 export FLUXNB_HOST := $(HOST)
 endif
 
+# What is asked for of a model of one's own goes to whatever runs, as it was written: no shell reads it.
+export FLUXNB_MODEL := $(value MODEL)
+ifneq ($(strip $(FLUXNB_MODEL)),)
+export FLUXNB_SIZE := $(value SIZE)
+export FLUXNB_TOKENS := $(value TOKENS)
+export FLUXNB_STEPS := $(value STEPS)
+endif
+
+# A variable that nothing here reads is a misspelled one. (Those in capitals before the first colon are of the tools.)
+TAKEN := GPU ONLY FORCE REPLAY LAUNCH SLURM_OPTIONS MODEL SIZE TOKENS STEPS HOST PYTHON BASE_PYTHON ARGS PRICES UPGRADE
+GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+STRANGE := $(filter-out $(TAKEN) SHELL MAKE% PIP_% UV_% HF_% CUDA_% FLUXNB_% TORCH% TRITON% OMP_% PYTHON%,$(GIVEN))
+ifneq ($(STRANGE),)
+$(error $(firstword $(STRANGE))= is no variable of this Makefile: choose from $(TAKEN))
+endif
+ifeq ($(strip $(FLUXNB_MODEL)),)
+ABOUT := $(filter SIZE TOKENS STEPS,$(GIVEN))
+ifneq ($(ABOUT),)
+$(error $(firstword $(ABOUT))= is about a model of yours: give MODEL= as well, a hub id or a folder)
+endif
+endif
+
+# A model that is written as a folder has to be one. (A path with blanks is looked at later.)
+ifneq ($(filter report render explore,$(MAKECMDGOALS)),)
+ifeq ($(words $(FLUXNB_MODEL)),1)
+ifneq ($(filter / ./% ../% ~% /%,$(FLUXNB_MODEL))$(if $(findstring /,$(FLUXNB_MODEL)),,no hub id),)
+ifeq ($(wildcard $(FLUXNB_MODEL)/model_index.json),)
+$(error MODEL=$(FLUXNB_MODEL) is no folder with a model_index.json: give one that diffusers' save_pretrained wrote, or a hub id such as black-forest-labs/FLUX.1-dev)
+endif
+endif
+endif
+endif
+
 # A misspelled GPU is answered here, before an environment is made. (Brackets: the whole word, no patterns.)
 ifneq ($(filter report render reference,$(MAKECMDGOALS)),)
 ifeq ($(findstring <$(GPU)>,$(patsubst %,<%>,$(GPUS))),)
@@ -39,6 +72,8 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s%s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  GPU=$(GPU)$(if $(filter cpu,$(GPU)), (default))  one of: $(GPUS)"
+	@echo "  MODEL=id or folder       report, render, explore: a FLUX of yours instead of the study's models, in reports/own/…/;"
+	@echo "                           SIZE=1024x1024 TOKENS=512 STEPS=28 where its files don't say them"
 	@echo "  LAUNCH=slurm             every notebook as a job of Slurm (SLURM_OPTIONS=\"partition=gpu time=600\")"
 	@echo "  HOST=name                what this machine is called in its rows, instead of a name made up for it"
 	@echo "  PYTHON=/path/python      run on this interpreter and install nothing"

@@ -6,6 +6,7 @@ Nothing but the standard library is imported before a command runs: an interpret
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -116,10 +117,17 @@ def _root() -> Path:
 
 
 def _chosen(options) -> tuple:
-    """(Params, project's folder) of the configuration that was asked for."""
+    """(Params, project's folder) of the configuration that was asked for, and of the model if one was."""
     from fluxnb import params
+    from fluxnb.models import facts
 
-    return params.load(options.gpu), _root()
+    for variable, given in zip(facts.GIVEN, (options.model, options.size, options.tokens, options.steps), strict=True):
+        if given is not None:
+            os.environ[variable] = given
+    chosen = params.chosen(options.gpu)
+    if chosen.model:  # notebooks run in other folders
+        os.environ[facts.MODEL] = chosen.model.name
+    return chosen, _root()
 
 
 def _say_where(page: Path) -> int:
@@ -147,6 +155,12 @@ def _parser() -> argparse.ArgumentParser:
         made[name].set_defaults(run=run)
     for name in ("report", "render", "reference", "fit-teacache"):
         made[name].add_argument("--gpu", default="cpu", help="a configuration: the name of a file in params/")
+    for name in ("report", "render", "reference"):
+        add = made[name].add_argument
+        add("--model", help="a model of yours instead of the study's: a hub id or a local folder in diffusers' format")
+        add("--size", help="of its images in pixels, such as 1024x1024, where its files don't say it")
+        add("--tokens", help="of a prompt, T5's, where its files don't say it")
+        add("--steps", help="of an image, where its files don't say it")
     add = made["report"].add_argument
     add("--only", action="append", help="a notebook, by name or number; may be repeated")
     add("--force", action="store_true", help="run all of it again, on any GPU")

@@ -61,6 +61,12 @@ class FakeParams:
     def report_dir(self):
         return Path("reports/single_gpu") / self.name
 
+    model = None
+
+    @property
+    def build_dir(self):
+        return Path("build") / self.name
+
     @property
     def own_dir(self):
         return Path("reports/own/single_gpu") / self.name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from fluxnb.errors import UserError
 
 FLUX_DEV = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)  # TeaCache4FLUX, highest power first
 FILE = "teacache.json"
+DEGREE = 4
+FITS: dict[str, Callable[[], tuple[float, ...]]] = {}  # models without any that a study fits them to, and how
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Fit:
 
 
 def coefficients(model: str) -> tuple[float, ...]:
-    """The coefficients for a model by name: shipped, published, or none.
+    """The coefficients for a model by name: shipped, published, fitted by the study, or none.
 
     Raises:
         UserError: there are none for this model.
@@ -44,13 +47,42 @@ def coefficients(model: str) -> tuple[float, ...]:
         return tuple(json.loads((folder / FILE).read_text())["coefficients"])
     if "FLUX.1-dev" in model or model == "flux-dev-random":
         return FLUX_DEV
-    raise UserError(
+    if model in FITS:
+        return FITS[model]()
+    raise _none(model)
+
+
+def of(transformer) -> tuple[float, ...]:
+    """The coefficients for a FLUX transformer: fitted to the model in its folder, or FLUX.1-dev's where it is built so.
+
+    Raises:
+        UserError: there are none; how to fit them.
+    """
+    from fluxnb.models import full_size
+
+    config = transformer.config
+    source = Path(config.get("_name_or_path") or "this model")
+    for folder in (source, source.parent):  # a transformer's own folder is in its pipeline's
+        if (folder / FILE).is_file():
+            return coefficients(str(folder))
+    dev = {**full_size.TRANSFORMER, "guidance_embeds": True}
+    if all(_plain(config.get(name)) == _plain(value) for name, value in dev.items()):
+        return FLUX_DEV
+    raise _none(str(source.parent if source.name == "transformer" else source))
+
+
+def _plain(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _none(model: str) -> UserError:
+    return UserError(
         f"TeaCache has no coefficients for {model}: fit them with `python -m fluxnb fit-teacache --model {model}`, or "
-        "give your own."
+        "give your own, TeaCache(0.4, [...])."
     )
 
 
-def fit(loaded, steps: int, degree: int = 4) -> Fit:
+def fit(loaded, steps: int, degree: int = DEGREE) -> Fit:
     """Fits the polynomial to the uncached trajectories of every prompt and seed of a subject that is loaded."""
     import numpy as np
 

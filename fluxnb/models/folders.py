@@ -6,8 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import torch
-
 from fluxnb.errors import UserError
 from fluxnb.models.request import check_channels
 
@@ -21,23 +19,24 @@ def check(folder: Path) -> None:
             f"{folder} is not a model folder: it has no model_index.json; give a folder saved by diffusers' "
             "save_pretrained."
         )
-    index = _read(folder, "model_index.json")
+    index = read(folder, "model_index.json")
     parts = _parts(index)
     missing = [name for name in parts if not (folder / name).is_dir() or not any((folder / name).iterdir())]
     if missing:
         raise UserError(f"The model in {folder} has no {', '.join(missing)}: copy or save it again.")
-    kind = (index.get("transformer") or [None, None])[1]
+    kind = [*(index.get("transformer") or []), None, None][1]
     if kind != "FluxTransformer2DModel":
         raise UserError(
             f"The model in {folder} has {kind or 'no transformer'}, not FLUX.1's FluxTransformer2DModel: give another "
             "folder, or copy or save it again."
         )
-    config = _read(folder, "transformer/config.json", f"The transformer's configuration of {folder}")
+    config = read(folder, "transformer/config.json", f"The transformer's configuration of {folder}")
     check_channels(config, f"The model in {folder}")
 
 
 def load(folder: Path, dtype):
     """The FLUX pipeline in a folder, on the CPU. Raises UserError if it can't be read or weights are missing."""
+    import torch
     from diffusers import FluxPipeline
 
     variants = _variants(folder)
@@ -59,7 +58,7 @@ def load(folder: Path, dtype):
     return pipe
 
 
-def check_complete(network: torch.nn.Module, folder: Path | str) -> None:
+def check_complete(network, folder: Path | str) -> None:
     """Raises UserError if weights of a network were not in its folder, and are nowhere or made up."""
     own = network.state_dict(keep_vars=True)
     lacking = [name for name, tensor in own.items() if tensor.is_meta]
@@ -87,7 +86,7 @@ def _same(name: str, other: str) -> bool:
 def _variants(folder: Path) -> set[str]:
     """The variants, such as fp16, of the parts that have weights in a variant only."""
     found: set[str] = set()
-    for name in _parts(_read(folder, "model_index.json")):
+    for name in _parts(read(folder, "model_index.json")):
         matches = [match for file in (folder / name).iterdir() if (match := _WEIGHTS.fullmatch(file.name))]
         variants = {match["variant"] for match in matches}
         if variants and None not in variants:
@@ -96,16 +95,17 @@ def _variants(folder: Path) -> set[str]:
 
 
 def _parts(index: dict) -> list[str]:
-    return [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
+    return [name for name, kind in index.items() if isinstance(kind, list) and kind and kind[0]]
 
 
-def _read(folder: Path, name: str, what: str = "") -> dict:
+def read(folder: Path, name: str, what: str = "") -> dict:
+    """The settings in a JSON file of a folder. Raises UserError that begins with `what` if they can't be read."""
     try:
-        read = json.loads((folder / name).read_text())
-        if not isinstance(read, dict):
+        found = json.loads((folder / name).read_text())
+        if not isinstance(found, dict):
             raise ValueError("it is no list of settings")
-        return read
-    except (OSError, ValueError) as error:
+        return found
+    except (OSError, ValueError, RecursionError) as error:
         what = what or f"{folder}/{name}"
         raise UserError(f"{what} cannot be read ({first_line(error)}): copy or save it again.") from None
 

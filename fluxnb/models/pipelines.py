@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from fluxnb.errors import UserError
-from fluxnb.models import control, embedded, folders, full_size, request
+from fluxnb.models import control, embedded, facts, folders, full_size, request
 from fluxnb.models.folders import first_line
 from fluxnb.models.use_cases import (
     NUMBER_FORMATS,
@@ -44,13 +44,20 @@ class Model:
 
     name: str
     weights: str  # trained | random
-    side: int  # pixels per side of the image it makes by default
+    width: int  # pixels of the image it makes by default
+    height: int
     tokens: int  # T5 tokens of a prompt
+    steps: int | None = None  # that an image takes, where that is the model's own and not params/'s
 
     @property
     def judged(self) -> bool:
         """Whether its images mean anything."""
         return self.weights == "trained"
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a model of the user's."""
+        return self.judged and self.name != embedded.NAME
 
     @property
     def checked(self) -> bool:
@@ -59,19 +66,22 @@ class Model:
 
 
 def describe(name: str) -> Model:
-    """The facts of a model by name, without loading it."""
+    """The facts of a model by name, without loading it. Raises UserError if they can't be had."""
     if name == embedded.NAME:
-        return Model(name, "trained", 128, embedded.TOKENS)
+        return Model(name, "trained", 128, 128, embedded.TOKENS)
     if name in RANDOM:
-        return Model(name, "random", 1024, 512 if "dev" in name else 256)
-    return Model(name, "trained", 1024, 256 if "schnell" in name.lower() else 512)
+        return Model(name, "random", 1024, 1024, 512 if "dev" in name else 256)
+    own = facts.asked()
+    if own is None or name != own.name:
+        own = facts.read(name)
+    return Model(name, "trained", own.width, own.height, own.tokens, own.steps)
 
 
 def check(name: str) -> None:
     """Raises UserError when it is clear, without loading anything, that `name` can't be loaded."""
     if name == embedded.NAME:
         folders.check(embedded.FOLDER)
-    elif _is_folder(name):
+    elif facts.is_folder(name):
         folders.check(Path(name).expanduser())
     elif name not in RANDOM:
         if name.count("/") != 1:
@@ -79,11 +89,7 @@ def check(name: str) -> None:
                 f"There is no model {name!r}: choose embedded, {', '.join(RANDOM)}, a hub id such as "
                 "black-forest-labs/FLUX.1-dev, or a local folder."
             )
-        _check_licence(name)
-
-
-def _is_folder(name: str) -> bool:
-    return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+        facts.check_id(name)
 
 
 def load(name: str, dtype: str | None = None, device: str | None = None, seed: int = 0):
@@ -108,7 +114,7 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
         pipe = full_size.load(name, DTYPES[dtype], device, seed)
     elif name == embedded.NAME:
         pipe = folders.load(embedded.FOLDER, DTYPES[dtype])
-    elif _is_folder(name):
+    elif facts.is_folder(name):
         pipe = folders.load(Path(name).expanduser(), DTYPES[dtype])
     else:
         pipe = _from_hub(name, DTYPES[dtype])
@@ -133,7 +139,7 @@ def transformer_config(name: str) -> dict:
     check(name)
     if name in RANDOM:
         return full_size.transformer(name)
-    local = name == embedded.NAME or _is_folder(name)
+    local = name == embedded.NAME or facts.is_folder(name)
     source = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser() if local else name
     try:
         return FluxTransformer2DModel.load_config(source, subfolder="transformer", local_files_only=local)
@@ -190,9 +196,11 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
             torch.set_default_dtype(default)
         full_size.randomize(made.to(kind), seed + 1)
         return made.eval()
+    if source is None and (why := lacks_controlnet(name)):
+        raise UserError(f"{why}: give a ControlNet of its own.")
     source = source or (control.FOLDER if name == embedded.NAME else CONTROLNET)
     try:
-        local = {"local_files_only": True} if _is_folder(str(source)) else {}
+        local = {"local_files_only": True} if facts.is_folder(str(source)) else {}
         made = FluxControlNetModel.from_pretrained(source, torch_dtype=kind, **local)
         folders.check_complete(made, source)
         return made.to(device).eval()
@@ -203,6 +211,20 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
             f"The ControlNet {source} cannot be read ({first_line(error)}): check the folder, or the id and the "
             "connection to the hub."
         ) from error
+
+
+def lacks_controlnet(name: str) -> str:
+    """Why a model has no ControlNet here; "" where it has one, as far as can be said without loading it."""
+    if name == embedded.NAME or name in RANDOM:
+        return ""
+    config, sizes = transformer_config(name), ("num_attention_heads", "attention_head_dim", "joint_attention_dim")
+    if any(config.get(size) != full_size.TRANSFORMER[size] for size in sizes):
+        return f"{CONTROLNET} belongs to FLUX.1-dev, and {name} is built otherwise"
+    try:
+        facts.config(CONTROLNET, "config.json", local=False)
+    except UserError as error:
+        return str(error).rstrip(".")
+    return ""
 
 
 def generate(
@@ -243,7 +265,7 @@ def generate(
     Raises:
         UserError: something that the use case needs is missing or doesn't fit, before anything runs.
     """
-    width, height = (model.side if side is None else side for side in (width, height))
+    width, height = model.width if width is None else width, model.height if height is None else height
     request.check(prompts, seeds, steps, guidance, width, height, output_type)
     case, seeds, steps = request.use_case(pipe), list(map(int, seeds)), int(steps)
     if model.name == embedded.NAME:
@@ -283,7 +305,7 @@ def generate(
 @torch.no_grad()
 def preview(pipe, latents: torch.Tensor, model: Model):
     """The first of half-made latents (n, tokens, 64) as a PIL image of the model's own size."""
-    unpacked = pipe._unpack_latents(latents[:1], model.side, model.side, pipe.vae_scale_factor)
+    unpacked = pipe._unpack_latents(latents[:1], model.height, model.width, pipe.vae_scale_factor)
     unpacked = unpacked / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
     pixels = pipe.vae.decode(unpacked.to(pipe.vae.dtype)).sample
     return pipe.image_processor.postprocess(pixels.float(), output_type="pil")[0]
@@ -327,41 +349,15 @@ def _warn_of_unknown_words(prompts: list[str]) -> None:
 # --- trained weights --------------------------------------------------------------------------------------
 
 
-def _gated(name: str) -> UserError:
-    return UserError(
-        f"{name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a token of "
-        "the account that accepted it."
-    )
-
-
-def _check_licence(name: str) -> None:
-    """FLUX's makers publish behind a licence: without a token or a copy on this machine there is no way in."""
-    import huggingface_hub
-
-    cached = isinstance(huggingface_hub.try_to_load_from_cache(name, "model_index.json"), str)
-    if name.startswith("black-forest-labs/") and not cached and not huggingface_hub.get_token():
-        raise _gated(name)
-
-
 def _from_hub(name: str, dtype):
     from diffusers import FluxPipeline, FluxTransformer2DModel
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     with contextlib.suppress(OSError, ValueError):  # which loading will say better
         request.check_channels(FluxTransformer2DModel.load_config(name, subfolder="transformer"), name)
     try:
         return FluxPipeline.from_pretrained(name, dtype=dtype)
-    except GatedRepoError as error:
-        raise _gated(name) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(f"The hub has no model {name}, or HF_TOKEN may not see it: check the id.") from error
     except (OSError, ValueError) as error:
-        if isinstance(error.__cause__, GatedRepoError):
-            raise _gated(name) from error
-        raise UserError(
-            f"{name} could not be loaded ({first_line(error)}): check the id and the connection to the hub, "
-            "or give a local folder."
-        ) from error
+        raise facts.refused(name, error) from error
 
 
 def _quiet() -> None:

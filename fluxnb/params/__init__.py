@@ -14,9 +14,10 @@ import typing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import fluxnb
+from fluxnb import installed
 from fluxnb import notebooks as nb
 from fluxnb.errors import UserError
+from fluxnb.models import facts
 from fluxnb.params import reading
 from fluxnb.params.schema import NOTEBOOKS, SCHEMA, FullSize, GpuParams, StudyParams
 from fluxnb.world import scenes
@@ -24,12 +25,13 @@ from fluxnb.world import scenes
 
 @dataclass(frozen=True)
 class Params:
-    """The checked parameters of one GPU configuration."""
+    """The checked parameters of one GPU configuration, and the model of the user's that they are used for, if any."""
 
     name: str
     gpu: GpuParams
     study: StudyParams
     notebooks: dict[str, dict]
+    model: facts.Facts | None = None
 
     @property
     def report_dir(self) -> Path:
@@ -41,7 +43,12 @@ class Params:
     @property
     def own_dir(self) -> Path:
         """Where a user's own run goes, relative to the project root: git ignores it."""
-        return Path("reports", "own", *self.report_dir.parts[1:])
+        return Path("reports", "own", *self.report_dir.parts[1:], *([self.model.folder] if self.model else []))
+
+    @property
+    def build_dir(self) -> Path:
+        """Where what a run leaves for the next one goes, relative to the project root."""
+        return Path("build", self.name, *(["models", self.model.folder] if self.model else []))
 
     @property
     def digest(self) -> str:
@@ -51,7 +58,8 @@ class Params:
 
     def resolved(self) -> dict:
         """All sections and values as plain dicts, lists and numbers (a copy)."""
-        return {"gpu": asdict(self.gpu), "study": asdict(self.study), **copy.deepcopy(self.notebooks)}
+        own = {"model": asdict(self.model)} if self.model else {}
+        return {"gpu": asdict(self.gpu), "study": asdict(self.study), **own, **copy.deepcopy(self.notebooks)}
 
     def for_notebook(self, stem: str) -> dict:
         """What papermill puts into notebook `stem`: the GPU's name; the notebook itself asks for its values."""
@@ -73,15 +81,8 @@ class KeyDoc(typing.NamedTuple):
 
 
 def find_folder() -> Path:
-    """The params/ folder of the project around the working directory, else the one beside this package.
-
-    Raises UserError when there is none.
-    """
-    here = Path.cwd()
-    for root in (here, *here.parents, Path(fluxnb.__file__).resolve().parent.parent):
-        if (root / "params" / "base.yaml").is_file():
-            return root / "params"
-    raise UserError("There is no params/base.yaml here: run from the folder that the project was cloned into.")
+    """The project's params/ folder. Raises UserError when there is none."""
+    return installed.project() / "params"
 
 
 def choices(folder: Path | None = None) -> list[str]:
@@ -113,6 +114,14 @@ def load(gpu: str, folder: Path | None = None) -> Params:
         ),
     )
     return params
+
+
+def chosen(gpu: str, folder: Path | None = None) -> Params:
+    """The parameters of configuration `gpu`, for the model that `make report MODEL=…` asks for, if it asks for one."""
+    loaded, model = load(gpu, folder), facts.asked()
+    if model is None:
+        return loaded
+    return replace(loaded, model=model, study=replace(loaded.study, models=[model.name]))
 
 
 def overridden(chosen: Params, stem: str, given: dict) -> Params:

@@ -92,12 +92,14 @@ class GpuParams:
 
 @dataclass(frozen=True)
 class FullSize:
-    """How models of FLUX's real size are measured; their weights may be random, so time and memory only."""
+    """How models of FLUX's real size are measured: random weights for time and memory only; yours, made as they say."""
 
-    steps: int = _key("denoising steps of one image", low=1, high=200)
-    width: int = _key("image width in pixels", low=64, high=4096, multiple_of=16)
-    height: int = _key("image height in pixels", low=64, high=4096, multiple_of=16)
+    steps: int = _key("denoising steps of one image of random weights", low=1, high=200)
+    width: int = _key("image width in pixels, of random weights", low=64, high=4096, multiple_of=16)
+    height: int = _key("image height in pixels, of random weights", low=64, high=4096, multiple_of=16)
     rounds: int = _key("interleaved rounds of one comparison", low=3, high=1000)
+    judged: int = _key("how many prompts judge the images of weights of yours, with the first seed", low=1, high=1000)
+    own: bool = _key("whether weights of yours get compiled stacks too, which take minutes on a CPU")
 
 
 @dataclass(frozen=True)

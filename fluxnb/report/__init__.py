@@ -8,6 +8,7 @@ Where a configuration keeps things, relative to the project root:
     <params.own_dir>/NN_name.html         a user's own run, beside index.html, results.csv and run.json
     <params.report_dir>/NN_name.html      the committed reference, alike
     build/<gpu>/reference/                executed by a replay of the reference
+    build/<gpu>/models/<model>/           executed for a model of the user's, whose reports lie in <own_dir>/<model>/
 
 This module holds only what running, rendering and the indexes share, and imports nothing heavy: an unchanged
 run has to be over in a moment.
@@ -32,7 +33,11 @@ TABLE = "results.csv"
 
 @dataclass(frozen=True)
 class Place:
-    """Where one configuration's notebooks, rows and pages lie: a user's own, or those of the committed reference."""
+    """Where one configuration's notebooks, rows and pages lie: a user's own, or those of the committed reference.
+
+    Args:
+        model: of the user's, that all of it is about; "" for the study's own.
+    """
 
     gpu: str
     gpus: int
@@ -40,6 +45,17 @@ class Place:
     build: Path
     reports: Path
     own: bool = True
+    model: str = ""
+
+    @property
+    def title(self) -> str:
+        """What readers see of it."""
+        return ", ".join(filter(None, [self.gpu, self.model]))
+
+    @property
+    def images(self) -> Path:
+        """Those that were kept, which a replay of the reference shares with a user's own runs."""
+        return (self.build if self.own else self.build.parent) / "images"
 
     @property
     def table(self) -> Path:
@@ -50,7 +66,8 @@ class Place:
 def own(params, root: Path) -> Place:
     """Where `make report` writes."""
     root = Path(root).resolve()
-    return Place(params.name, params.gpu.count, root, root / "build" / params.name, root / params.own_dir)
+    model = params.model.folder if params.model else ""
+    return Place(params.name, params.gpu.count, root, root / params.build_dir, root / params.own_dir, model=model)
 
 
 def reference(params, root: Path) -> Place:

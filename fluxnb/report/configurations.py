@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,9 +34,16 @@ class Configuration:
 
 
 def name_of(folder: Path) -> str:
-    """The name of the configuration whose reports are in a folder: h200, or h200x2 for two of them."""
+    """The name of the configuration whose reports are in a folder: h200, or h200x2 for two of them; with its model."""
+    if model_of(folder):
+        return f"{name_of(folder.parent)}, {folder.name}"
     count = folder.parent.name.removesuffix("gpu")
     return f"{folder.name}x{count}" if count.isdigit() else folder.name
+
+
+def model_of(folder: Path) -> str:
+    """The model of the user's that the reports in a folder are about; "" for the study's own."""
+    return folder.name if re.fullmatch(r"single_gpu|\d+gpu", folder.parent.parent.name) else ""
 
 
 def configurations(root: Path, own: bool = False) -> list[Configuration]:
@@ -49,7 +57,9 @@ def configurations(root: Path, own: bool = False) -> list[Configuration]:
 def _read(root: Path, table: Path) -> Configuration:
     folder, every, pages = table.parent, Results(table).rows(), []
     kept, counts = read_json(folder / PAGES), Counter(r.notebook for r in every)
-    for source in notebooks.sources(root, 1 if folder.parent.name == "single_gpu" else 2):
+    model = model_of(folder)
+    several = "single_gpu" not in (folder.parent.name, folder.parent.parent.name)
+    for source in notebooks.sources(root, 2 if several else 1, model):
         if facts := kept.get(source.stem):
             page = Page(source.stem, facts.get("title", source.stem), facts["status"], facts["state"])
             page.finding, page.problem, page.measured = facts["finding"], facts["problem"], facts.get("measured")

@@ -68,7 +68,7 @@ class Page:
 def read(place: Place) -> list[Page]:
     """A page for every notebook: executed here, rendered before and kept with the reports, or missing."""
     rows, kept, found = count_rows(place.table), read_json(place.reports / PAGES), []
-    for source in notebooks.sources(place.root, place.gpus):
+    for source in notebooks.sources(place.root, place.gpus, place.model):
         stem = source.stem
         page = _executed(place, stem, rows.get(stem, 0)) or Page(
             stem, title_of(source), "missing", rows=rows.get(stem, 0), problem="not run yet"

@@ -31,6 +31,8 @@ def report(chosen, root: Path, only=None, force: bool = False, replay: bool = Fa
     """
     from fluxnb.report.run import run
 
+    if replay and chosen.model:
+        raise UserError("The reference is about the study's own models: leave MODEL out, or REPLAY.")
     place = reference(chosen, root) if replay else own(chosen, root)
     if replay:
         _replay(place)
@@ -54,7 +56,7 @@ def render(chosen, root: Path) -> Path:
     """`make render`: a user's own pages again, from the notebooks last run; the path of their index."""
     place = own(chosen, root)
     if not any(place.build.glob("[0-9]*.ipynb")):
-        raise UserError(f"No notebook of {place.gpu} has been executed yet; run 'make report GPU={place.gpu}' first.")
+        raise UserError(f"No notebook of {place.title} has been executed yet: run `make report` with the same first.")
     return publish(place)[-1]
 
 
@@ -79,6 +81,8 @@ def to_reference(chosen, root: Path) -> Path:
     """`make reference`: takes a user's own run over into the committed reference; the path of its index."""
     from fluxnb.study.results import Results
 
+    if chosen.model:
+        raise UserError("The reference is about the study's own models: leave MODEL out.")
     mine, theirs = own(chosen, root), reference(chosen, root)
     if not mine.table.is_file():
         raise UserError(f"There is no run of yours to take over: run 'make report GPU={mine.gpu}' first.")
@@ -127,7 +131,7 @@ def _render_pages(place: Place, found: list[Page], max_page_mb: float | None) ->
             continue
         target = place.reports / page.href
         try:
-            text = page_html(page, run, place.gpu, place.root, (previous, following), max_page_mb or MAX_PAGE_MB)
+            text = page_html(page, run, place.title, place.root, (previous, following), max_page_mb or MAX_PAGE_MB)
         except UserError as error:
             page.status, page.problem = "unrendered", str(error)
             problems.append(str(error))
@@ -150,12 +154,12 @@ def _write_index(place: Place, found: list[Page]) -> Path:
 
     within = place.reports.relative_to(_top(place.root, place.own))
     theirs, reference = _top(place.root, False) / within, None
-    if place.own and (theirs / INDEX).is_file():
+    if place.own and not place.model and (theirs / INDEX).is_file():
         reference = (_relative(theirs, place.reports), {path.name for path in theirs.glob("*.html")})
     text = index_html(
         found,
         read_json(place.reports / RUN),
-        place.gpu,
+        place.title,
         above=f"{'../' * len(within.parts)}{INDEX}",
         explorer=EXPLORER if (place.reports / EXPLORER).is_file() else None,
         reference=reference,
@@ -173,8 +177,8 @@ def _write_explorer(place: Place) -> None:
     from fluxnb.study.results import Results
 
     rows = [r for r in Results(place.table).rows() if r.ok] if place.table.is_file() else []
-    images = kept.every(place.root / "build" / place.gpu / "images")
-    text = explorer_html(place.gpu, rows, images, [(INDEX, f"fluxnb {place.gpu}"), (EXPLORER, "Explorer")])
+    crumbs = [(INDEX, f"fluxnb {place.title}"), (EXPLORER, "Explorer")]
+    text = explorer_html(place.title, rows, kept.every(place.images), crumbs)
     if text is not None:
         check_page(text, EXPLORER)
         write_changed(place.reports / EXPLORER, text)
@@ -186,8 +190,7 @@ def _write_progress(place: Place, found: list[Page]) -> None:
     from fluxnb.study.results import Results
 
     rows = ledger.latest(Results(place.table).rows()) if place.table.is_file() else []
-    several = place.reports.parent.name != "single_gpu"
-    write_changed(place.reports / PROGRESS, progress_md(place.gpu, rows, found, several))
+    write_changed(place.reports / PROGRESS, progress_md(place.title, rows, found, _several(place)))
 
 
 # --- above all configurations -----------------------------------------------------------------------------
@@ -273,6 +276,11 @@ def _made_from(place: Place) -> str:
     for path in sorted([*place.build.glob("*.json"), *_top(place.root, False).glob(f"*_gpu/**/{PAGES}")]):
         digest.update(str(path.relative_to(place.root)).encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def _several(place: Place) -> bool:
+    """Whether it is of several GPUs; what is committed says so by its folder."""
+    return place.gpus > 1 or place.reports.parent.parent.name == "multi_gpu"
 
 
 def _top(root: Path, own: bool) -> Path:

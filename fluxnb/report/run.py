@@ -60,7 +60,7 @@ def run(
     Raises UserError before anything starts if a notebook is unknown or lacks a parameter it would be given,
     or if another run of the same configuration is going on.
     """
-    chosen = _select(notebooks.sources(place.root, 1 if only else place.gpus), only)
+    chosen = _select(notebooks.sources(place.root, 1 if only else place.gpus, place.model), only)
     for notebook in chosen:
         check_parameters(notebook, params.for_notebook(notebook.stem))
     place.build.mkdir(parents=True, exist_ok=True)
@@ -72,6 +72,9 @@ def run(
         before = {n.stem: _before(read_state(place.build, n.stem), prints[n.stem]) for n in chosen}
         progress = Progress([n.stem for n in chosen], stream or sys.stdout, before)
         progress.skipped([n.stem for n in chosen if n not in due])
+        if place.model and due:
+            left_out = ", ".join(notebooks.OF_EMBEDDED)
+            progress.note(f"about {params.model.name}; {left_out}, which is about the embedded model, is left out")
         if not due:
             return 0
         from fluxnb.report import kernel
@@ -163,7 +166,7 @@ def _unchanged(stem: str, print_: str, place: Place, rows: dict[str, int]) -> bo
 def _shared_digest(params) -> str:
     digest = hashlib.sha256()
     resolved = params.resolved()
-    sections = {name: resolved.get(name) for name in ("gpu", "study")}
+    sections = {name: resolved.get(name) for name in ("gpu", "study", "model")}
     versions = {name: _version(name) for name in VERSIONED}
     variables = {name: os.environ.get(name) or None for name in VARIABLES}
     facts = [sections, versions, variables, sys.version, sys.executable]
@@ -215,7 +218,7 @@ def _only_run(place: Place) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(
-                f"Another run of {place.gpu} is going on, and two at once would disturb each other's timings; "
+                f"Another run of {place.title} is going on, and two at once would disturb each other's timings; "
                 "wait until it has ended or stop it."
             ) from None
         yield
@@ -279,7 +282,7 @@ def _write_run_json(provenance: dict, place: Place) -> None:
     rows = count_rows(place.table)
     kept = ("status", "error", "failed_cell", "seconds", "cells", "executed_cells", "started", "finished")
     went = {}
-    for source in notebooks.sources(place.root):
+    for source in notebooks.sources(place.root, model=place.model):
         state = read_state(place.build, source.stem)
         if state:
             went[source.stem] = {name: state[name] for name in kept if name in state}

@@ -14,7 +14,7 @@ from fluxnb.errors import UserError
 from fluxnb.families import Family
 from fluxnb.measure import clip, telemetry
 from fluxnb.models import embedded, pipelines
-from fluxnb.study import kept, serving, spreading
+from fluxnb.study import fitted, kept, serving, spreading
 from fluxnb.study.candidate import Candidate
 from fluxnb.study.comparison import Comparison, by_itself, failure
 from fluxnb.study.judging import judge, trace_of
@@ -23,9 +23,8 @@ from fluxnb.study.pool import Pool
 from fluxnb.study.results import Results
 from fluxnb.study.row import Row
 from fluxnb.study.serving import Load
-from fluxnb.study.subject import Subject
+from fluxnb.study.subject import Subject, given
 from fluxnb.technique import Unavailable, applied
-from fluxnb.world import scenes
 
 FORCE = "FLUXNB_FORCE"  # variable of a kernel that `make report` started: on any GPU
 
@@ -36,13 +35,15 @@ def begin(gpu: str, notebook: str, **overrides) -> Study:
     Args:
         overrides: of the notebook's own parameters, checked as those of params/ are.
     """
-    chosen = params.overridden(params.load(gpu), notebook, overrides)
+    chosen = params.overridden(params.chosen(gpu), notebook, overrides)
     if not telemetry.replayed():
         name, count = params.detect_gpu()
         params.check_gpu(chosen, name, force=os.environ.get(FORCE) == "1", detected_count=count)
         if chosen.study.clip:
             clip.load(chosen.study.clip)  # what isn't one is said now
-    return Study(chosen, notebook, params.find_folder().parent)
+    s = Study(chosen, notebook, params.find_folder().parent)
+    fitted.know(s)
+    return s
 
 
 class Study(Rows):
@@ -52,8 +53,7 @@ class Study(Rows):
         place = chosen.report_dir if telemetry.replayed() else chosen.own_dir
         super().__init__(Results(root / place / "results.csv"), notebook, root)
         self.params, self.pool = chosen, Pool()
-        self.images_dir = root / "build" / chosen.name / "images"
-        self.ranks_log = root / "build" / chosen.name / "ranks.log"
+        self.images_dir, self.ranks_log = (root / chosen.build_dir / name for name in ("images", "ranks.log"))
 
     @property
     def given(self) -> SimpleNamespace:
@@ -74,25 +74,24 @@ class Study(Rows):
 
     @property
     def full_size(self) -> list[Subject]:
-        """Those of FLUX's size whose weights are random: for time and memory."""
-        return [subject for subject in self.subjects if not subject.model.judged]
+        """Those that aren't the study's own small ones: with random weights, for time and memory, or the user's own."""
+        measured = self.params.study.full_size.own
+        return [s for s in self.subjects if not s.model.judged or (s.model.own and measured)]
+
+    @property
+    def own(self) -> list[Subject]:
+        """Those of `full_size` with weights of the user's: what they decide and draw means something."""
+        return [subject for subject in self.full_size if subject.model.own]
+
+    @property
+    def random(self) -> list[Subject]:
+        """Those of `full_size` that show time and memory only."""
+        return [subject for subject in self.full_size if not subject.model.own]
 
     def subject(self, name: str, dtype: str | None = None) -> Subject:
         """A model by name with this configuration's prompts, seeds and size."""
-        model, given = pipelines.describe(name), self.params.study
-        full, small = given.full_size, name == embedded.NAME
-        return Subject(
-            model=model,
-            dtype=dtype or ("bfloat16" if telemetry.machine()["gpus"] else "float32"),
-            prompts=tuple(given.prompts) if model.judged else scenes.PROMPTS,
-            seeds=tuple(given.seeds),
-            guidance=given.guidance_scale,
-            width=(given.width or model.side) if small else full.width,
-            height=(given.height or model.side) if small else full.height,
-            rounds=given.rounds if small else full.rounds,
-            shown=tuple(given.shown),
-            clip=given.clip,
-        )
+        dtype = dtype or ("bfloat16" if telemetry.machine()["gpus"] else "float32")
+        return given(pipelines.describe(name), dtype, self.params.study)
 
     def first_judged(self) -> Subject:
         """The first of the study's models whose images mean something. Raises UserError if there is none."""
@@ -103,10 +102,15 @@ class Study(Rows):
             f"or a hub id or folder with real weights, to study.models in params/{self.params.name}.yaml."
         )
 
-    def steps(self, subject: Subject) -> int:
-        """The full number of denoising steps for this model."""
-        given = self.params.study
-        return given.steps if subject.model.name == embedded.NAME else given.full_size.steps
+    def sized(self, prompts: int, steps: int, few: int) -> list[tuple[Subject, int]]:
+        """`full_size`, each with its steps: the user's as they are judged, random ones at a few steps."""
+        own = [(subject.part(prompts), self.steps(subject, steps)) for subject in self.own]
+        return [*own, *((subject, few) for subject in self.random)]
+
+    def steps(self, subject: Subject, most: int = 200) -> int:
+        """The full number of denoising steps for this model, at most as many."""
+        own, full = self.params.study, self.params.study.full_size
+        return min(most, subject.model.steps or (own.steps if subject.model.name == embedded.NAME else full.steps))
 
     def pipe(self, subject: Subject):
         """The subject's pipeline, ready to run."""

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from PIL import Image
 
+from fluxnb.cache import teacache
 from fluxnb.measure import latency
 from fluxnb.models import control, embedded, material, pipelines
+from fluxnb.params.schema import StudyParams
 from fluxnb.study.results import canonical
 from fluxnb.technique import Technique, attribute
-from fluxnb.world import probe
+from fluxnb.world import probe, scenes
 
 Input = tuple[str, int]  # prompt, seed
 
@@ -51,6 +53,11 @@ class Subject:
         """The same weights in the pipeline of another use case."""
         return replace(self, use_case=use_case, kind=kind, strength=strength)
 
+    def able(self, use_cases: list[str]) -> list[str]:
+        """Those of some use cases that the model can be used for: some have no ControlNet."""
+        lacks = any(map(pipelines.takes_condition, use_cases)) and pipelines.lacks_controlnet(self.model.name)
+        return [case for case in use_cases if not (lacks and pipelines.takes_condition(case))]
+
     def part(self, prompts: int, rounds: int | None = None) -> Subject:
         """The same with the first few prompts and the first seed, and fewer rounds: for wide surveys."""
         return replace(self, prompts=self.prompts[:prompts], seeds=self.seeds[:1], rounds=rounds or self.rounds)
@@ -67,7 +74,7 @@ class Subject:
     @property
     def checked(self) -> bool:
         """Whether prompt adherence can be read off the images: the probe knows one world at one size."""
-        return self.model.checked and self.width == self.height == self.model.side
+        return self.model.checked and (self.width, self.height) == (self.model.width, self.model.height)
 
     @property
     def inputs(self) -> list[Input]:
@@ -85,6 +92,7 @@ class Subject:
     def digest(self) -> str:
         """Changes when prompts, seeds, guidance, weights, what the use case starts from or a CLIP that judges do."""
         determines = [self.prompts, self.seeds, self.guidance, fingerprint(self.model.name)]
+        determines += [self.model.tokens] if self.model.own else []
         if pipelines.takes_condition(self.use_case):
             own = control.FOLDER if self.model.name == embedded.NAME else self.model.name
             determines += [self.kind, fingerprint(str(self.controlnet or own))]
@@ -119,6 +127,25 @@ class Subject:
         if not pipelines.takes_condition(self.use_case):
             return None
         return pipelines.load_controlnet(self.model.name, self.dtype, source=self.controlnet)
+
+
+def given(model: pipelines.Model, dtype: str, study: StudyParams) -> Subject:
+    """A model with the prompts, seeds and size that a configuration has for models like it."""
+    full, small = study.full_size, model.name == embedded.NAME
+    size = model if model.judged else full
+    prompts = study.prompts or []
+    return Subject(
+        model=model,
+        dtype=dtype,
+        prompts=tuple(prompts[: full.judged] if model.own else prompts if model.judged else scenes.PROMPTS),
+        seeds=tuple(study.seeds[:1] if model.own else study.seeds),
+        guidance=study.guidance_scale,
+        width=(study.width if small else None) or size.width,
+        height=(study.height if small else None) or size.height,
+        rounds=study.rounds if small else full.rounds,
+        shown=tuple(study.shown or ()),
+        clip=study.clip,
+    )
 
 
 @dataclass(frozen=True)
@@ -193,9 +220,11 @@ def fingerprint(name: str) -> str:
     folder = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser()
     if not folder.is_dir():
         return name
-    files = sorted(folder.rglob("*.safetensors"))
     if name == embedded.NAME:  # the probe's weights say what is in its images
-        files.insert(0, probe.FOLDER / probe.FILE)
+        files = [probe.FOLDER / probe.FILE, *sorted(folder.rglob("*.safetensors"))]
+    else:  # how a model is put together counts as much, and what the study fits to it doesn't
+        files = sorted(p for p in folder.rglob("*.*") if p.suffix in (".safetensors", ".bin", ".json", ".model"))
+        files = [path for path in files if path.name != teacache.FILE]
     stats = [(str(path), path.stat()) for path in files]
     return _digest_of(tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
@@ -206,7 +235,14 @@ def _digest_of(files: tuple[tuple[str, int, int], ...]) -> str:
     for name, size, _ in files:
         path = Path(name)
         digest.update(path.name.encode())
-        digest.update(path.read_bytes() if size < 2**28 else str(size).encode())
+        with open(path, "rb") as file:
+            if size < 2**28:
+                digest.update(file.read())
+                continue
+            digest.update(str(size).encode())
+            for place in range(0, size, size // 64):  # reading 34 GB takes minutes
+                file.seek(place)
+                digest.update(file.read(2**16))
     return digest.hexdigest()[:16]
 
 

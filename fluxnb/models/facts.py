@@ -1,0 +1,188 @@
+"""A model with weights of its own, before it is loaded: its size, tokens and steps, as its files say or as was asked.
+
+`make report MODEL=… SIZE=… TOKENS=… STEPS=…` puts what it was given into the environment, where everything that runs
+for it finds it. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxnb.errors import UserError
+from fluxnb.models import folders
+from fluxnb.models.request import check_channels
+
+MODEL, SIZE, TOKENS, STEPS = GIVEN = ("FLUXNB_MODEL", "FLUXNB_SIZE", "FLUXNB_TOKENS", "FLUXNB_STEPS")
+MOST_TOKENS, MOST_STEPS, SIDES = 512, 200, (64, 4096)  # diffusers' limit for FLUX; ours, as in params/
+DEV_STEPS, SCHNELL_STEPS, SCHNELL_TOKENS = 28, 4, 256  # FLUX's makers' own
+_FILES = {
+    "transformer": "transformer/config.json",
+    "vae": "vae/config.json",
+    "tokenizer": "tokenizer_2/tokenizer_config.json",
+    "scheduler": "scheduler/scheduler_config.json",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model with weights of its own is run with.
+
+    Args:
+        name: a hub id, or the whole path of a folder.
+    """
+
+    name: str
+    width: int  # pixels
+    height: int
+    tokens: int  # T5's, of a prompt
+    steps: int
+    guided: bool  # whether guidance is an input of its transformer, as of FLUX.1-dev's
+
+    @property
+    def folder(self) -> str:
+        """A name for folders of its own: of a folder with a digest of where it lies, for others may be called alike."""
+        local, last = Path(self.name), Path(self.name).name if os.path.isabs(self.name) else self.name
+        safe = re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-.")[:60] or "model"
+        return f"{safe}-{hashlib.sha256(str(local).encode()).hexdigest()[:6]}" if local.is_absolute() else safe
+
+
+def asked() -> Facts | None:
+    """What `make report MODEL=…` asks for; None if it asks for no model. Raises UserError if it can't be had."""
+    name, size, tokens, steps = (os.environ.get(variable, "").strip() for variable in GIVEN)
+    if name:
+        return read(name, size, tokens, steps)
+    for variable, value in zip(GIVEN, (name, size, tokens, steps), strict=True):
+        if value:
+            short = variable.removeprefix("FLUXNB_")
+            raise UserError(f"{short}={value} is about a model of yours: give MODEL=… as well, or leave {short} out.")
+    return None
+
+
+@functools.lru_cache(maxsize=16)
+def read(name: str, size: str = "", tokens: str = "", steps: str = "") -> Facts:
+    """The facts of a model of the hub or in a folder.
+
+    Args:
+        name: a hub id or a folder.
+        size: WIDTHxHEIGHT in pixels, or one number for both; "" for what the files say, as the others.
+
+    Raises:
+        UserError: there is no such model, it isn't FLUX.1's text-to-image model, or its files don't say something that
+            wasn't given.
+    """
+    path = Path(name).expanduser()
+    if local := is_folder(name):
+        folders.check(path)
+        name = str(path.resolve())
+    else:
+        check_id(name)
+    found = {part: config(name, file, local) for part, file in _FILES.items()}
+    if (kind := found["transformer"].get("_class_name")) != "FluxTransformer2DModel":
+        raise UserError(
+            f"{name} has {kind or 'no transformer in the format of diffusers'}, not FLUX.1's FluxTransformer2DModel: "
+            "give FLUX.1-dev, FLUX.1-schnell, or a model made from one of them, as diffusers saves it."
+        )
+    check_channels(found["transformer"], f"The model {name}")
+    guided = bool(found["transformer"].get("guidance_embeds"))
+    schnell = not guided and not found["scheduler"].get("use_dynamic_shifting")
+    width, height = _sides(size) if size else _own_sides(name, found["vae"])
+    told = found["tokenizer"].get("model_max_length")
+    most = SCHNELL_TOKENS if schnell else MOST_TOKENS
+    told = min(told, most) if isinstance(told, int) and 0 < told <= MOST_TOKENS else None
+    usual = DEV_STEPS if guided else SCHNELL_STEPS if schnell else None
+    return Facts(
+        name, width, height,
+        _number(name, TOKENS, tokens, told, MOST_TOKENS, "tokens a prompt has (T5's, max_sequence_length)"),
+        _number(name, STEPS, steps, usual, MOST_STEPS, "steps an image takes"),
+        guided,
+    )  # fmt: skip
+
+
+def is_folder(name: str) -> bool:
+    """Whether a name is meant as a path."""
+    return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+
+
+def check_id(name: str) -> None:
+    """Raises UserError unless a name can be a model's of the hub that may be had from here."""
+    import huggingface_hub
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(
+            f"There is no model {name!r}: give a hub id such as black-forest-labs/FLUX.1-dev, or a local folder that "
+            "diffusers' save_pretrained wrote."
+        )
+    # FLUX's makers publish behind a licence: without a token or a copy on this machine there is no way in.
+    cached = isinstance(huggingface_hub.try_to_load_from_cache(name, "model_index.json"), str)
+    if name.startswith("black-forest-labs/") and not cached and not huggingface_hub.get_token():
+        raise gated(name)
+
+
+def gated(name: str) -> UserError:
+    """What to do about a model behind a licence."""
+    return UserError(
+        f"{name} is gated: accept its licence at https://huggingface.co/{name} and set HF_TOKEN to a token of "
+        "the account that accepted it."
+    )
+
+
+def refused(name: str, error: Exception) -> UserError:
+    """What the hub's answer means."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if isinstance(error, GatedRepoError) or isinstance(error.__cause__, GatedRepoError):
+        return gated(name)
+    if isinstance(error, RepositoryNotFoundError):
+        return UserError(f"The hub has no model {name}, or HF_TOKEN may not see it: check the id.")
+    return UserError(
+        f"{name} could not be loaded ({folders.first_line(error)}): check the id and the connection to the hub, "
+        "or give a local folder."
+    )
+
+
+def config(name: str, file: str, local: bool) -> dict:
+    """A file of settings; {} where the model has none."""
+    path = Path(name) / file
+    if not local:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(name, file))
+        except (OSError, ValueError) as error:  # so are all of the hub's
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                return {}
+            raise refused(name, error) from error
+    return folders.read(path.parent, path.name) if path.is_file() else {}
+
+
+def _sides(size: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5})(?:[x×*](\d{1,5}))?", size.lower())
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not all(SIDES[0] <= side <= SIDES[1] and side % 16 == 0 for side in sides):
+        raise UserError(
+            f"SIZE={size} is no size: give width and height in pixels, multiples of 16 from {SIDES[0]} to {SIDES[1]}, "
+            "such as SIZE=1024x1024."
+        )
+    return sides
+
+
+def _own_sides(name: str, vae: dict) -> tuple[int, int]:
+    side = vae.get("sample_size")  # of FLUX's VAE it is what the pipeline draws; 32 is diffusers' default for any VAE
+    if not isinstance(side, int) or not SIDES[0] <= side <= SIDES[1] or side % 16:
+        raise UserError(f"{name} doesn't say how large its images are: give SIZE=1024x1024, or what it was made for.")
+    return side, side
+
+
+def _number(name: str, variable: str, given: str, told: int | None, most: int, what: str) -> int:
+    short = variable.removeprefix("FLUXNB_")
+    if given and not (given.isdecimal() and 1 <= int(given) <= most):
+        raise UserError(f"{short}={given} isn't allowed: give a whole number from 1 to {most}.")
+    if not given and told is None:
+        raise UserError(f"{name} doesn't say how many {what}: give {short}=…, a whole number from 1 to {most}.")
+    return int(given or told or 0)

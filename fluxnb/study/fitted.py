@@ -1,0 +1,29 @@
+"""What is fitted to a model of the user's before caches are measured on it: TeaCache's polynomial."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from fluxnb.cache import teacache
+
+IMAGES = 3  # whose trajectories it is fitted to, as far as they have steps enough
+
+
+def know(s) -> None:
+    """Lets `teacache.coefficients` find what is fitted to the study's models of the user's, when it is asked for."""
+    for name in [name for name in s.params.study.models if s.subject(name).model.own]:
+        teacache.FITS[name] = functools.partial(polynomial, s, name)
+
+
+def polynomial(s, name: str) -> tuple[float, ...]:
+    """The coefficients, highest power first: fitted once to a model at its size and steps, and kept beside its rows."""
+    subject = s.subject(name)
+    steps = s.steps(subject)
+    few = subject.part(max(IMAGES, math.ceil((teacache.DEGREE + 1) / max(1, steps - 1))))
+    folder = s.results.path.parent / "teacache" / f"{few.digest}-{few.width}x{few.height}-{steps}"
+    if not (folder / teacache.FILE).is_file():
+        found = teacache.fit(s.loaded(few), steps)
+        folder.mkdir(parents=True, exist_ok=True)
+        teacache.save(found, folder)
+    return teacache.coefficients(str(folder))
