@@ -38,6 +38,7 @@ EXTRAS = {
         "jupyterlab": "jupyterlab",
         "ipywidgets": "ipywidgets",
         "pynvml": "nvidia-ml-py",
+        "peft": "peft",
     },
     "quantization": {
         "torchao": "torchao",

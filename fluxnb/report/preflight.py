@@ -16,8 +16,9 @@ from fluxnb.errors import UserError
 from fluxnb.installed import CORE, EXTRAS, command, project
 
 OLDEST = (3, 11)
-# Module -> what pip calls it. A run does without what shows widgets and reads a GPU's clocks.
-NEEDED = {m: name for m, name in (CORE | EXTRAS["study"]).items() if m not in ("jupyterlab", "ipywidgets", "pynvml")}
+# A run does without what shows widgets, reads a GPU's clocks or loads a LoRA.
+SPARED = ("jupyterlab", "ipywidgets", "pynvml", "peft")
+NEEDED = {m: name for m, name in (CORE | EXTRAS["study"]).items() if m not in SPARED}  # module -> what pip calls it
 FREE_GIB = 2.0  # of disk: pages, kept images, compiled kernels
 FULL_SIZE_GIB = 38.0  # of a GPU: FLUX.1 in bfloat16 with its text encoders, and one image
 TEMPLATE = Path("base", "display_priority.j2")  # of nbconvert's, that ours starts from

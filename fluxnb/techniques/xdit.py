@@ -150,7 +150,7 @@ def _check_xfuser(transformer) -> None:
     if transformer.device.type != "cuda":
         raise Unavailable("needs GPUs: xDiT can't be imported without one")
     if missing := [name for name in ("xfuser", "distvae", "yunchang", "einops") if not importlib.util.find_spec(name)]:
-        raise Unavailable(f"needs the packages {', '.join(missing)}")
+        raise Unavailable(f"needs the packages {', '.join(missing)}: `pip install {' '.join(missing)}`")
 
 
 _held: dict = {}
