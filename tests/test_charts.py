@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from fluxnb import families
+from fluxnb.findings.rows import BALANCED_DB, NEAR_LOSSLESS_DB
 from fluxnb.report import charts, series
 from fluxnb.study.row import Row
 
@@ -25,7 +26,8 @@ def row(family, label, computed, speedup, psnr, identical=0, **settings):
         model="embedded", weights="trained", width=128, height=128, steps=steps, status="ok", n=10, session="a",
         latency_p25=latency, latency_p50=latency, latency_p90=latency, samples=[latency] * 10,
         speedup=speedup, speedup_ci_low=speedup - 0.1, speedup_ci_high=speedup + 0.1,
-        computed_steps=float(computed), total_steps=steps, images=16, psnr_db=psnr, psnr_identical=identical,
+        computed_steps=float(computed), total_steps=steps, images=16, psnr_identical=identical,
+        psnr_db=psnr, psnr_min_db=psnr and psnr - 3,
         ssim=1.0 if psnr is None else 0.9, adherence=0.95, memory_peak_gib=1.0,
     )  # fmt: skip
 
@@ -63,7 +65,7 @@ def line_of(axes, name):
     return handles[labels.index(name)].lines[0]
 
 
-@pytest.mark.parametrize("quality", ["psnr_db", "ssim", "adherence"])
+@pytest.mark.parametrize("quality", ["psnr_min_db", "psnr_db", "ssim", "adherence"])
 def test_the_frontier_shows_technique_and_control_on_one_chart(rows, quality):
     axes = drawn(charts.frontier(rows, quality))
     labels = axes.get_legend_handles_labels()[1]
@@ -74,8 +76,25 @@ def test_the_frontier_shows_technique_and_control_on_one_chart(rows, quality):
 
 
 def test_only_the_families_that_are_asked_for_are_marked(rows):
-    assert {t.get_text() for t in drawn(charts.frontier(rows, marks=(FEWER,))).texts} == {"20", "10", "3"}
-    assert not drawn(charts.frontier(rows, x="computed_steps", marks=())).texts
+    at_points = [t for t in drawn(charts.frontier(rows, marks=(FEWER,))).texts if t.get_gid()]
+    assert {t.get_text() for t in at_points} == {"20", "10", "3"}
+    assert not [t for t in drawn(charts.frontier(rows, x="computed_steps", marks=())).texts if t.get_gid()]
+
+
+def test_a_frontier_shows_the_worst_image_with_the_mean_above_it_and_the_floors(rows):
+    """A floor is asked of the worst image, so a mean above it is no point above it."""
+    ruined = [replace(r, psnr_min_db=20.0) if r.label == "FBCache 0.05" else r for r in rows]
+    axes = drawn(charts.frontier(ruined))
+    assert "worst image" in axes.get_ylabel()
+    assert list(line_of(axes, CACHE.name).get_ydata())[1:] == [20.0, 29.0, 21.0]
+    means = [dash.get_offsets()[0] for dash in axes.collections if dash.get_gid() == "mean"]
+    assert [45.0, 32.0, 24.0, 23.0, 30.0, 40.0] == [y for _, y in means]
+    floors = [line.get_ydata()[0] for line in axes.lines if line.get_gid() == "floor"]
+    assert floors == [NEAR_LOSSLESS_DB, BALANCED_DB] == [35.0, 28.0]
+    assert {"near-lossless: 35 dB", "balanced: 28 dB"} <= {t.get_text() for t in axes.texts}
+    for quality in ("ssim", "psnr_db"):
+        other = drawn(charts.frontier(rows, quality))
+        assert not [line for line in other.lines if line.get_gid() == "floor"]
 
 
 def test_identical_points_are_drawn_above_all_others(rows):
@@ -85,7 +104,7 @@ def test_identical_points_are_drawn_above_all_others(rows):
 
 
 def test_what_was_not_judged_or_not_timed_is_not_drawn_as_identical(rows):
-    unjudged = replace(rows[3], psnr_db=None, images=None, psnr_identical=None, weights="random")
+    unjudged = replace(rows[3], psnr_db=None, psnr_min_db=None, images=None, psnr_identical=None, weights="random")
     untimed = replace(rows[3], speedup=None)
     failed = replace(rows[3], status="oom")
     assert charts.on_frontier([*rows, unjudged, untimed, failed]) == rows

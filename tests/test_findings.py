@@ -94,9 +94,11 @@ def test_the_table_has_first_and_second_and_quality_of_trained_weights_only(rows
     table = findings.table(rows, findings.CACHE)
     assert list(table.index) == [r.label for r in rows] and table.index.name == "setting"
     assert table.loc["FBCache 0.2", "second"] == pytest.approx(0.16)
-    assert {"first", "second", "speedup", "computed steps", "PSNR", "SSIM", "adherence"} <= set(table.columns)
+    assert {"first", "second", "speedup", "computed steps", "mean PSNR", "mean SSIM", "mean adherence"} <= set(
+        table.columns
+    )
     random = findings.table([replace(r, weights="random") for r in rows], findings.CACHE)
-    assert not {"PSNR", "SSIM", "adherence"} & set(random.columns)
+    assert not [name for name in random if "PSNR" in name or "SSIM" in name or "adherence" in name]
 
 
 # --- tables -------------------------------------------------------------------------------------------------
@@ -105,7 +107,7 @@ def test_the_table_has_first_and_second_and_quality_of_trained_weights_only(rows
 def test_a_table_carries_its_units_formats_and_ids(rows):
     table = findings.table(rows, findings.CACHE)
     assert table.attrs["units"] | {"first": "s", "worst PSNR": "dB", "low": "×"} == table.attrs["units"]
-    assert table.attrs["formats"]["adherence"] == ".1%" and "PSNR" not in table.attrs["formats"]
+    assert table.attrs["formats"]["mean adherence"] == ".1%" and "mean PSNR" not in table.attrs["formats"]
     assert list(table["row"]) == table.attrs["ids"] == [r.id for r in rows]
     assert set(table.attrs["units"]) | set(table.attrs["formats"]) <= set(table.columns)
 
@@ -160,10 +162,10 @@ def test_a_mean_has_the_worst_image_beside_it_and_earlier_adherence_is_not_shown
     seen = [replace(r, st_lpips=0.1, st_lpips_max=0.4, flip=0.05, flip_max=0.2) for r in rows]
     titles = list(findings.table(seen, findings.QUALITY))
     for name in ("PSNR", "SSIM", "ST-LPIPS", "FLIP", "adherence"):
-        assert titles[titles.index(name) + 1] == f"worst {name}"
+        assert titles[titles.index(f"mean {name}") + 1] == f"worst {name}"
     assert findings.table(seen, findings.QUALITY).attrs["units"]["judged"] == "images"
     earlier = findings.table([replace(r, images=None) for r in seen], findings.QUALITY)
-    assert "PSNR" in earlier and not {"adherence", "worst adherence", "judged"} & set(earlier)
+    assert "mean PSNR" in earlier and not {"mean adherence", "worst adherence", "judged"} & set(earlier)
 
 
 def test_few_samples_have_no_percentiles_but_the_median(rows):
@@ -290,9 +292,9 @@ def test_a_matrix_has_proofs_and_reasons(timed):
     assert table.loc["+ FP8", "applied"] == "494 of 494 layers: Float8Tensor"
     assert table.loc["GGUF", "why not"] == "needs the package gguf"
     assert list(table["status"]) == ["ok"] * 7 + ["unavailable"]
-    assert table.attrs["units"]["peak"] == "GiB" and "PSNR" not in table
+    assert table.attrs["units"]["peak"] == "GiB" and "mean PSNR" not in table
     assert not {"status", "why not"} & set(findings.table(timed, findings.MATRIX))
-    assert "PSNR" in findings.table([matrix_row("FP8", 1.1, 34.0)], findings.MATRIX)
+    assert "mean PSNR" in findings.table([matrix_row("FP8", 1.1, 34.0)], findings.MATRIX)
 
 
 def test_a_matrix_says_how_many_steps_are_computed_where_some_are_not(judged):
@@ -348,19 +350,22 @@ def test_what_compilation_changes():
     eager, same, other = (
         matrix_row(n, 1.0 + i, p) for i, (n, p) in enumerate((("eager", None), ("a", None), ("b", 52.0)))
     )
-    assert findings.changes_sentence([eager, same]) == "every variant makes the eager images, to the last bit."
+    assert findings.changes_sentence([eager, same]) == "no variant was judged here."  # which isn't identical
     same = replace(same, psnr_identical=16)
+    exact = "every variant makes the eager images, to the last bit (16 each)."
+    assert findings.changes_sentence([eager, same]) == exact
     assert findings.changes_sentence([eager, same, other]) == (
-        "of 2 variants b changes images most, to 52.0 dB on average; the worst of 16 images stays at 35 dB or more "
-        "with 2 of 2 and at 28 dB or more with 2 of 2 (adherence 95% to 95%)."
+        "b changes images most, of 2 variants: worst of 16 images 52.0 dB, mean 52.0 dB; the worst of 16 images stays "
+        "at 35 dB or more with 2 of 2 and at 28 dB or more with 2 of 2 (adherence 95%)."
     )
     worse = replace(other, psnr_min_db=30.0, adherence=1.0)  # the probe's facts are no floor
+    assert findings.changes_sentence([eager, worse]).startswith("b changes images: worst of 16 images 30.0 dB, mean")
     assert "at 35 dB or more with 0 of 1 and at 28 dB or more with 1 of 1" in findings.changes_sentence([eager, worse])
     earlier = replace(other, images=None)
     assert findings.changes_sentence([eager, earlier]).endswith("how many were judged isn't known.")
     missing = Row(label="TensorRT", status="unavailable", reason="needs a package")
-    table = findings.table([eager, same, other, missing], findings.CHANGES)
-    assert table.loc["b", "PSNR"] == 52.0 and table.loc["TensorRT", "why not"] == "needs a package"
+    table = findings.table([eager, same, other, missing], findings.QUALITY)
+    assert table.loc["b", "mean PSNR"] == 52.0 and table.loc["TensorRT", "why not"] == "needs a package"
     assert findings.changes_sentence([eager, missing]).startswith("no variant")
 
 
@@ -444,13 +449,13 @@ def test_decoding_is_compared_with_the_first_of_its_size_and_batch():
     assert table["over the first"].tolist() == pytest.approx([1, 2, 1, 1, 1, 0.5, 1])
     said = findings.decoding_sentence(rows)
     assert said == (
-        "compiled decodes 1024² fastest, in 200 ms (2.00× eager, n = 3); at 2048² tiled needs least memory, "
-        "10.00 GiB, 20.00 GiB less."
+        "compiled decodes one image of 1024² fastest, in 200 ms (2.00× eager, n = 3); at 2048² tiled needs least "
+        "memory, 10.00 GiB, 20.00 GiB less."
     )
     near = findings.decoding_sentence([rows[0], timed("channels-last", 0.39, 8.0)])
-    assert near == "nothing decodes 1024² faster than eager beyond the noise."
+    assert near == "nothing decodes one image of 1024² faster than eager beyond the noise."
     two = findings.decoding_sentence([*rows[:2], timed("both", 0.21, 8.0)])
-    assert two.startswith("compiled and both decode 1024² equally fast within the noise, compiled in 200 ms")
+    assert two.startswith("compiled and both decode one image of 1024² equally fast within the noise, compiled in 200")
 
 
 # --- several GPUs -------------------------------------------------------------------------------------------
@@ -584,8 +589,18 @@ def test_within_the_noise_of_each_other_two_are_equally_fast():
 
 def test_formats_are_ordered_by_what_they_change(judged):
     sentence = findings.quality_sentence([judged[0], *judged[1:3], judged[4]])
-    assert "INT8 changes the image least (44.0 dB on average) and NF4 most (21.0 dB)" in sentence
+    assert (
+        "INT8 changes images least (worst of 16 images 44.0 dB, mean 44.0 dB) and NF4 most (worst of 16 images"
+        in sentence
+    )
     assert "at 35 dB or more with 1 of 3 and at 28 dB or more with 2 of 3 (adherence 50% to 95%)" in sentence
+    spoilt = replace(judged[2], psnr_min_db=15.0)  # the best mean, with one ruin in it
+    assert "NF4 changes images least" in findings.quality_sentence([judged[0], spoilt, judged[4]])
+    unjudged = replace(judged[1], psnr_db=None, psnr_identical=None, psnr_min_db=None)
+    assert findings.quality_sentence([judged[0], unjudged]) == "no quantized format was judged here."
+    assert findings.quality_sentence(judged[:2]).startswith("FP8 changes images least (worst of 16 images 34.0 dB")
+    failed = replace(unjudged, status="unavailable")
+    assert findings.quality_sentence([judged[0], failed]) == "no quantized format can run here; the table says why."
 
 
 def test_published_ratios_stand_beside_ours_with_the_ledgers_verdict(timed):
@@ -693,7 +708,7 @@ def test_a_load_in_words_and_in_a_table():
     rows = [load(1, 0.5, 2.0, 0.0), load(4, 0.49, 8.0, 6.0), load(4, 0.6, 6.5, 3.0, 4)]
     arrivals = load(1, 0.1, 9.0, 1.0, settings={"batching": 1, "arrivals": 0.5})
     assert findings.load_sentence([*rows, arrivals]) == (
-        "4 users get 0.49 images a second (of 100 requests), 98% of what 1 user gets, and half of the requests take "
+        "4 users get 0.49 images a second (100 requests, once), 98% of what 1 user gets, and half of the requests take "
         "longer than **8 s** instead of 2 s, 75% of it in the queue; made up to 4 together (3.2 on average), 1.22 "
         "times as many images are made."
     )

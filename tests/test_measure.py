@@ -116,6 +116,11 @@ def test_interleave_passes_on_what_a_run_raises():
         ([5, 3, 2.9], {"tolerance": 0.05}, 3, True),
         ([1], {"limit": 1}, 1, False),
         ([1, 1], {"least": 1}, 2, True),
+        ([35, 4, 4], {"enough_s": 20, "least": 2}, 3, True),  # the first compiled, and warms nothing else
+        ([35, 4], {"enough_s": 20, "limit": 2}, 2, False),
+        ([42, 41.9, 42], {"enough_s": 20}, 2, True),  # an image of over 20 s: two are enough
+        ([42, 30, 30], {"enough_s": 20}, 2, False),  # and say whether they were alike
+        ([42, 42], {"enough_s": 20, "limit": 1}, 1, False),
     ],
 )
 def test_warm_up_ends_when_two_calls_in_a_row_agree(seconds, kwargs, count, stable):

@@ -48,10 +48,13 @@ def test_a_caption_says_the_conditions_and_an_alternative_text_the_values(said, 
     for part in (
         "<code>embedded</code> (trained weights) at 128×128", "28 steps", "10 samples each", "16 images judged",
         "1 session", "95 % interval", "At the points: threshold (First Block Cache), steps (fewer", "top edge",
+        "the worst of the judged images; dashes above them: the mean", "floors, 35 dB for near-lossless, 28 dB for",
     ):  # fmt: skip
         assert part in words
-    assert "FBCache 0.05 1.40 times, 45.0 dB" in alt(said[0]) and "FBCache 0 0.990 times, identical" in alt(said[0])
-    assert f"{FEWER.name}: 3 steps 7.00 times, 23.0 dB; 10 steps" in alt(said[0])
+    assert "FBCache 0.05 1.40 times, worst 42.0 dB, mean 45.0 dB" in alt(
+        said[0]
+    ) and "FBCache 0 0.990 times, identical" in alt(said[0])
+    assert f"{FEWER.name}: 3 steps 7.00 times, worst 20.0 dB, mean 23.0 dB; 10 steps" in alt(said[0])
 
 
 def test_conditions_that_differ_are_ranges_and_old_rows_say_that_they_are(said, rows):  # noqa: F811

@@ -25,7 +25,7 @@ from fluxnb.findings.rows import (
     worst_db,
 )
 from fluxnb.findings.table import ADHERENCE, COMPUTED, PSNR, SPEEDUP, THRESHOLD, WORST_PSNR, Column, table
-from fluxnb.findings.words import sureness
+from fluxnb.findings.words import labels, sureness
 from fluxnb.measure import stats
 from fluxnb.study.row import Row
 
@@ -51,6 +51,12 @@ def told(rows: Sequence[Row]) -> tuple[Row, list[Row]]:
     return next(own, baseline_of(rows)), ranked
 
 
+def _unranked(rows: Sequence[Row]) -> str:
+    """Why nothing may be ranked."""
+    timed = any(r.speedup is not None and not is_baseline(r) for r in rows)
+    return UNJUDGED if timed else "no setting was timed here, so nothing is chosen."
+
+
 def fastest_near(rows: Iterable[Row], baseline: Row, floor_db: float = -math.inf) -> list[Row]:
     """The fastest whose worst image keeps a floor, and behind it what is as fast within the noise.
 
@@ -66,7 +72,8 @@ def images_words(row: Row) -> str:
         return f"{count} identical"
     if row.psnr_min_db is None:
         return "images not judged"
-    words = f"worst of {count} {row.psnr_min_db:.1f} dB, mean {row.psnr_db:.1f} dB"
+    same = f" ({row.psnr_identical} identical)" if row.psnr_identical else ""
+    words = f"worst of {count}{same} {row.psnr_min_db:.1f} dB, mean {row.psnr_db:.1f} dB"
     if row.st_lpips is None:
         return words
     return f"{words}, ST-LPIPS {row.st_lpips_max:.2g} at worst, mean {row.st_lpips:.2g}"
@@ -107,24 +114,37 @@ def cache_sentence(rows: list[Row], family: Family) -> str:
     """At each floor the fastest setting of a cache and the fastest control, and how they stand at equal steps."""
     (baseline, ranked), parts = told(rows), []
     if not ranked:
-        return UNJUDGED
+        return _unranked(rows)
+    controls = FEWER_STEPS, SECOND_ORDER
+    there = of(ranked, *controls)
+    none = f"no fewer steps timed here ({labels(there)})" if there else "fewer steps weren't timed here"
     for name, floor in LEVELS.items():
-        kinds = (family,), (FEWER_STEPS, SECOND_ORDER)
-        best, control = (fastest_near(of(ranked, *kind), baseline, floor) for kind in kinds)
-        said = f"{name} (worst image {floor:g} dB or more): "
+        best, control = (fastest_near(of(ranked, *kind), baseline, floor) for kind in ((family,), controls))
+        said, also = f"{name} (worst image {floor:g} dB or more): ", f"; {none}"
         if not best:
-            said += f"no setting of {family.name} here is that near and faster than the baseline beyond the noise; "
-            parts.append(said + (f"fewer steps are: {words_of_fastest(control)}" if control else "nor are fewer steps"))
+            said += f"no setting of {family.name} here is that near and faster than the baseline beyond the noise"
+            also += " are, either" * bool(there)
+            parts.append(said + (f"; fewer steps are: {words_of_fastest(control)}" if control else also))
         elif not control:
-            parts.append(
-                f"{said}{words_of_fastest(best)}; no fewer steps here are that near and faster beyond the noise"
-            )
+            also += " are that near and faster beyond the noise" * bool(there)
+            parts.append(f"{said}{words_of_fastest(best)}{also}")
         else:
             stands = standing(best[0], control[0], baseline)
-            parts.append(f"{said}{words_of_fastest(best)}. That is {stands} fewer steps: {words_of_fastest(control)}")
-    gaps = against_control(ranked, family)
-    equal = f" At equal computed steps it is {_gaps(gaps, 'simply using fewer steps')}." if gaps else ""
-    return f"{'. '.join(parts)}.{equal}"
+            parts.append(
+                f"{said}{words_of_fastest(best)}. That is {stands} the fastest of fewer steps here: "
+                f"{words_of_fastest(control)}"
+            )
+    solvers = zip(controls, ("fewer Euler steps", "fewer steps of the second-order solver"), strict=True)
+    gaps = {what: against_control(ranked, family, control) for control, what in solvers}
+    if equal := "; ".join(_gaps(found, what) for what, found in gaps.items() if found):
+        parts.append(f"At equal computed steps its worst image is {equal}")
+    return _sentences(parts)
+
+
+def _sentences(parts: Sequence[str]) -> str:
+    """Parts as sentences; the first may stand behind a colon, so it begins as it is."""
+    first, *others = parts
+    return ". ".join([first, *(part[:1].upper() + part[1:] for part in others)]) + "."
 
 
 def interval_sentence(rows: list[Row], family: Family) -> str:
@@ -132,12 +152,16 @@ def interval_sentence(rows: list[Row], family: Family) -> str:
     gaps = against_control(rows, family, INTERVAL)
     if not gaps:
         return f"no setting of {family.name} computes as many steps as a fixed interval here."
-    return f"at equal hit rate, {family.name} is {_gaps(gaps, 'a fixed interval, which does not look')}."
+    said = _gaps(gaps, "a fixed interval, which does not look")
+    return f"at equal hit rate, the worst image of {family.name} is {said}."
 
 
 def control_psnr(rows: Iterable[Row], steps: float, control: Family = FEWER_STEPS) -> float | None:
-    """Mean PSNR of a control that computes so many steps: between its two nearest rows, linearly; None outside them."""
-    points = sorted((r.computed_steps, r.psnr_db) for r in of(rows, control) if r.psnr_db is not None)
+    """PSNR of the worst image of a control that computes so many steps.
+
+    Between its two nearest rows, linearly; None outside them.
+    """
+    points = sorted((r.computed_steps, r.psnr_min_db) for r in of(rows, control) if r.psnr_min_db is not None)
     for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
         if x0 <= steps <= x1 and x0 < x1:
             return y0 + (y1 - y0) * (steps - x0) / (x1 - x0)
@@ -145,20 +169,21 @@ def control_psnr(rows: Iterable[Row], steps: float, control: Family = FEWER_STEP
 
 
 def against_control(rows: Iterable[Row], family: Family, control: Family = FEWER_STEPS) -> list[float]:
-    """How many dB of mean PSNR each setting of a family is above a control, at equal computed steps."""
-    pairs = [(r.psnr_db, control_psnr(rows, r.computed_steps, control)) for r in of(rows, family)]
+    """How many dB of PSNR the worst image of each setting of a family is above a control's, at equal computed steps."""
+    pairs = [(r.psnr_min_db, control_psnr(rows, r.computed_steps, control)) for r in of(rows, family)]
     return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
 
 
 def _gaps(gaps: list[float], what: str) -> str:
-    """Differences of mean PSNR to a control, in words that hold for all of them."""
+    """Differences of the worst images' PSNR to a control's, in words that hold for all of them."""
     low, high, mean = min(gaps), max(gaps), sum(gaps) / len(gaps)
-    count = f"{len(gaps)} setting{'s' * (len(gaps) > 1)}"
     if max(-low, high) < 0.05:
-        return f"level with {what} ({count})"
+        return f"level with that of {what} ({len(gaps)} setting{'s' * (len(gaps) > 1)})"
     where = "above" if low > -0.05 else "below" if high < 0.05 else "above at some settings and below at others"
-    where = f"{where}, compared with {what}" if " " in where else f"{where} {what}"
-    return f"{where}: {mean:+.1f} dB of mean PSNR on average ({low:+.1f} to {high:+.1f} dB, {count})"
+    where = f"{where}, compared with that of {what}" if " " in where else f"{where} that of {what}"
+    if len(gaps) == 1:
+        return f"{where}: {mean:+.1f} dB (1 setting)"
+    return f"{where}: {mean:+.1f} dB on average ({low:+.1f} to {high:+.1f} dB, {len(gaps)} settings)"
 
 
 def presets(rows: list[Row], family: Family):
@@ -214,7 +239,7 @@ def criteria_sentence(rows: list[Row]) -> str:
     """The plan's criteria for speed, each met, not met or not to be told by settings that keep the balanced floor."""
     (baseline, ranked), parts = told(rows), []
     if not ranked:
-        return UNJUDGED
+        return _unranked(rows)
     for family, least in CRITERIA.items():
         kept = [r for r in of(ranked, family) if above(r, BALANCED_DB)]
         if best := next(iter(leaders(kept, baseline)), None):
@@ -223,37 +248,50 @@ def criteria_sentence(rows: list[Row]) -> str:
             parts.append(f"{family.name} (asked: {least:g}×): {verdict}; {words_of(best)}")
         else:
             parts.append(f"{family.name} (asked: {least:g}×): no setting here is that near and faster beyond the noise")
-    asked = f"the plan's speedups, asked of settings whose worst image keeps {BALANCED_DB:g} dB"
+    asked = f"The plan's speedups, asked of settings whose worst image keeps {BALANCED_DB:g} dB"
     few = min(r.n for r in ranked)
     why = f" A verdict takes {stats.HEADLINE} rounds, and these have {few}." if few < stats.HEADLINE else ""
-    return f"{asked}, on `{baseline.model}` over {baseline.label}. {'. '.join(parts)}.{why}"
+    return _sentences([f"{asked}, on `{baseline.model}` over {baseline.label}", *parts]) + why
 
 
 def combined_sentence(rows: list[Row]) -> str:
-    """Whether combining the two gates pays: at each floor the fastest combination beside every other kind."""
+    """Whether combining the two gates pays: at each floor the fastest combination beside every other kind.
+
+    Beside a combination stands what is faster than the baseline beyond the noise, or can't be told from the first.
+    """
     (baseline, ranked), parts = told(rows), []
     if not ranked:
-        return UNJUDGED
-    kinds = (*CACHES, FEWER_STEPS, SECOND_ORDER)
+        return _unranked(rows)
+    others = [family for family in (*CACHES, FEWER_STEPS, SECOND_ORDER) if family is not COMBINED]
     for name, floor in LEVELS.items():
-        best = {family: found for family in kinds if (found := fastest_near(of(ranked, family), baseline, floor))}
-        said, together = f"{name} (worst image {floor:g} dB or more): ", best.pop(COMBINED, [])
-        words = "; ".join(f"{family.name}: {words_of_fastest(found)}" for family, found in best.items())
+        said, together = (
+            f"{name} (worst image {floor:g} dB or more): ",
+            fastest_near(of(ranked, COMBINED), baseline, floor),
+        )
+        best = {family: found for family in others if (found := fastest_near(of(ranked, family), baseline, floor))}
         if not together:
+            words = "; ".join(f"{family.name}: {words_of_fastest(found)}" for family, found in best.items())
             said += "no combination timed here is that near and faster beyond the noise"
             parts.append(f"{said}; {words or 'nor is anything else'}")
             continue
-        alone = {standing(together[0], best[f][0], baseline) for f in (FIRST_BLOCK, TEACACHE) if f in best}
+        for family in set(others) - set(best):
+            near = [r for r in of(ranked, family) if above(r, floor) and within_noise(r, together[0], baseline)]
+            best |= {family: [max(near, key=worst_db)]} if near else {}
+        stands = {f: standing(together[0], best[f][0], baseline) for f in others if f in best}
+        alone = {stands[f] for f in (FIRST_BLOCK, TEACACHE) if f in stands}
+        besides = [f.name for f, how in stands.items() if f not in (FIRST_BLOCK, TEACACHE) and how != "faster than"]
         if "slower than" in alone:
             verdict = "combining doesn't pay"
         elif alone - {"faster than"}:
             verdict = "whether combining pays can't be told, one cache alone is as fast within the noise"
         else:
-            verdict = "combining pays over either cache alone"
+            verdict = "combining pays over either cache alone, as they are timed here"
+        verdict += f"; it is no faster, beyond the noise, than {', '.join(besides)}" if besides else ""
+        words = "; ".join(f"{f.name}: {words_of_fastest(best[f])}" for f in stands)
         parts.append(
             f"{said}{verdict}: {words_of_fastest(together)}; {words or 'nothing else is that near and faster'}"
         )
-    return f"{'. '.join(parts)}."
+    return _sentences(parts)
 
 
 def strategies_sentence(rows: list[Row]) -> str:
@@ -406,8 +444,8 @@ def shares_sentence(rows: Sequence[Row], gpu: str = "") -> str:
     return (
         f"the same threshold leaves {alike}: furthest apart at {row.setting('threshold'):g}, where "
         f"**{row.computed_steps / row.total_steps:.0%}** of the steps are computed here and **{theirs:.0%}** of the "
-        f"time was left on {where}, {100 * abs(_apart(worst)):.0f} points; {near} of {len(pairs)} published shares are "
-        f"within {100 * NEAR:.0f} points."
+        f"time was left on {where}, {100 * abs(_apart(worst)):.0f} points; {near} of {len(pairs)} published shares "
+        f"{'is' if near == 1 else 'are'} within {100 * NEAR:.0f} points."
     )
 
 

@@ -70,11 +70,6 @@ def keeps_adherence(row: Row, baseline: Row) -> bool:
     return row.adherence >= (1 - LOSS_ALLOWED) * baseline.adherence
 
 
-def psnr_or_infinite(row: Row) -> float:
-    """Mean PSNR in dB; infinite where every image is identical."""
-    return math.inf if row.psnr_db is None else row.psnr_db
-
-
 def worst_db(row: Row) -> float | None:
     """PSNR of its worst judged image in dB: infinite where all are identical, None where it isn't known."""
     if row.psnr_min_db is None and row.psnr_identical and row.psnr_db is None:

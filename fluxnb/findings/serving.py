@@ -14,7 +14,9 @@ def load_sentence(rows: list[Row]) -> str:
     one_by_one = [r for r in users if r.setting("batching") == 1 and r.images_each == users[0].images_each]
     most = max(one_by_one, key=lambda r: r.users)
     first = min((r for r in one_by_one if r.session == most.session), key=lambda r: r.users)
-    said = f"{_users(most)} get{'s' * (most.users == 1)} {most.images_per_s:.3g} images a second (of {most.n} requests)"
+    said = (
+        f"{_users(most)} get{'s' * (most.users == 1)} {most.images_per_s:.3g} images a second ({most.n} requests, once)"
+    )
     if first is not most:
         said += f", {most.images_per_s / first.images_per_s:.0%} of what {_users(first)} get{'s' * (first.users == 1)}"
     few = min(most.n, first.n) < LEAST_SAMPLES  # most of them come while the queue is still filling

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from fluxnb.findings.caches import images_words
 from fluxnb.findings.rows import (
     BALANCED_DB,
     LEAST_PEAK,
@@ -15,9 +16,9 @@ from fluxnb.findings.rows import (
     gigabytes,
     judged,
     leaders,
-    psnr_or_infinite,
     step_ms,
     teraflops,
+    worst_db,
 )
 from fluxnb.findings.table import (
     BATCH,
@@ -34,7 +35,7 @@ from fluxnb.findings.table import (
     proved,
     table,
 )
-from fluxnb.findings.words import fastest_words, labels, psnr, sureness
+from fluxnb.findings.words import fastest_words, labels, sureness
 from fluxnb.study.row import Row
 
 CARDS = (16, 24, 48, 80)  # GiB
@@ -149,6 +150,8 @@ def formats_sentence(rows: list[Row]) -> str:
     """What an image takes, which number format is fastest beyond the noise, and how large the noise is."""
     ok = finished(rows)
     compared = [r for r in ok if r.steps == ok[-1].steps]
+    if not ok:
+        return "no format can run here; the table says why."
     said = f"{ok[0].label} at {ok[0].width}×{ok[0].height} take {ok[0].latency_p50:.3g} s per image"
     if compared[1:]:
         said += f"; {fastest_words(compared[1:], compared[0])}"
@@ -178,9 +181,7 @@ def compile_table(rows: list[Row], warm: Mapping[str, Row], ceilings, work):
         P50,
         PER_STEP,
         *SPEEDUP,
-        proved("graphs"),
-        proved("breaks"),
-        proved("recompiles"),
+        *(proved(count, format=".0f") for count in ("graphs", "breaks", "recompiles")),
         WHAT_RAN,
     )
     return table(rows, limited(columns, ceilings, work), "variant")
@@ -206,9 +207,11 @@ def plainest_sentence(rows: list[Row]) -> str:
         return f"{row.label}: {row.speedup:.2f}× ({sureness(row)}) after a first image in {row.first_s:.0f} s"
 
     plain, first = ok[0], leaders(ok, rows[0])
-    if first and plain not in first:
+    if not first:
+        return f"{words(plain)}; no variant is faster than the baseline beyond the noise."
+    if plain not in first:
         return f"{words(plain)}; faster beyond the noise, {words(first[0])}."
-    return f"{words(plain)}; no variant is faster beyond the noise."
+    return f"{words(plain)}; no other variant is faster than that beyond the noise."
 
 
 def work_sentence(work) -> str:
@@ -218,6 +221,8 @@ def work_sentence(work) -> str:
 
 def waits_sentence(rows: list[Row], warm: Mapping[str, Row]) -> str:
     """The longest wait for a first image, cold and warm."""
+    if not any(r.label in warm for r in rows):
+        return "no wait for a first image was measured here."
     slowest = max((r for r in rows if r.label in warm), key=lambda r: r.first_s)
     longest = max(warm, key=lambda label: warm[label].latency_p50)
     cold = f"{slowest.first_s:.0f} s cold ({slowest.label})"
@@ -229,26 +234,34 @@ def waits_sentence(rows: list[Row], warm: Mapping[str, Row]) -> str:
 
 def changes_sentence(rows: list[Row]) -> str:
     """Which technique changes the images most, and which keep every image near the eager one."""
-    ok = finished(rows[1:])
+    ok = _nearest_first(rows)
     if not ok:
-        return "no variant can run here; the table says why."
-    if all(math.isinf(psnr_or_infinite(r)) for r in ok):
-        return "every variant makes the eager images, to the last bit."
-    most = min(ok, key=psnr_or_infinite)
-    said = f"of {len(ok)} variant{'s' * (len(ok) > 1)} {most.label} changes images most"
-    return f"{said}, to {psnr(most)} on average; {_floors(ok)}."
+        return _unseen(rows, "variant")
+    if worst_db(ok[-1]) == math.inf:
+        return f"every variant makes the eager images, to the last bit ({_between([r.images for r in ok])} each)."
+    said = "images" if len(ok) == 1 else f"images most, of {len(ok)} variants"
+    return f"{ok[-1].label} changes {said}: {images_words(ok[-1])}; {_floors(ok)}."
 
 
 def quality_sentence(rows: list[Row]) -> str:
-    """The order of formats by what they change, from the least to the most, and how many keep every image near."""
-    ok = sorted(finished(rows[1:]), key=psnr_or_infinite)
+    """Which format changes the images least and which most, at their worst, and how many keep every image near."""
+    ok = _nearest_first(rows)
     if not ok:
-        return "no quantized format can run here; the table says why."
-    most, least, missing = ok[0], ok[-1], len(rows) - 1 - len(ok)
-    return (
-        f"of {len(ok)} formats, {least.label} changes the image least ({psnr(least)} on average) and {most.label} most "
-        f"({psnr(most)}); {_floors(ok)}." + (f" {missing} can't run here; the table says why." if missing else "")
-    )
+        return _unseen(rows, "quantized format")
+    least, most, missing = ok[0], ok[-1], len(rows) - len(finished(rows))
+    said = f"{least.label} changes images least ({images_words(least)})"
+    if len(ok) > 1:
+        said = f"of {len(ok)} formats, {said} and {most.label} most ({images_words(most)})"
+    return f"{said}; {_floors(ok)}." + (f" {missing} can't run here; the table says why." if missing else "")
+
+
+def _nearest_first(rows: list[Row]) -> list[Row]:
+    """The judged ones but the first, by their worst image."""
+    return sorted((r for r in finished(rows[1:]) if worst_db(r) is not None), key=lambda r: -worst_db(r))
+
+
+def _unseen(rows: list[Row], what: str) -> str:
+    return f"no {what} was judged here." if finished(rows[1:]) else f"no {what} can run here; the table says why."
 
 
 def _floors(rows: list[Row]) -> str:
@@ -258,8 +271,8 @@ def _floors(rows: list[Row]) -> str:
         return "their worst images aren't counted: how many were judged isn't known"
     counts = (f"{floor:g} dB or more with {sum(above(r, floor) for r in known)} of {len(known)}" for floor in FLOORS)
     said = f"the worst of {_between([r.images for r in known])} images stays at {' and at '.join(counts)}"
-    facts = [r.adherence for r in known if r.adherence is not None]
-    return said + (f" (adherence {min(facts):.0%} to {max(facts):.0%})" if facts else "")
+    facts = [f"{r.adherence:.0%}" for r in sorted(known, key=lambda r: r.adherence or 0) if r.adherence is not None]
+    return said + (f" (adherence {' to '.join(dict.fromkeys((facts[0], facts[-1])))})" if facts else "")
 
 
 def _between(values: list) -> str:
@@ -294,11 +307,11 @@ def decoding_sentence(rows: list[Row]) -> str:
     best = min(same, key=lambda r: r.latency_p50)
     first = [r for r in same if alike(r, best)]
     if plain in first:
-        said = f"nothing decodes {plain.width}² faster than {plain.label} beyond the noise"
+        said = f"nothing decodes one image of {plain.width}² faster than {plain.label} beyond the noise"
     elif len(first) > 1:
-        said = f"{labels(first)} decode {plain.width}² equally fast within the noise"
+        said = f"{labels(first)} decode one image of {plain.width}² equally fast within the noise"
     else:
-        said = f"{best.label} decodes {plain.width}² fastest"
+        said = f"{best.label} decodes one image of {plain.width}² fastest"
     if plain not in first:
         times, whose = plain.latency_p50 / best.latency_p50, f"{best.label} " * (len(first) > 1)
         said += f", {whose}in {1e3 * best.latency_p50:.3g} ms ({times:.2f}× {plain.label}, n = {best.n})"

@@ -19,6 +19,7 @@ from fluxnb.findings.rows import (
     what_ran,
 )
 from fluxnb.findings.words import under_limit, whiskers
+from fluxnb.installed import need
 from fluxnb.study.row import Row
 
 LEAST_SAMPLES = 10  # of a percentile besides the median, and of any of a load, where requests are few
@@ -64,8 +65,7 @@ def table(rows: Sequence[Row], columns: Iterable[Column], index: str | Column = 
     Args:
         index: the first column, or its title: then it has the labels.
     """
-    import pandas as pd
-
+    pd = need("pandas", "A table")
     first, columns = index if isinstance(index, Column) else Column(index, "label"), tuple(columns)
     if any(r.status not in ("ok", None) for r in rows):
         columns = (Column("status", "status"), *columns, Column("why not", "reason"))
@@ -83,7 +83,7 @@ def table(rows: Sequence[Row], columns: Iterable[Column], index: str | Column = 
     return frame
 
 
-def proved(title: str, *path: str, unit: str = "", share: bool = False) -> Column:
+def proved(title: str, *path: str, unit: str = "", share: bool = False, format: str = "") -> Column:
     """A column from the rows' proof, by the names on the way to it; the title if none are given."""
 
     def value(row: Row):
@@ -92,14 +92,12 @@ def proved(title: str, *path: str, unit: str = "", share: bool = False) -> Colum
             found = (found or {}).get(name)
         return found
 
-    return Column(title, value, unit, share)
+    return Column(title, value, unit, share, format)
 
 
 def listed(lines: Iterable[Mapping], index: str, units: Mapping | None = None):
     """A data frame of what isn't measured rows, one mapping of title to value for each line."""
-    import pandas as pd
-
-    frame = pd.DataFrame(list(lines)).set_index(index)
+    frame = need("pandas", "A table").DataFrame(list(lines)).set_index(index)
     frame.attrs["units"] = dict(units or {})
     return frame
 
@@ -135,7 +133,7 @@ def _of_images(column: str) -> Callable[[Row], object]:
 
 def _with_worst(title: str, column: str, worst: str) -> Columns:
     """A mean over images, and the worst of them."""
-    mean = Column(title, _of_images(column), format=".3f")
+    mean = Column(f"mean {title}", _of_images(column), format=".3f")
     return mean, Column(f"worst {title}", _of_images(worst), format=".3f")
 
 
@@ -184,10 +182,12 @@ LOADED = Column("load", "memory_load_gib", "GiB")
 PEAK = Column("peak", peak_gib, "GiB", note="peak: what this pipeline allocates, measured alone (on a CPU, by how much "
               "the process grows); what PyTorch keeps in reserve and CUDA's context come on top")
 STEADY = Column("steady", lambda r: None if r.stable is None else "yes" if r.stable else "no",
-                note="steady: whether warm-up ended because two images in a row took the same time, to 2 %")
-PSNR, WORST_PSNR = Column("PSNR", _of_images("psnr_db"), "dB"), Column("worst PSNR", _of_images("psnr_min_db"), "dB")
+                note="steady: whether warm-up ended because two images in a row took the same time, to 2 %; "
+                "where it says no, the first of the timed images may still be slower")
+PSNR = Column("mean PSNR", _of_images("psnr_db"), "dB")
+WORST_PSNR = Column("worst PSNR", _of_images("psnr_min_db"), "dB")
 JUDGED = Column("judged", _of_images("images"), "images", format=".0f")
-ADHERENCE = Column("adherence", _of_facts("adherence"), share=True)
+ADHERENCE = Column("mean adherence", _of_facts("adherence"), share=True)
 WORST_ADHERENCE = Column("worst adherence", _of_facts("adherence_min"), share=True)
 APPLIED, WHAT_RAN = Column("applied", applied), Column("what ran", what_ran)
 
@@ -199,7 +199,8 @@ CLOCKS = (
     Column("other load", _meanwhile("other_load_cores"), "cores"),
 )
 QUALITY = (
-    JUDGED, PSNR, WORST_PSNR, Column("identical", _of_images("psnr_identical"), "images", format=".0f"),
+    JUDGED, PSNR, WORST_PSNR, Column("identical", _of_images("psnr_identical"), "images", format=".0f",
+           note="mean PSNR: of the images that differ"),
     *_with_worst("SSIM", "ssim", "ssim_min"), *_with_worst("ST-LPIPS", "st_lpips", "st_lpips_max"),
     *_with_worst("FLIP", "flip", "flip_max"), *_with_worst("CLIP score", "clip_score", "clip_score_min"),
     ADHERENCE, WORST_ADHERENCE,
@@ -210,7 +211,6 @@ LATENCY = (
 )
 CACHE = (FIRST, SECOND, P50, P90, *SPEEDUP, COMPUTED, STEPS, *QUALITY, *CLOCKS)
 MATRIX = (FIRST, P50, PER_STEP, *SPEEDUP, COMPUTED, LOADED, PEAK, *QUALITY, *CLOCKS, APPLIED)
-CHANGES = QUALITY
 BATCHES = (BATCH, P50, IMAGES, PEAK, *SPEEDUP, *CLOCKS)
 TOTAL = Column("total", lambda r: r.first_s + r.samples[0] if r.first_s and r.samples else None, "s")
 SHAPE = (FIRST, SECOND, TOTAL, COMPUTED, JUDGED, PSNR, WORST_PSNR, ADHERENCE, WORST_ADHERENCE)  # as one is published

@@ -89,7 +89,9 @@ def recomputed(committed: Mapping[str, float], here: Mapping[str, float]):
 def sizes(pipe):
     """How many parameters each part of a pipeline has."""
     parts = ("transformer", "vae", "text_encoder", "text_encoder_2")
-    return pairs({p: sum(w.numel() for w in getattr(pipe, p).parameters()) for p in parts}, "part", "parameters")
+    frame = pairs({p: sum(w.numel() for w in getattr(pipe, p).parameters()) for p in parts}, "part", "parameters")
+    frame.attrs["formats"] = {"parameters": ","}
+    return frame
 
 
 def training_sentence(curve, about: Mapping) -> str:

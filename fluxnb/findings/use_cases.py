@@ -157,8 +157,8 @@ def agreement_with_condition(cases: Cases, free: Mapping[str, float], kind: str)
     if (own := free.get(baseline.model)) is not None:
         said += f", to {share(own)} without a ControlNet"
     least = min((r for r in finished(others) if r.agreement is not None), key=lambda r: r.agreement, default=None)
-    return (
-        f"{said}; of the accelerated ones {least.label} agrees least, to {share(least.agreement)}."
-        if least
-        else f"{said}."
-    )
+    if least is None:
+        return f"{said}."
+    if share(least.agreement) == share(baseline.agreement):
+        return f"{said}; none of the accelerated ones agrees less."
+    return f"{said}; of the accelerated ones {least.label} agrees least, to {share(least.agreement)}."

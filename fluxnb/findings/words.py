@@ -17,11 +17,6 @@ def share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def psnr(row: Row) -> str:
-    """Its PSNR, or that its images are identical."""
-    return quality.format_psnr(row.psnr_db, row.psnr_identical or 0)
-
-
 def interval(row: Row) -> str:
     """The interval of its speedup."""
     return f"[{row.speedup_ci_low:.2f}, {row.speedup_ci_high:.2f}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fluxnb import families
+from fluxnb.findings.caches import LEVELS
 from fluxnb.report import charts
 from fluxnb.report.html import three_figures
 from fluxnb.study.row import Row
@@ -50,9 +51,17 @@ def masks(decisions: list[tuple[str, dict]]) -> str:
 
 def valued(row: Row, column: str) -> str:
     """A column's value with its unit, as an alternative text says it."""
-    if column == "psnr_db" and charts.identical(row):
+    if column in ("psnr_db", charts.WORST) and charts.identical(row):
         return "identical"
+    if column == charts.WORST:
+        return f"worst {with_unit(row.psnr_min_db, column)}, mean {with_unit(row.psnr_db, column)}"
     return with_unit(getattr(row, column), column)
+
+
+def floors() -> str:
+    """What a chart of worst images shows besides them."""
+    said = ", ".join(f"{floor:g} dB for {level}" for level, floor in LEVELS.items())
+    return f"Points: the worst of the judged images; dashes above them: the mean. Dotted: the floors, {said}"
 
 
 def with_unit(value: float | None, column: str) -> str:

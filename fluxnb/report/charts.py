@@ -6,22 +6,24 @@ import math
 import textwrap
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-import seaborn as sns
-
 from fluxnb.families import BASELINE, PUBLISHED, Family
+from fluxnb.findings.caches import LEVELS
 from fluxnb.findings.rows import ends
+from fluxnb.installed import need
 from fluxnb.report.series import OTHERS, lines
 from fluxnb.study.row import Row
 
+sns = need("seaborn", "A chart")
+matplotlib = need("matplotlib", "A chart")
+matplotlib.use("agg")
+plt = matplotlib.pyplot
+WORST = "psnr_min_db"  # what floors are asked of, so what a frontier shows
 _PALETTE = sns.color_palette("colorblind").as_hex()
 AXES = {  # column -> what it says at an axis, and the unit of a value
     "speedup": ("Speedup over the baseline (wall clock, times)", "times"),
     "computed_steps": ("Computed steps", "steps"),
-    "psnr_db": ("PSNR against the baseline's image (dB)", "dB"),
+    "psnr_db": ("Mean PSNR against the baseline's images (dB)", "dB"),
+    WORST: ("PSNR of the worst image (dB)", "dB"),
     "ssim": ("SSIM", ""),
     "adherence": ("Prompt adherence", ""),
     "agreement": ("Agreement with the condition", ""),
@@ -56,25 +58,28 @@ def identical(row: Row) -> bool:
     return row.psnr_db is None and bool(row.psnr_identical)
 
 
-def on_frontier(rows: list[Row], x: str = "speedup", quality: str = "psnr_db") -> list[Row]:
+def on_frontier(rows: list[Row], x: str = "speedup", quality: str = WORST) -> list[Row]:
     """The rows that have both: what wasn't timed or judged has no place between speed and quality."""
-    judged = (r for r in rows if getattr(r, quality) is not None or (quality == "psnr_db" and identical(r)))
+    judged = (r for r in rows if getattr(r, quality) is not None or (quality in ("psnr_db", WORST) and identical(r)))
     return [r for r in judged if r.ok and getattr(r, x) is not None]
 
 
-def frontier(rows: list[Row], quality: str = "psnr_db", x: str = "speedup", marks: tuple[Family, ...] | None = None):
+def frontier(rows: list[Row], quality: str = WORST, x: str = "speedup", marks: tuple[Family, ...] | None = None):
     """Speed against quality, a line along each family's dial; rows that `on_frontier` leaves out aren't drawn.
+
+    The worst image's PSNR has the mean above it, and the floors that settings have to keep.
 
     Args:
         rows: those identical to the baseline are drawn at the top edge.
-        quality: psnr_db, ssim or adherence.
+        quality: psnr_min_db, psnr_db, ssim or adherence.
         x: speedup or computed_steps.
         marks: families whose points are labelled; None for all.
     """
     style()
     figure, axes = plt.subplots(figsize=(8.4, 5.0))
     shown = on_frontier(rows, x, quality)
-    finite = [getattr(r, quality) for r in shown if getattr(r, quality) is not None]
+    drawn = (quality, "psnr_db") if quality == WORST else (quality,)
+    finite = [value for r in shown for name in drawn if (value := getattr(r, name)) is not None]
     top = max(finite) + (0.06 * (max(finite) - min(finite)) or 1) if finite else 1
     for (family, words), line in _drawn(shown).items():
         xs = [getattr(r, x) for r in line]
@@ -86,13 +91,24 @@ def frontier(rows: list[Row], quality: str = "psnr_db", x: str = "speedup", mark
         name = f"{family.name}, twice" if family is BASELINE else ", ".join(filter(None, [family.name, words]))
         size = 13 if family is BASELINE else 6
         axes.errorbar(xs, ys, marker=family.marker, ms=size, capsize=2, label=name, **look, **errors)
+        for a, b, row in zip(xs, ys, line, strict=True) if quality == WORST else ():
+            if row.psnr_db is not None:
+                axes.vlines(a, b, row.psnr_db, color=family.colour, lw=0.8, alpha=0.45)
+                axes.scatter(a, row.psnr_db, marker="_", s=45, color=family.colour, alpha=0.8, gid="mean")
         if family is BASELINE or (marks is not None and family not in marks):
             continue
         for a, b, row in zip(xs, ys, line, strict=True):
             axes.annotate(
-                row.mark, (a, b), textcoords="offset points", xytext=(0, -13 if family.control else 8), ha="center",
+                row.mark, (a, b), textcoords="offset points", xytext=(0, -13) if family.control else (5, 5),
+                ha="center" if family.control else "left",
                 fontsize=8, color=family.colour, gid=row.id,
             )  # fmt: skip
+    for level, floor in LEVELS.items() if quality == WORST else ():
+        axes.axhline(floor, color="#767676", lw=1, ls=":", gid="floor")
+        axes.text(
+            0.005, floor, f"{level}: {floor:g} dB", transform=axes.get_yaxis_transform(), ha="left", va="bottom",
+            fontsize=8, color="#595959",
+        )  # fmt: skip
     if x == "speedup":
         axes.axvline(1, color="#bbbbbb", lw=1, zorder=0)
         axes.set_xlim(left=min(0.9, axes.get_xlim()[0]))

@@ -22,7 +22,7 @@ from fluxnb.findings.table import Column
 from fluxnb.findings.table import table as made
 from fluxnb.measure import telemetry
 from fluxnb.report import charts, html
-from fluxnb.report.captions import about, left_out, number, sentences, valued, with_unit
+from fluxnb.report.captions import about, floors, left_out, number, sentences, valued, with_unit
 from fluxnb.report.decisions import fired, fit, polynomial, spread, steps  # noqa: F401  notebooks take them from here
 from fluxnb.report.grids import grid  # noqa: F401
 from fluxnb.report.series import lines
@@ -83,7 +83,7 @@ def frame(data, caption: str, **options) -> None:
 def frontier(
     rows: list[Row],
     x: str = "speedup",
-    quality: str = "psnr_db",
+    quality: str = charts.WORST,
     marks: tuple[Family, ...] | None = None,
 ) -> None:
     """Speed against quality, with the baseline's row among them; `marks`: families whose points are labelled."""
@@ -95,13 +95,14 @@ def frontier(
     marked = [f for f, _ in lines(shown) if f.dial and (marks is None or f in marks)]
     dials = {f.dial: ", ".join(dict.fromkeys(g.name for g in marked if g.dial == f.dial)) for f in marked}
     better = "further left is less work" if x == "computed_steps" else "further right is faster"
-    edge = "Points at the top edge: all images identical to the baseline's."
+    edge = "Points at the top edge: all images identical to the baseline's"
     text = sentences(
         f"{title}, by {across[0].lower()}{across[1:]}: higher is nearer to the baseline, {better}",
         about(shown),
         f"At the points: {', '.join(f'{name} ({of})' for name, of in dials.items())}" if dials else "",
         f"Whiskers: {said}" if x == "speedup" and (said := findings.whiskers(shown)) else "",
-        edge if quality == "psnr_db" and any(map(charts.identical, shown)) else "",
+        floors() if quality == charts.WORST else "",
+        edge if quality in ("psnr_db", charts.WORST) and any(map(charts.identical, shown)) else "",
         left_out(rows, shown),
     )
     named = []

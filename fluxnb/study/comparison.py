@@ -25,17 +25,18 @@ from fluxnb.study.subject import Loaded, Subject
 from fluxnb.technique import Unavailable, applied
 from fluxnb.techniques import compilation
 
-SLOW_S = 20.0  # an image that takes longer than this warms up by itself
+SLOW_S = 20.0  # of images that take longer than this two are warm-up enough
 Append = Callable[[Candidate, dict], Row]
 
 
 @dataclass
 class Prepared:
-    """A candidate that is warm: its pipeline, and the columns that don't come from timing."""
+    """A candidate that is warm: its pipeline, the columns that don't come from timing, and the last image it made."""
 
     candidate: Candidate
     loaded: Loaded
     columns: dict
+    made: dict = field(default_factory=dict)  # input -> (image, trace)
 
 
 @dataclass
@@ -232,7 +233,7 @@ class Comparison:
             loaded = self.pool.get(subject)
             if candidate is self.baseline and self._warm_pipe() is loaded.pipe:
                 return Prepared(candidate, loaded, self._baseline_columns)
-            columns = self._warm(candidate, loaded)
+            columns, made = self._warm(candidate, loaded)
         except Unavailable as reason:
             self._refuse(candidate, failure(reason), reason)
             return None
@@ -249,7 +250,7 @@ class Comparison:
         if candidate is self.baseline:
             self._warm_pipe = weakref.ref(loaded.pipe)
             self._baseline_columns = self._baseline_columns or columns
-        return Prepared(candidate, loaded, columns)
+        return Prepared(candidate, loaded, columns, made)
 
     def _refuse(self, candidate: Candidate, columns: dict, error: Exception | None = None) -> None:
         """A row for what can't run; a comparison without its baseline is nothing, unless it lacks memory."""
@@ -259,26 +260,33 @@ class Comparison:
                 raise error or UserError(columns["reason"])
             self._lacking = columns["reason"]
 
-    def _warm(self, candidate: Candidate, loaded: Loaded) -> dict:
-        """Warm-up and memory of one candidate, and what proves it: the untimed part of its row."""
+    def _warm(self, candidate: Candidate, loaded: Loaded) -> tuple[dict, dict]:
+        """Warm-up and memory of one candidate, and what proves it: the untimed part of its row; and its last image."""
         pipe, device = loaded.pipe, loaded.pipe.transformer.device
         runs = loaded.subject.runs(candidate.steps)
         row = {"load_s": loaded.load_s, "total_steps": runs, "computed_steps": runs}
         allocated = torch.cuda.memory_allocated() / latency.GIB if device.type == "cuda" else 0.0
         beside = max(0.0, allocated - loaded.load_gib)  # other pipelines
-        inputs = list(itertools.islice(itertools.cycle(loaded.inputs), candidate.batch))
+        first = self.subject.rounds  # the first input that no round may be about: its image needn't be made again
+        inputs = list(itertools.islice(itertools.cycle(loaded.inputs), first, first + candidate.batch))
+        latest: list = []
+
+        def run() -> None:
+            latest[:] = loaded.batch(inputs, candidate.steps)
+
         before = compilation.counters()
         with applied(pipe, *candidate.above), latency.memory(device) as memory:
             warm = latency.warm_up(
-                lambda: loaded.batch(inputs, candidate.steps),
+                run,
                 limit=self.warmup,
                 least=2,
                 enough_s=SLOW_S,
                 patience_s=candidate.patience_s,
             )
-            if trace := trace_of(candidate):
+            trace = trace_of(candidate)
+            if trace:
                 row["computed_steps"] = trace["mask"].count("1")
-        return row | {
+        row |= {
             "first_s": warm.first_s,
             "warmup_s": warm.total_s,
             "stable": int(warm.stable),
@@ -287,6 +295,7 @@ class Comparison:
             "memory_avg_gib": memory.average_gib - beside,
             "proof": self._proof(candidate, loaded, before) or None,
         }
+        return row, {inputs[0]: (latest[0], trace)} if candidate.batch == 1 else {}
 
     def _proof(self, candidate: Candidate, loaded: Loaded, before: dict[str, int]) -> dict:
         """What shows that the techniques did something: what they say, what was compiled, which kernels ran."""
@@ -310,7 +319,7 @@ class Runner:
     def __init__(self, prepared: Prepared):
         self.prepared = prepared
         self.stages: list[latency.Stages] = []
-        self.made: dict = {}  # input -> (image, trace), with a batch of 1
+        self.made: dict = dict(prepared.made)  # input -> (image, trace), with a batch of 1
         self.windows: list[tuple[float, float]] = []
         self.others = telemetry.OtherLoad()
         self._order: Iterator = itertools.cycle(prepared.loaded.inputs)
