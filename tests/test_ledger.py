@@ -157,6 +157,15 @@ def test_a_verdict_is_of_the_whole_interval(side, theirs, ours, said):
     assert ledger.verdict(claim, *ours) == said
 
 
+@pytest.mark.parametrize("name", stacks.AS_PUBLISHED)
+def test_a_shortlist_can_have_what_torchao_published(name):
+    (stack,) = stacks.shortlist([name], "fp8 row", [], 28, 12)
+    settings = {key: value for part in stack.techniques for key, value in part.settings.items()}
+    found = [e for e in ledger.entries([full(), full(settings, 1.5, stack=name)]) if "torchao" in e.claim.source]
+    told = {e.verdict for e in found if e.row is not None and e.row.stack == name}
+    assert told & {"reproduced", "not reproduced"}, found
+
+
 def test_what_is_alike_in_all_is_judged_on_its_interval():
     rows = [full(), full(PARTS, 2.2)]
     found = entries(rows)[PLAIN]

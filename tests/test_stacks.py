@@ -53,17 +53,29 @@ def test_a_stack_that_nobody_defines_is_refused():
 def test_the_shortlist_has_lean_stacks_alone_and_cached_and_those_that_have_everything():
     found = stacks.shortlist(list(stacks.SHORTLIST), "fp8 row", list(stacks.AROUND), 28, 12)
     names = [stack.name for stack in found]
-    assert len(set(names)) == len(names) == 2 * len(stacks.LEAN) + 2
-    for alone, cached in zip(found[0::2], found[1::2], strict=True):
-        if alone.name in stacks.LEAN:
-            assert cached.built == alone.built or parts(cached)[:-1] == parts(alone)
-            assert parts(cached)[-1] == stacks.cache(28, 12).label
+    assert len(set(names)) == len(names) == 2 * len(stacks.LEAN) + 2 + len(stacks.AS_PUBLISHED)
+    lean = found[: 2 * len(stacks.LEAN)]
+    for alone, cached in zip(lean[0::2], lean[1::2], strict=True):
+        assert alone.name in stacks.LEAN and parts(cached)[:-1] == parts(alone)
+        assert parts(cached)[-1] == stacks.cache(28, 12).label
     around = {part.label for make in stacks.AROUND.values() for part in make()}
-    for stack in found[: 2 * len(stacks.LEAN)]:  # what showed no gain by itself is in none of them
+    for stack in lean:  # what showed no gain by itself is in none of them
         assert not {"fused QKV", "modulation ahead", "CUDA graph", *around} & set(parts(stack)), stack.name
-    assert around and around <= set(parts(found[-1]))
+    assert around and around <= set(parts(found[len(lean) + 1]))
     with pytest.raises(UserError, match="There is no stack 'lean': choose one of"):
         stacks.shortlist(["lean"], "fp8 row", [], 28, 12)
+
+
+def test_everything_is_what_its_word_says():
+    """The word says what is in it, and not what that gains."""
+    said, inside = stacks.TERMS["everything"], parts(stacks.divided("pulled, everything", 2, "fp8 row")[0])
+    for words, technique in (
+        ("compiled blocks", "compiled blocks"), ("fused", "fused GELU"), ("rows divided", "parallel VAE"),
+        ("and compiled", "VAE compiled"), ("text encoders recorded", "text encoders, CUDA graph"),
+        ("no search for hooks", "no search for hooks"), ("bytes on the device", "bytes on the device"),
+    ):  # fmt: skip
+        assert words in said and any(technique in part for part in inside), (words, inside)
+    assert "gain" not in said
 
 
 def test_a_label_leaves_no_technique_out():
