@@ -24,6 +24,7 @@ endif
 
 # What is asked for of a model of one's own goes to whatever runs, as it was written: no shell reads it.
 export FLUXNB_MODEL := $(value MODEL)
+export FLUXNB_GPU := $(value GPU)
 ifneq ($(strip $(FLUXNB_MODEL)),)
 export FLUXNB_SIZE := $(value SIZE)
 export FLUXNB_TOKENS := $(value TOKENS)

@@ -11,6 +11,7 @@ the measured ones beside it, and says so.
 from __future__ import annotations
 
 import io
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -27,10 +28,12 @@ from fluxnb.families import COMBINED, FIRST_BLOCK, TEACACHE
 from fluxnb.installed import need
 from fluxnb.measure import quality
 from fluxnb.models import control, embedded, material, pipelines
+from fluxnb.study import Study, fitted
 from fluxnb.study.results import Results
 from fluxnb.study.row import Row
 from fluxnb.technique import applied
 
+GPU = "FLUXNB_GPU"  # the configuration, where it runs by itself
 NONE = "none"
 GATES = (NONE, *(f.name for f in families.ALL if f.cache), COMBINED.name)  # what can be chosen
 PREDICTORS: dict[str, Callable] = {"hold": Hold, "Taylor 1": lambda: Taylor(1), "Taylor 2": lambda: Taylor(2)}
@@ -143,18 +146,20 @@ class Explorer:
     """The widgets, shown when the object is the last of a cell.
 
     Args:
-        model: a model by name.
-        gpu: the configuration whose rows predictions are made from.
+        model: a model by name; that of `make explore MODEL=…` by default, or else the embedded one.
+        gpu: the configuration whose rows predictions are made from; that of `make explore GPU=…` by default.
     """
 
-    def __init__(self, model: str = embedded.NAME, gpu: str = "cpu"):
+    def __init__(self, model: str | None = None, gpu: str | None = None):
         w = need("ipywidgets", "The live explorer")
 
-        chosen, root = params.load(gpu), params.find_folder().parent
-        self.model, self._pipes = pipelines.describe(model), {"txt2img": pipelines.load(model)}
+        chosen, root = params.chosen(gpu or os.environ.get(GPU, "cpu")), params.find_folder().parent
+        s = Study(chosen, "explore", root)
+        subject = s.subject(model or (chosen.model.name if chosen.model else embedded.NAME))
+        self.model, self._pipes = subject.model, {"txt2img": s.pipe(subject)}
+        fitted.know(s)
         self.tables = tables(chosen, root)
-        given = chosen.study if model == embedded.NAME else chosen.study.full_size
-        self.full = given.steps  # what speeds were measured at
+        self.full = s.steps(subject)  # what speeds were measured at
         self.kept: list[Made] = []
         self.latest: Made | None = None
         self.job: Job | None = None
@@ -198,7 +203,7 @@ class Explorer:
         self.bar = w.IntProgress(value=0, min=0, max=self.full, layout=_wide())
         self.said = w.HTML()
         self.predicted = w.HTML()
-        nothing = _png(Image.new("RGB", (self.model.side, self.model.side), (128, 128, 128)))
+        nothing = _png(Image.new("RGB", (self.model.width, self.model.height), (128, 128, 128)))
         self.start_from, self.before, self.after = (
             w.Image(value=nothing, format="png", width=256, height=256) for _ in range(3)
         )
@@ -291,7 +296,7 @@ class Explorer:
         use_case, prompt, seed = self.use_case.value, self.prompt.value, self.seed.value
         wanted = Wanted(use_case, prompt, seed, self.steps.value, self.kind.value, self.strength.value)
         if use_case != "txt2img":
-            given = material.of(prompt, seed, self.model.side, self.model.side)
+            given = material.of(prompt, seed, self.model.width, self.model.height)
             picture = given.image if pipelines.takes_image(use_case) else given.condition(wanted.kind)
             _show(self.start_from, picture)
         return wanted
@@ -348,7 +353,7 @@ class Explorer:
 
         given = {}
         if wanted.use_case != "txt2img":
-            drawn = material.of(wanted.prompt, wanted.seed, self.model.side, self.model.side)
+            drawn = material.of(wanted.prompt, wanted.seed, self.model.width, self.model.height)
             given = drawn.arguments(wanted.kind) | {"strength": wanted.strength}
         started = time.perf_counter()
         with applied(pipe, *([cache] if cache else [])), torch.no_grad():

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
     """Run make as from a fresh terminal: without what the make that runs these tests has handed down."""
     ours = "MAKEFLAGS MFLAGS MAKELEVEL MAKEOVERRIDES MAKEFILES PYTHON BASE_PYTHON GPU ONLY FORCE REPLAY HOST".split()
-    ours += "FLUXNB_HOST ARGS UPGRADE PRICES".split()
+    ours += "FLUXNB_HOST FLUXNB_GPU FLUXNB_MODEL ARGS UPGRADE PRICES MODEL SIZE TOKENS STEPS".split()
     env = {k: v for k, v in os.environ.items() if k not in ours} | variables
     command = ["make", *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=60)
@@ -120,6 +120,53 @@ def test_the_name_of_the_machine_is_passed_on_only_as_it_is_given_to_make(fresh)
     assert named.stdout == "host: lab-3\n"
     assert make("-s", "report", "PYTHON=./spy", folder=fresh, HOST="shell").stdout == "host: \n"  # as tcsh sets it
     assert make("-s", "report", "PYTHON=./spy", folder=fresh, FLUXNB_HOST="lab-4").stdout == "host: lab-4\n"
+
+
+@pytest.mark.parametrize("given", ["MODELS=x", "STEP=4", "GPUS=h100", "model=x", "ONLY_=05"])
+@pytest.mark.parametrize("target", ["report", "explore", "help"])
+def test_a_variable_that_nothing_reads_is_a_misspelled_one(fresh, target, given):
+    answer = make(target, given, folder=fresh)
+    assert (answer.returncode, answer.stdout, answer.stderr.strip().count("\n")) == (2, "", 0)
+    assert f"{given.split('=')[0]}= is no variable of this Makefile: choose from GPU" in answer.stderr
+    assert not (fresh / ".venv").exists()
+
+
+def test_variables_of_the_tools_are_none_of_ours(fresh):
+    given = ["UV_TORCH_BACKEND=cpu", "PIP_INDEX_URL=x", "HF_HOME=y", "CUDA_VISIBLE_DEVICES=1", "SLURM_OPTIONS=time=1"]
+    assert make("-n", "report", "PYTHON=p", *given, folder=fresh).returncode == 0
+
+
+@pytest.mark.parametrize("model", ["nope", "./nope", "/nope/at all", "~/nope-at-all", "."])
+@pytest.mark.parametrize("target", ["report", "render", "explore"])
+def test_a_folder_without_a_model_is_said_before_an_environment_is_made(fresh, target, model):
+    answer = make(target, f"MODEL={model}", "PYTHON=true", folder=fresh)
+    if " " in model:  # the command looks at it
+        assert answer.returncode == 0
+        return
+    assert (answer.returncode, answer.stdout, answer.stderr.strip().count("\n")) == (2, "", 0)
+    assert f"MODEL={model} is no folder with a model_index.json" in answer.stderr
+
+
+@pytest.mark.parametrize("variable", ["SIZE", "TOKENS", "STEPS"])
+def test_what_is_about_a_model_needs_one(fresh, variable):
+    answer = make("report", f"{variable}=64", folder=fresh)
+    assert answer.returncode == 2 and f"{variable}= is about a model of yours: give MODEL=" in answer.stderr
+
+
+def test_a_model_is_handed_on_as_it_was_written(fresh):
+    (fresh / "spy").write_text(
+        '#!/bin/sh\necho "$FLUXNB_GPU|$FLUXNB_MODEL|$FLUXNB_SIZE|$FLUXNB_TOKENS|$FLUXNB_STEPS"\n'
+    )
+    (fresh / "spy").chmod(0o755)
+    (fresh / "my model ü").mkdir()
+    (fresh / "my model ü/model_index.json").touch()
+    about = ["SIZE=64x96", "TOKENS=8", "STEPS=3"]
+    for model in ("someone/flux", "./my model ü", "a/$(touch pwned)`touch pwned`;x"):
+        given = model.replace("$", "$$")
+        answer = make("-s", "report", "PYTHON=./spy", "GPU=h100", f"MODEL={given}", *about, folder=fresh)
+        assert answer.stdout == f"h100|{given}|64x96|8|3\n"
+    assert make("-s", "report", "PYTHON=./spy", folder=fresh, STEPS="3").stdout == "cpu||||\n"  # a shell's own
+    assert not (fresh / "pwned").exists()
 
 
 def test_lint_looks_at_everything(fresh):

@@ -33,7 +33,7 @@ class Facts:
     """What a model with weights of its own is run with.
 
     Args:
-        name: a hub id, or the whole path of a folder.
+        name: a hub id, or the whole path of a folder, from ~ where that is above it: pages name nobody's home.
     """
 
     name: str
@@ -46,9 +46,9 @@ class Facts:
     @property
     def folder(self) -> str:
         """A name for folders of its own: of a folder with a digest of where it lies, for others may be called alike."""
-        local, last = Path(self.name), Path(self.name).name if os.path.isabs(self.name) else self.name
-        safe = re.sub(r"[^A-Za-z0-9._]+", "-", last).strip("-.")[:60] or "model"
-        return f"{safe}-{hashlib.sha256(str(local).encode()).hexdigest()[:6]}" if local.is_absolute() else safe
+        local = self.name.startswith(("/", "~"))
+        safe = re.sub(r"[^A-Za-z0-9._]+", "-", Path(self.name).name if local else self.name).strip("-.")[:60]
+        return f"{safe or 'model'}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}" if local else safe
 
 
 def asked() -> Facts | None:
@@ -78,7 +78,8 @@ def read(name: str, size: str = "", tokens: str = "", steps: str = "") -> Facts:
     path = Path(name).expanduser()
     if local := is_folder(name):
         folders.check(path)
-        name = str(path.resolve())
+        path, home = path.resolve(), Path.home().resolve()
+        name = f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)
     else:
         check_id(name)
     found = {part: config(name, file, local) for part, file in _FILES.items()}
@@ -147,7 +148,7 @@ def refused(name: str, error: Exception) -> UserError:
 
 def config(name: str, file: str, local: bool) -> dict:
     """A file of settings; {} where the model has none."""
-    path = Path(name) / file
+    path = Path(name).expanduser() / file
     if not local:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

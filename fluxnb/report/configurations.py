@@ -26,6 +26,7 @@ class Configuration:
     run: dict
     pages: list[Page]
     rows: list[Row]
+    model: str = ""  # of the user's, that all of it is about
 
     @property
     def ok(self) -> list[Row]:
@@ -67,4 +68,5 @@ def _read(root: Path, table: Path) -> Configuration:
             page = Page(source.stem, title_of(source), "missing", problem="not run yet")
         page.rows = counts[source.stem]
         pages.append(page)
-    return Configuration(name_of(folder), folder, read_json(folder / "run.json"), pages, ledger.latest(every))
+    timed = [r for r in every if r.notebook != notebooks.SURVIVAL]  # whose rows are right or wrong, not fast or slow
+    return Configuration(name_of(folder), folder, read_json(folder / "run.json"), pages, ledger.latest(timed), model)

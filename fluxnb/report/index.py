@@ -14,6 +14,7 @@ def index_html(
     gpu: str,
     above: str,
     explorer: str | None = None,
+    model: str = "",
     reference: tuple[str, set[str]] | None = None,
 ) -> str:
     """The page as HTML.
@@ -24,6 +25,7 @@ def index_html(
         gpu: name of the configuration.
         above: address of the front page of all configurations, relative to this page.
         explorer: address of the explorer, where there is one.
+        model: of the user's, that all of it is about.
         reference: of a user's own reports, the address of the folder of the committed reference and its pages' files.
     """
     folder, there = reference or ("", set())
@@ -33,6 +35,7 @@ def index_html(
         [("index.html", f"fluxnb {gpu}"), (above, "All configurations")],
         gpu=gpu,
         explorer=explorer,
+        model=model,
         reference=folder,
         provenance=provenance_html(run, sum(page.rows for page in pages) or None),
         troubled=[page for page in pages if page.status != "ok"],

@@ -21,6 +21,7 @@ SPARED = ("jupyterlab", "ipywidgets", "pynvml", "peft")
 NEEDED = {m: name for m, name in (CORE | EXTRAS["study"]).items() if m not in SPARED}  # module -> what pip calls it
 FREE_GIB = 2.0  # of disk: pages, kept images, compiled kernels
 FULL_SIZE_GIB = 38.0  # of a GPU: FLUX.1 in bfloat16 with its text encoders, and one image
+DOWNLOAD_GIB = 32.0  # of disk: its weights
 TEMPLATE = Path("base", "display_priority.j2")  # of nbconvert's, that ours starts from
 
 
@@ -39,16 +40,42 @@ def missing() -> list[str]:
 
 def check_memory(chosen) -> None:
     """Raises UserError unless every GPU that a run uses has room for the configuration's models of full size."""
-    large = [m for m in chosen.study.models if not m.startswith("embedded") and not Path(m).expanduser().is_dir()]
+    large = {name: size for name in chosen.study.models if (size := _needed_gib(name)) > 1}
     if not large or chosen.gpu.match == "cpu":
         return
+    leave = f", leave the model out of study.models in params/{chosen.name}.yaml" * (chosen.model is None)
     for index, free in enumerate(_free_gib()[: chosen.gpu.count]):
-        if free < FULL_SIZE_GIB:
+        if free < (most := max(large.values())):
             raise UserError(
-                f"GPU {index} has {free:.0f} GiB free and {', '.join(large)} needs {FULL_SIZE_GIB:.0f}: end what else "
-                f"runs there, leave the model out of study.models in params/{chosen.name}.yaml, or set FORCE=1 to go "
-                "on anyway."
+                f"GPU {index} has {free:.0f} GiB free and {', '.join(large)} needs {most:.0f}: end what else runs "
+                f"there{leave}, or set FORCE=1 to go on anyway."
             )
+
+
+def check_download(model: str) -> None:
+    """Raises UserError where the disk has no room for the weights of a model that have to come from the hub."""
+    from huggingface_hub import constants
+
+    own = Path(constants.HF_HUB_CACHE, f"models--{model.replace('/', '--')}")
+    if Path(model).expanduser().is_dir() or any(own.glob("snapshots/*/transformer/*.safetensors")):
+        return
+    place = Path(constants.HF_HUB_CACHE)
+    while not place.exists():
+        place = place.parent
+    if (free := shutil.disk_usage(place).free / 2**30) < DOWNLOAD_GIB:
+        raise UserError(
+            f"{place} has {free:.0f} GiB free, and {model} is about {DOWNLOAD_GIB:.0f} to download: make room, or set "
+            "HF_HOME to a folder on another disk."
+        )
+
+
+def _needed_gib(model: str) -> float:
+    """Memory of a GPU that a model needs in bfloat16; 0 for the embedded ones."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return 0.0 if model.startswith("embedded") else FULL_SIZE_GIB
+    weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 2**30
+    return weights * FULL_SIZE_GIB / DOWNLOAD_GIB
 
 
 def lacking() -> str:
