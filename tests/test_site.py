@@ -138,6 +138,9 @@ def test_what_only_the_small_model_cannot_have_is_not_said_of_a_gpu():
     said = [
         "\n".join(front.not_measured([configuration("h200x4", rows)])) for rows in ([*small, kernel], small + large)
     ]
+    several = configuration("h200x4", large)
+    several.pages = [Page(n, f"{n}: what?", "missing", problem="not run yet") for n in ("One", "Two")]
+    assert "h200x4, not run yet: One, Two." in front.not_measured([several])  # not a line each
     assert "can't run FSDP; xDiT:" in said[0] and "can't run TensorRT:" in said[1]
 
 

@@ -86,6 +86,7 @@ def test_the_explorer_holds_every_measured_setting_and_its_image(images):
     assert free["images"][0]["psnr"] is None and free["images"][0]["mask"] == "111111"
     assert free["images"][0]["flip"] == 0 < last["images"][0]["flip"] < 1
     assert last["images"][0]["heat"].startswith("data:image/webp") and len(last["images"][0]["heat"]) < 4000
+    assert last["psnr"] == 24.7  # of the worst image, as floors are
     assert last["images"][0]["psnr"] > 20 and "0" in last["images"][0]["mask"]
     assert len(last["images"][0]["indicator"]) == STEPS and last["id"] == "FBCache-0.5"
     assert len(figures) == 2 * (len(ROWS) - 1)  # what is on no slider isn't on the page
@@ -149,7 +150,7 @@ def test_the_page_has_the_first_of_many_inputs_and_says_no_figure_that_earlier_r
 
 def test_rows_that_were_not_timed_are_left_out(images):
     assert explorer.collect([BASE, replace(CACHED[1], speedup=None), replace(FEWER, status="error")], images) == (
-        {"cases": []}, [],
+        {"cases": [], "floors": {"near-lossless": 35.0, "balanced": 28.0}}, [],
     )  # fmt: skip
 
 

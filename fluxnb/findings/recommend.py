@@ -88,7 +88,8 @@ class Choice:
         if not is_baseline(self.row):
             return self.row.label
         better = "needs less memory" if self.goal.smallest else "is faster beyond the noise"
-        floor = f"nothing that reaches {self.goal.floor_db:g} dB here {better}"
+        kept = "makes the same image, up to rounding," if self.goal.exact else f"reaches {self.goal.floor_db:g} dB"
+        floor = f"nothing that {kept} {better}"
         return f"{self.row.label} as they are: {floor}"
 
     @property
@@ -187,12 +188,12 @@ def recommendations(found: Sequence[Choice]):
     seen = [c.seen or Row() for c in found]
     columns = (
         Column("choose", [c.label for c in found]),
+        Column("worst PSNR", [c.worst for c in found]),
+        Column("judged", [r.images for r in seen], "images", format=".0f"),
         *SPEEDUP,
         P50,
         PEAK,
-        Column("worst PSNR", [c.worst for c in found]),
         Column("worst ST-LPIPS", [r.st_lpips_max for r in seen]),
-        Column("judged", [r.images for r in seen], "images"),
         COMPUTED,
         Column("better, not confirmed", [c.unconfirmed for c in found]),
         Column("quality from", [r.id for r in seen]),

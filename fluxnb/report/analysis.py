@@ -24,6 +24,7 @@ SAID = (  # of what stands at a stack's speedup
     "each over its own configuration's baseline; random weights show time and memory only, and the steps that a cache "
     "computes are prescribed there, not decided by looking at an image"
 )
+WHISKERS = f"Whiskers: the speedup's interval, or of fewer than {stats.LEAST} rounds their range, where it is known"
 SERIES = {  # of one image on several GPUs -> its stacks
     BF16: stacks.recorded(quantized=False),
     FP8: stacks.recorded(quantized=True),
@@ -186,12 +187,15 @@ def write(root: Path, given: list[str]) -> list[Path]:
     written, blocks = [folder / "summary.csv"], ["<h2>Everything together, part by part</h2>"]
     for model, rows in frame.dropna(subset="speedup").groupby("model", sort=False):
         labels = [f"{c}: {t}" for c, t in zip(rows.configuration, rows.technique, strict=True)]
-        figure = charts.bars(labels, list(rows.speedup), "Speedup over the configuration's own baseline")
+        low, high = (rows[end].astype(float).fillna(rows.speedup) for end in ("low", "high"))
+        errors = [list((rows.speedup - low).clip(0)), list((high - rows.speedup).clip(0))]
+        figure = charts.bars(labels, list(rows.speedup), "Speedup over the configuration's own baseline", None, errors)
         path = folder / "charts" / f"{model.replace('/', '_')}.svg"
         write_atomic(path, html.svg(figure).decode())
         written.append(path)
         said = "; ".join(f"{label} {speedup:.2f}×" for label, speedup in zip(labels, rows.speedup, strict=True))
-        blocks.append(html.figure_html(figure, alt=f"Speedups of {model}: {said}.", caption=f"`{model}`, {SAID}."))
+        caption = f"`{model}`, {SAID}. {WHISKERS}."
+        blocks.append(html.figure_html(figure, alt=f"Speedups of {model}: {said}.", caption=caption))
     units = {"p50": "s", "peak": "GiB", "computed": "steps", "speedup": "×", "low": "×", "high": "×"}
     shown = frame.dropna(axis=1, how="all").set_index("technique")
     blocks.append(

@@ -66,7 +66,7 @@ def collect(rows: list[Row], images: list[Kept]) -> tuple[dict, list[dict]]:
         }
         for (model, use_case), settings in found.items()
     ]
-    return {"cases": cases}, figures.all
+    return {"cases": cases, "floors": findings.LEVELS}, figures.all
 
 
 def on_a_slider(family: Family) -> bool:
@@ -110,7 +110,7 @@ def _point(row: Row) -> dict:
         "speedup": round(row.speedup, 3),
         "steps": row.computed_steps,
         "total": row.total_steps,
-        "psnr": row.psnr_db,
+        "psnr": row.psnr_min_db,  # of the worst image, which floors are asked of
         "quality": _quality(row),
     }
 

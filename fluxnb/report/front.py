@@ -86,19 +86,19 @@ def _answers(c: Configuration) -> list[str]:
 def frontier(c: Configuration) -> str | None:
     """Speed against quality of the caches and of their controls, as a figure; None without rows."""
     from fluxnb.report import charts
-    from fluxnb.report.captions import about, valued
+    from fluxnb.report.captions import about, floors, valued
 
     own = [r for r in c.ok if r.notebook == notebooks.COMBINED and r.weights == "trained" and r.batch == 1]
     first = max((r.steps or 0 for r in own), default=0)  # of the baseline that the others are over
     rows = charts.on_frontier([r for r in own if r.steps == first or r.family in CONTROLS])
     if sum(not is_baseline(r) for r in rows) < 3:
         return None
-    points = "; ".join(f"{r.label} {valued(r, 'speedup')}, {valued(r, 'psnr_db')}" for r in rows)
+    points = "; ".join(f"{r.label} {valued(r, 'speedup')}, {valued(r, charts.WORST)}" for r in rows)
     return html.figure_html(
         charts.frontier(rows, marks=tuple(f for f in families.ALL if f.control)),
-        alt=f"{c.name}, speedup and PSNR: {points}.",
+        alt=f"{c.name}, speedup and PSNR of the worst image: {points}.",
         caption=f"{about(rows)}: wall clock against quality. Further right is faster, further up is nearer to the "
-        "uncached image; a technique has to lie above the dashed lines, which just use fewer steps.",
+        f"uncached image; a technique has to lie above the dashed lines, which just use fewer steps. {floors()}.",
     )
 
 
@@ -111,9 +111,10 @@ def not_measured(found: list[Configuration]) -> list[str]:
     if not any((r.gpus or 1) > 1 for c in found if c.name != "cpu" for r in c.ok):
         lines.append("More than one GPU.")
     for c in found:
-        for page in c.pages:
-            if page.status != "ok":
-                lines.append(f"{c.name}, {page.title}: {page.problem or page.status}")
+        missing: dict[str, list[str]] = {}
+        for page in (page for page in c.pages if page.status != "ok"):
+            missing.setdefault(page.problem or page.status, []).append(page.title.split(":")[0])
+        lines += [f"{c.name}, {why}: {', '.join(titles)}." for why, titles in missing.items()]
         cannot = cannot_run([r for r in c.rows if r.model])  # without a model it is no technique: a kernel by itself
         if cannot:
             lines.append(f"{c.name} can't run {'; '.join(sorted(cannot))}: the reports say why.")

@@ -1,7 +1,7 @@
 "use strict";
 // The explorer: one state (use case, method, setting, input, view), everything on the page follows from it.
 (() => {
-  const { cases } = JSON.parse(document.getElementById("data").textContent);
+  const { cases, floors } = JSON.parse(document.getElementById("data").textContent);
   const $ = (id) => document.getElementById(id);
   const views = [...document.querySelectorAll("[name=view]")];
   const state = { c: 0, m: 0, s: 0, i: 0, v: "beside" };
@@ -130,7 +130,8 @@
       chart.append(svg("text", { x: left - 4, y: y(shown.threshold) + 4, "text-anchor": "end" }, shown.threshold));
     }
     const computed = shown.mask.split("1").length - 1;
-    title.textContent = `Steps: ${computed} computed (filled), ${n - computed} reused. Line: the change that was seen, against the threshold.`;
+    const line = dots.length ? " Line: the change that was seen, against the threshold." : "";
+    title.textContent = `Steps: ${computed} computed (filled), ${n - computed} reused.${line}`;
   }
 
   function frontier(one) {
@@ -151,7 +152,11 @@
       chart.append(svg("line", { x1: left, x2: right, y1: y(tick), y2: y(tick), class: "rule" }));
       chart.append(svg("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick));
     }
-    chart.append(svg("text", { x: right, y: bottom + 34, "text-anchor": "end" }, "speedup; up: PSNR in dB"));
+    chart.append(svg("text", { x: right, y: bottom + 34, "text-anchor": "end" }, "speedup; up: PSNR of the worst image, in dB"));
+    for (const [name, floor] of Object.entries(floors)) {
+      chart.append(svg("line", { x1: left, x2: right, y1: y(floor), y2: y(floor), class: "floor" }));
+      chart.append(svg("text", { x: right, y: y(floor) - 4, "text-anchor": "end" }, name));
+    }
     one.methods.forEach((method, m) => {
       if (!method.joined) return;
       const line = method.points.map((p) => `${x(p.speedup)},${y(p.psnr)}`).join(" ");
@@ -160,7 +165,7 @@
     for (const { point, m, s } of points) {
       const own = m === state.m && s === state.s;
       const dot = svg("circle", { cx: x(point.speedup), cy: y(point.psnr), r: own ? 8 : 5, class: own ? "point chosen" : m === state.m ? "point near" : "point" });
-      dot.append(svg("title", {}, `${point.label}: ${point.speedup.toFixed(2)}×, ${decibels(point.psnr)}`));
+      dot.append(svg("title", {}, `${point.label}: ${point.speedup.toFixed(2)}×, worst ${decibels(point.psnr)}`));
       dot.addEventListener("click", () => change({ m, s }));
       chart.append(dot);
     }
