@@ -75,7 +75,7 @@ def test_each_candidate_has_a_cache_of_its_own_and_starts_again_with_what_it_lef
     assert [r.label for r in rows] == ["eager", BLOCKS, GELU] and list(warm) == [BLOCKS, GELU]
     first = ("image", "a cat", 3, 4)
     own = ["loaded", first, "reset", "release", "loaded", "timed", "loaded", first, "release", "gone"]
-    assert s.did == ["compare", "fresh", ("compare", BLOCKS), *own, "fresh", ("compare", GELU), *own]
+    assert s.did == ["fresh", ("compare", BLOCKS), *own, "fresh", ("compare", GELU), *own]
 
 
 def test_the_row_of_a_warm_start_says_of_what_it_is(subject, caches):
@@ -88,3 +88,8 @@ def test_what_does_not_run_has_no_warm_start_but_frees_its_memory(subject, cache
     s = caches(Watched(fails=[BLOCKS]))
     rows, warm = starts.compare_starts(s, subject, study.plain(4), candidates()[:1], profile=True)
     assert rows[1].status == "oom" and warm == {} and s.did[-2:] == ["release", "gone"]
+
+
+def test_without_a_candidate_there_is_the_baselines_row(subject, caches):
+    rows, warm = starts.compare_starts(caches(Watched()), subject, study.plain(4), [], profile=True)
+    assert [r.label for r in rows] == ["eager"] and warm == {}

@@ -27,11 +27,11 @@ def compare_starts(
         The rows of the baseline and the candidates, as `Study.compare` gives them, and label -> the row of the first
         image with the cache, for those that ran.
     """
-    rows, warm = s.compare(subject, baseline, [], profile=profile), {}
+    rows, warm = [] if candidates else s.compare(subject, baseline, [], profile=profile), {}
     for candidate in candidates:
         with compilation.fresh():
-            (row,) = s.compare(subject, baseline, [candidate], profile=profile)[1:]
-            rows.append(row)
+            own, row = s.compare(subject, baseline, [candidate], profile=profile)
+            rows += [row] if rows else [own, row]
             if row.ok:
                 warm[row.label] = warm_start(s, subject, candidate)
             s.pool.release(candidate.of(subject))
