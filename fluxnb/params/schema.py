@@ -135,7 +135,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "full_size_steps": Key(
             int, "steps at which full-size models compare number formats: 28 in FP32 take long", low=1, high=200
         ),
-        "patience": Key(float, "seconds until a format's first image, after which it is given up", low=10, high=86400),
+        "patience": Key(float, "seconds until a format's first image, after which it is given up", low=5, high=86400),
     },
     nb.ATTENTION: {
         "tokens": Key(int, "tokens of the kernels' own test; 4608 is FLUX at 1024²", low=64, high=65536),
@@ -253,6 +253,13 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     },
     nb.EMBEDDED: {
         "check_images": Key(int, "committed evaluation images that are recomputed", low=1, high=500),
+    },
+    nb.SURVIVAL: {
+        "steps": Key(int, "denoising steps of an image", low=3, high=50),
+        "cases": Key(list[str] | None, "what happens to a pipeline; null = everything"),
+        "compiled": Key(list[str] | None, "what happens where something is compiled; null = everything"),
+        "kernels": Key(list[str] | None, "of these what is compiled to kernels, not only counted; null = nothing"),
+        "left_out": Key(list[str] | None, "techniques that aren't tried, by their labels; null = none"),
     },
 }
 
