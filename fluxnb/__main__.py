@@ -47,9 +47,10 @@ def site(options) -> int:
 
 def analysis(options) -> int:
     """Configurations beside each other: speedups, and what an image costs."""
+    root = _root()
     from fluxnb.report.analysis import write
 
-    return _say_where(write(_root(), options.prices)[-1])
+    return _say_where(write(root, options.prices)[-1])
 
 
 def rows(options) -> int:
@@ -60,6 +61,14 @@ def rows(options) -> int:
         print(tables.one(_root(), options.id))
     else:
         print(tables.listed(_root(), options.notebook, options.gpu, options.technique))
+    return 0
+
+
+def recipe(options) -> int:
+    """A script that makes an image with what is recommended for a goal on a GPU."""
+    from fluxnb import recipes
+
+    print(recipes.script(recipes.find(f"{options.gpu}/{options.goal}"), options.diffusers), end="")
     return 0
 
 
@@ -146,6 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         ("site", site, "make the front page, the ledger and the progress files again"),
         ("analysis", analysis, "set configurations beside each other"),
         ("rows", rows, "print a row with everything about it, or list rows"),
+        ("recipe", recipe, "print a script that makes an image with what is recommended"),
         ("techniques", techniques, "list every technique"),
         ("clean-caches", clean_caches, "list downloaded models and compiled code, and delete what you agree to"),
         ("fit-teacache", fit_teacache, "fit TeaCache's polynomial to a model"),
@@ -153,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         made[name] = commands.add_parser(name, help=words, description=words)
         made[name].set_defaults(run=run)
-    for name in ("report", "render", "reference", "fit-teacache"):
+    for name in ("report", "render", "reference", "fit-teacache", "recipe"):
         made[name].add_argument("--gpu", default="cpu", help="a configuration: the name of a file in params/")
     for name in ("report", "render", "reference"):
         add = made[name].add_argument
@@ -172,6 +182,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--notebook", help="list the rows of a notebook, by name or number")
     add("--gpu", help="list the rows of a configuration")
     add("--technique", help="list the rows whose technique, family or stack has this in its name")
+    made["recipe"].add_argument("--goal", default="near-lossless", help="such as lossless, balanced")
+    made["recipe"].add_argument("--diffusers", action="store_true", help="without fluxnb, as far as diffusers has it")
     made["analysis"].add_argument("prices", nargs="*", help="what a GPU hour costs, such as h200=3.5")
     made["fit-teacache"].add_argument("--model", default="embedded", help="a model by name")
     made["fit-teacache"].add_argument("--steps", type=int, default=28, help="denoising steps")

@@ -5,7 +5,7 @@ Importing this imports no PyTorch: the techniques are made when a stack is asked
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fluxnb import techniques as t
@@ -67,7 +67,7 @@ def compiled(name: str, quantization: str | None = None) -> Stack:
     parts = _of(COMPILED, name)()
     if quantization is None:
         return Stack(name, parts)
-    return Stack(f"{quantization}, {name}", (t.TorchAO(quantization), *parts))
+    return Stack(f"{quantization}, {name}", ordered((t.TorchAO(quantization), *parts)))
 
 
 # --- the final stack, phase by phase (notebook 13) -----------------------------------------------------------
@@ -377,6 +377,96 @@ def divided(name: str, world: int, kind: str, schedule: Technique | None = None)
     if schedule is not None and "quantized" in name:
         found.append(Stack(f"{name}, cached", built, (schedule,), f"{label}, {schedule.label}"))
     return found
+
+
+# --- the order in which techniques go on, and a stack from what a row says of it ------------------------------
+
+# Classes. Weights are joined before they are quantized, fused operations look at the format, what is compiled is done
+# changing, kernels are recorded as they were compiled; a cache, which skips blocks, is on top.
+_order = (
+    "DPMSolver", "Attention", "FusedQKV",
+    "TorchAO", "SparseInt8", "BitsAndBytes", "GGUF", "Quanto", "SimulatedSVDQuant", "Nunchaku",
+    "FusedGELU", "FusedRoPE", "Regional", "Whole", "TensorRT",
+    "ParallelVAE", "Tiled", "Sliced", "ChannelsLast", "Compiled",
+    "Replicas", "ContextParallel", "DiffusersParallel", "XDiT", "PipeFusion", "FullyShard",
+    "CudaGraph", "TextEncoders", "ModulationAhead", "NoHookSearch", "BytesOnDevice", "ParaAttention", "Cache",
+)  # fmt: skip
+
+
+def ordered(parts: Iterable[Technique]) -> tuple[Technique, ...]:
+    """The techniques in the order in which they go on; what the order doesn't know comes last."""
+    place = {name: i for i, name in enumerate(_order)}
+    return tuple(sorted(parts, key=lambda part: place.get(type(part).__name__, len(place))))
+
+
+_makers: dict[str, Callable[[dict], Technique]] = {  # the setting that only this technique has
+    "scheduler": lambda s: t.DPMSolver(),
+    "attention": lambda s: t.Attention(s["attention"]),
+    "fused_qkv": lambda s: t.FusedQKV(double=s["fused_qkv"] is True),
+    "quantization": lambda s: next(q for q in t.quantizers() if q.settings.items() <= s.items()),
+    "fused_gelu": lambda s: t.FusedGELU(),
+    "fused_rope": lambda s: t.FusedRoPE(),
+    "compile": lambda s: {"blocks": t.Regional, "transformer": t.Whole, "tensorrt": t.TensorRT}[s["compile"]](
+        *_given(s, "mode")
+    ),
+    "vae": lambda s: {"channels-last": t.ChannelsLast, "compiled": t.Compiled, "sliced": t.Sliced, "tiled": t.Tiled}[
+        s["vae"]
+    ](*_given(s, "vae_mode"), *_given(s, "tile")),
+    "cuda_graph": lambda s: t.CudaGraph(blocks=s["cuda_graph"] == "blocks"),
+    "text": lambda s: t.TextEncoders(record=s["text"] == "CUDA graph"),
+    "modulation": lambda s: t.ModulationAhead(),
+    "hooks": lambda s: t.NoHookSearch(),
+    "pixels": lambda s: t.BytesOnDevice(),
+}
+
+
+def _given(settings: dict, name: str) -> list:
+    return [settings[name]] if name in settings else []
+
+
+def rebuilt(settings: dict, technique: str, name: str) -> Stack | None:
+    """The stack of one GPU that has these settings, all of them; None where they don't say how to make it.
+
+    Args:
+        settings: of all techniques, as a row has them.
+        technique: the row's: of the last one, which of a cache is its family.
+        name: of the stack; a reader's label where it has none.
+    """
+    try:
+        found = [make(settings) for key, make in _makers.items() if key in settings]
+        rest = {k: v for k, v in settings.items() if not any(k in part.settings for part in found)}
+        found += [_cache(rest, technique)] if rest else []
+    except (KeyError, StopIteration, TypeError, ValueError, UserError):
+        return None
+    said = {key: value for part in found for key, value in part.settings.items()}
+    return _spelled(name, ordered(found)) if said == settings else None
+
+
+def _cache(settings: dict, technique: str) -> Technique:
+    from fluxnb.cache import Cache, Taylor
+
+    held = {"hold_controlnet": True} if settings.pop("hold_controlnet", False) else {}
+    how = Taylor(settings.pop("order")) if settings.pop("predictor", None) else None
+    return Cache(_gate(settings, technique), how, **held)
+
+
+def _gate(settings: dict, technique: str):
+    """The gate that has these settings: which one a setting says that no other has, else the row's technique."""
+    from fluxnb import cache, families
+
+    gates = [family.gate_class() for family in families.ALL if family.cache]
+    if "rule" in settings:
+        pair = [settings[place] for place in ("first", "second")]
+        rules = {"Cascade": cache.Cascade, "Either": cache.Either, "Both": cache.Both}
+        own = [_gate(_but(one, {"gate"}), one["gate"]) for one in pair]
+        return rules[settings["rule"]](*own, **_but(settings, {"rule", "first", "second"}))
+    found = {"every": cache.Interval, "mask": cache.Schedule}
+    looks = {name: gate for gate in gates for name in (gate.name, gate.family.name)}
+    return next((found[key] for key in found if key in settings), looks.get(technique))(**settings)
+
+
+def _but(settings: dict, names: set[str]) -> dict:
+    return {key: value for key, value in settings.items() if key not in names}
 
 
 def _of(table: dict, name: str):

@@ -2,9 +2,10 @@
 
 import pytest
 
-from fluxnb import params, stacks
+from fluxnb import params, stacks, techniques
 from fluxnb.cache import even_mask, prescribed
 from fluxnb.errors import UserError
+from fluxnb.study import candidate
 
 SCHEDULE = prescribed(even_mask(4, 8), "", first_block=False)
 
@@ -85,3 +86,42 @@ def test_a_label_leaves_no_technique_out():
     for stack in found:
         assert stack.label.endswith(", ".join(parts(stack))), stack.name
     assert "every 4th step after the first 6, and the last + Taylor 2" in schedule
+
+
+def of_one_gpu():
+    """Every named stack of one GPU."""
+    around = list(stacks.AROUND)
+    found = [*stacks.phases("fp8 row", around), *stacks.cached("fp8 row", around, 28, 12)]
+    found += [*stacks.advanced(28, around, 0.4, 0.3), *stacks.of_use_case("int8", SCHEDULE)]
+    found += stacks.shortlist(list(stacks.SHORTLIST), "int8", around, 28, 12)
+    return [*found, *(stacks.compiled(name, kind) for name in stacks.COMPILED for kind in (None, "int8"))]
+
+
+def test_the_order_knows_every_technique_and_is_that_of_every_named_stack():
+    assert set(stacks._order) == {*techniques.__all__, "ParaAttention", "Cache"}
+    for stack in of_one_gpu():
+        assert stacks.ordered(reversed(stack.techniques)) == stacks.ordered(stack.techniques) == stack.techniques
+
+
+def test_a_stack_is_made_again_from_the_settings_of_its_row():
+    for stack in of_one_gpu():
+        made = candidate.stacked(stack, 28)
+        again = stacks.rebuilt(made.settings, made.meaning["technique"], stack.name)
+        assert [(t.name, t.settings) for t in again.techniques] == [(t.name, t.settings) for t in stack.techniques]
+        assert again.name == stack.name
+
+
+@pytest.mark.parametrize(
+    "settings, technique",
+    [
+        ({"magic": 1}, "magic"),
+        ({"quantization": "torchao int3"}, "TorchAO"),
+        ({"vae": "compiled + parallel"}, "VAE"),
+        ({"threshold": 0.2}, "stack"),  # of which gate?
+        ({"every": 4, "order": 2}, "fixed interval"),  # of which predictor?
+        ({"batching": 4, "fused_rope": True}, "users"),
+    ],
+    ids=str,
+)
+def test_settings_that_do_not_say_how_make_nothing(settings, technique):
+    assert stacks.rebuilt(settings, technique, "x") is None

@@ -34,11 +34,15 @@ from fluxnb.technique import ANOTHER, BLOCKS, CACHED, IDENTICAL, RECORDED, SHARE
 class Cache(Technique):
     """A gate and a predictor: reuses what the transformer's blocks added at an earlier step.
 
+    A gate is enough: `Cache(FirstBlock(0.1))`, `Cache(TeaCache(0.4))`. What reuses many steps in a row, such as
+    `Interval(4)`, needs the first ones and the last computed for a good image, and a predictor:
+    `Cache(Interval(4, warm_up=6, compute_last=True), Taylor(2))`.
+
     Source: First Block Cache (Cheng, 2024), TeaCache (Liu et al., 2024); see the gates and the predictors.
 
     Args:
         gate: when to reuse.
-        predictor: how; Hold by default.
+        predictor: how; by default Hold, which adds what the last computed step added.
         hold_controlnet: a ControlNet is run when its residuals are needed, and not at all on a reused step: the one
             that is added behind the last block is that of the last computed step. Without a ControlNet it changes
             nothing.
@@ -83,6 +87,7 @@ class Cache(Technique):
             UserError: the pipeline isn't FLUX, or has a cache already.
         """
         transformer, running = flux_transformer(pipe), threading.local()
+        self.gate.meet(pipe)
         self.trace = Trace()
         with Changes(self.label) as changes:
             around(pipe, self._run(transformer, running), self._new, changes)

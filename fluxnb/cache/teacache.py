@@ -52,23 +52,23 @@ def coefficients(model: str) -> tuple[float, ...]:
     raise _none(model)
 
 
-def of(transformer) -> tuple[float, ...]:
-    """The coefficients for a FLUX transformer: fitted to the model in its folder, or FLUX.1-dev's where it is built so.
+def of(pipe) -> tuple[float, ...]:
+    """The coefficients for a pipeline's transformer: fitted to the model in its folder, or FLUX.1-dev's if built so.
 
     Raises:
         UserError: there are none; how to fit them.
     """
     from fluxnb.models import full_size
 
-    config = transformer.config
-    source = Path(config.get("_name_or_path") or "this model")
+    config = pipe.transformer.config
+    source = Path(config.get("_name_or_path") or "")
     for folder in (source, source.parent):  # a transformer's own folder is in its pipeline's
         if (folder / FILE).is_file():
             return coefficients(str(folder))
     dev = {**full_size.TRANSFORMER, "guidance_embeds": True}
     if all(_plain(config.get(name)) == _plain(value) for name, value in dev.items()):
         return FLUX_DEV
-    raise _none(str(source.parent if source.name == "transformer" else source))
+    raise _none(str(pipe.config.get("_name_or_path") or "this model"))
 
 
 def _plain(value):

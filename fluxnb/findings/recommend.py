@@ -1,7 +1,8 @@
 """What to choose: for each goal the row that it rests on, of all that was timed in turn with one plain baseline.
 
-A row can be recommended if its speedup follows from `stats.HEADLINE` rounds or more of one session, and if the very
-same was judged on trained weights: the worst image decides, and nothing is put together from parts.
+A row can be recommended if its speedup follows from `stats.HEADLINE` rounds or more of one session, if the very same
+was judged on trained weights (the worst image decides, and nothing is put together from parts), and if its settings say
+how to put it on again: a choice is a stack of `fluxnb.stacks`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fluxnb import notebooks
+from fluxnb import notebooks, stacks
 from fluxnb.findings.ledger import latest
 from fluxnb.findings.rows import (
     BALANCED_DB,
@@ -53,6 +54,11 @@ class Goal:
     smallest: bool = False
 
     @property
+    def key(self) -> str:
+        """The goal as a user asks for it: `smallest-memory-balanced`."""
+        return f"{'smallest-memory-' if self.smallest else ''}{self.name}"
+
+    @property
     def text(self) -> str:
         """The goal as a reader sees it."""
         return f"{'smallest memory, ' if self.smallest else ''}{self.name} ({self.floor_db:g} dB)"
@@ -74,13 +80,25 @@ class Choice:
     Args:
         row: the baseline's where nothing else reaches the goal.
         seen: the same on trained weights; None if only the order of operations differs and nobody judged it.
+        base: the row of the baseline that was timed in turn with it.
         waiting: what would be better, if its rows were enough for a recommendation.
     """
 
     goal: Goal
     row: Row
     seen: Row | None
+    base: Row
     waiting: Row | None = None
+
+    @property
+    def settings(self) -> dict:
+        """What the row has more than its baseline."""
+        return _own(self.row, self.base)
+
+    @property
+    def stack(self) -> stacks.Stack:
+        """What to put on, by the row's own name for it."""
+        return stack_of(self.row, self.base)
 
     @property
     def label(self) -> str:
@@ -118,6 +136,11 @@ def references(rows: Iterable[Row]) -> list[Row]:
     return list(last.values())
 
 
+def stack_of(row: Row, base: Row) -> stacks.Stack | None:
+    """What a row has more than its baseline, as a stack; None where its settings don't say how to make it."""
+    return stacks.rebuilt(_own(row, base), row.technique, row.stack or row.label)
+
+
 def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
     """The best row for each goal; empty where no row rests on enough rounds.
 
@@ -133,7 +156,7 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
     own = [r for r in rows if r.id in timed]
     seen = {r.id: quality_of(r, rows, reference.steps if _full(r, timed[r.id]) else r.steps) for r in own}
     whole = [r for r in own if timed[r.id].steps == reference.steps]
-    sure = [r for r in whole if r.n >= stats.HEADLINE]
+    sure = [r for r in whole if r.n >= stats.HEADLINE and stack_of(r, timed[r.id]) is not None]
     if not any(map(is_baseline, sure)):
         return []
 
@@ -154,7 +177,7 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
             waiting = fastest(r for r in others if r in whole and r.speedup > best.speedup)
         if pool:
             row = _simplest(pool, timed, sure)
-            found.append(Choice(goal, row, seen[row.id], waiting))
+            found.append(Choice(goal, row, seen[row.id], timed[row.id], waiting))
     return found
 
 
@@ -229,16 +252,30 @@ def stands_in(found: Sequence[Choice]) -> str:
 # --- what they are made of ---
 
 
+def _own(row: Row, base: Row) -> dict:
+    return {k: v for k, v in row.settings.items() if k not in _OF_IMAGES and base.settings.get(k) != v}
+
+
 def _said(alike: list[Choice]) -> str:
     """One sentence for the goals of one answer."""
     first, row = alike[0], alike[0].row
     names = ", ".join(c.goal.text for c in alike)
     if is_baseline(row):
         return f"{names}: {first.label}"
+    times, rest = speed_words(row).split("×", 1)
+    return f"{names}: {first.label}, **{times}×**{rest}, {quality_words(first)}"
+
+
+def speed_words(row: Row) -> str:
+    """How much faster, how sure that is, seconds and memory."""
     memory = f", {row.memory_peak_gib:.1f} GiB" if peak_gib(row) else ""
-    quality = first.worst if first.seen is None else f"worst of {first.seen.images} images {first.worst}"
-    said = f"{row.latency_p50:.3g} s instead of {row.baseline_s:.3g} s{memory}, {quality}"
-    return f"{names}: {first.label}, **{row.speedup:.2f}×** ({sureness(row)}), {said}"
+    seconds = f"{row.latency_p50:.3g} s instead of {row.baseline_s:.3g} s"
+    return f"{row.speedup:.2f}× ({sureness(row)}), {seconds}{memory}"
+
+
+def quality_words(choice: Choice) -> str:
+    """PSNR of the worst image, and of how many it is."""
+    return choice.worst if choice.seen is None else f"worst of {choice.seen.images} images {choice.worst}"
 
 
 def _set(row: Row) -> set[tuple[str, str]]:

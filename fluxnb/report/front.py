@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fluxnb import families, findings, notebooks
+from fluxnb import families, findings, notebooks, recipes
 from fluxnb.findings import ledger
 from fluxnb.findings.recommend import Choice
 from fluxnb.findings.rows import is_baseline
@@ -33,9 +33,9 @@ def front(folder: Path, found: list[Configuration], reference: list[Configuratio
     return {
         "headlines": [html.callout_html(sentence) for sentence in headlines(found)],
         "not_measured": not_measured(found),
-        "configurations": [_section(folder, c) for c in found],
+        "configurations": [_section(folder, c, reference is not None) for c in found],
         "reference": None if reference is None else [
-            {"name": c.name, "href": _link(folder, c, "index.html"), "machine": _machine(c), "rows": len(c.ok)}
+            {"name": c.name, "href": _link(folder, c, "index.html"), "machine": machine(c), "rows": len(c.ok)}
             for c in reference
         ],
         "ledger_sentence": ledger.sentence(entries(judged)),
@@ -104,10 +104,12 @@ def frontier(c: Configuration) -> str | None:
 
 def not_measured(found: list[Configuration]) -> list[str]:
     """What a reader should know is missing, first."""
-    lines = [
-        "FLUX.1's own weights: full-size figures are of random weights (time and memory), quality is that of the "
-        "embedded model."
-    ]
+    lines = []
+    if not any(r.model for c in found if c.model for r in c.ok):
+        lines.append(
+            "FLUX.1's own weights: full-size figures are of random weights (time and memory), quality is that of the "
+            "embedded model."
+        )
     if not any((r.gpus or 1) > 1 for c in found if c.name != "cpu" for r in c.ok):
         lines.append("More than one GPU.")
     for c in found:
@@ -121,7 +123,7 @@ def not_measured(found: list[Configuration]) -> list[str]:
     return lines
 
 
-def _section(folder: Path, c: Configuration) -> dict:
+def _section(folder: Path, c: Configuration, own: bool) -> dict:
     chart, blocks = frontier(c), []
     if (missing := unanswered(c)) is not None:
         said, page = missing
@@ -131,6 +133,7 @@ def _section(folder: Path, c: Configuration) -> dict:
         table, about = findings.recommendations(found), findings.stands_in(found)
         caption = ": ".join(filter(None, [f"What to choose on {c.name}, by goal", about]))
         blocks.append(html.table_html(table, f"{caption}.", table.attrs["formats"]))
+        blocks.append(snippet(c.name, found, own))
     reports = [line(page) for page in sorted(c.pages, key=lambda p: p.stem)]
     for report in reports:
         there = report["href"] and (c.folder / report["href"]).is_file()
@@ -139,8 +142,8 @@ def _section(folder: Path, c: Configuration) -> dict:
         "name": c.name,
         "href": _link(folder, c, "index.html"),
         "explorer": _link(folder, c, "explorer.html") if (c.folder / "explorer.html").is_file() else None,
-        "progress": _link(folder, c, "progress.md"),
-        "machine": _machine(c),
+        "progress": _link(folder, c, "progress.md") if (c.folder / "progress.md").is_file() else None,
+        "machine": machine(c),
         "rows": len(c.ok),
         "pages": len(c.pages),
         "done": sum(p.status == "ok" for p in c.pages),
@@ -149,7 +152,30 @@ def _section(folder: Path, c: Configuration) -> dict:
     }
 
 
-def _machine(c: Configuration) -> str:
+def snippet(name: str, found: list[Choice], own: bool) -> str:
+    """How to put what is recommended on a pipeline: near-lossless where there is something; "" without any.
+
+    Args:
+        own: it is a user's own configuration, which the package has no recipes of.
+    """
+    made = {choice.goal.key: choice for choice in found if not is_baseline(choice.row)}
+    if not made:
+        return ""
+    key = recipes.GOAL if recipes.GOAL in made else next(iter(made))
+    code, after = recipes.code(made[key].stack.techniques), ""
+    if not own:
+        code = f'from fluxnb import accelerate\n\nundo = accelerate(pipe, "{name}/{key}")'
+        after = (
+            f"<p><code>python -m fluxnb recipe --gpu {name} --goal {key}</code> prints it as a script, "
+            f"<code>--diffusers</code> without fluxnb. Goals: {', '.join(f'<code>{k}</code>' for k in made)}.</p>"
+        )
+    label = f"In your own pipeline, {name}, {key}"
+    region = f'<div class="fx-scroll" role="region" tabindex="0" aria-label="{label}">'
+    return f"{region}<pre><code>{html.inline(code)}</code></pre></div>{after}"
+
+
+def machine(c: Configuration) -> str:
+    """What it was measured on."""
     machine = c.run.get("machine") or {}
     gpus = machine.get("gpus") or []
     if gpus:

@@ -20,7 +20,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # mean change and mean size, 0-d, on t
 
 
 class Gate:
-    """The rules that every gate has, whatever it looks at.
+    """The rules that every gate has, whatever it looks at. Left out, none of them holds: the gate alone decides.
 
     Args:
         warm_up: so many steps at the start are computed, whatever the gate sees.
@@ -89,6 +89,9 @@ class Gate:
     def mark(self) -> str:
         """What a chart writes at its point."""
         return f"{self.settings[self.family.dial]:g}"
+
+    def meet(self, pipe) -> None:
+        """Looks at the pipeline that it is being put on, before anything changes. UserError if it can't serve it."""
 
     def share(self, group) -> None:
         """From now on each rank of the process group has some of the tokens, and all decide together; None: alone."""

@@ -18,7 +18,7 @@ class _Two(Gate):
         super().__init__(**options)
         if isinstance(first, _Two) or isinstance(second, _Two):
             raise UserError("Gates are combined two at a time: give two single gates, such as TeaCache and FirstBlock.")
-        self.gates = (first, second)
+        self.gates = self.first, self.second = first, second
         self.looks_at_input = first.looks_at_input or second.looks_at_input
 
     @property
@@ -37,6 +37,10 @@ class _Two(Gate):
     @property
     def mark(self) -> str:
         return "/".join(gate.mark for gate in self.gates)
+
+    def meet(self, pipe):
+        for gate in self.gates:
+            gate.meet(pipe)
 
     def share(self, group):
         super().share(group)

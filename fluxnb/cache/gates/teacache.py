@@ -22,7 +22,8 @@ class TeaCache(Thresholded):
     computed. A reused step runs no block at all. Source: TeaCache (Liu et al., 2024), TeaCache4FLUX.
 
     Args:
-        coefficients: of the polynomial, highest power first; `fluxnb.cache.teacache` has those of models.
+        coefficients: of the polynomial, highest power first; None for those of the model that it is put on, fitted to
+            it or published for its architecture (`fluxnb.cache.teacache`).
         polynomial: what they are, where they aren't the model's own: PUBLISHED, NOT_RESCALED.
     """
 
@@ -35,11 +36,17 @@ class TeaCache(Thresholded):
     point = INPUT
     looks_at_input = True
 
-    def __init__(self, threshold: float, coefficients: Sequence[float], polynomial: str = FITTED, **options):
+    def __init__(
+        self, threshold: float, coefficients: Sequence[float] | None = None, polynomial: str = FITTED, **options
+    ):
         super().__init__(threshold, **{"compute_last": True, **options})
-        self.coefficients, self.polynomial = tuple(float(c) for c in coefficients), polynomial
-        if not self.coefficients or not all(map(math.isfinite, self.coefficients)):
+        if coefficients is None:
+            coefficients = {PUBLISHED: teacache.FLUX_DEV, NOT_RESCALED: (1.0, 0.0)}.get(polynomial)
+        self.coefficients = None if coefficients is None else tuple(map(float, coefficients))
+        self.polynomial = polynomial
+        if self.coefficients == () or not all(map(math.isfinite, self.coefficients or ())):
             raise UserError("TeaCache needs the coefficients of a polynomial: a list of finite numbers.")
+        self._used = self.coefficients  # or, once it was put on a model, that model's
 
     @classmethod
     def at(cls, value, model, **options):
@@ -58,10 +65,17 @@ class TeaCache(Thresholded):
     def rule(self) -> str:
         return super().rule + ("" if self.polynomial == FITTED else f", {self.polynomial}")
 
+    def meet(self, pipe) -> None:
+        if self.coefficients is None:
+            found = teacache.of(pipe)
+            if self._used not in (None, found):
+                raise UserError("This TeaCache was put on another model before: make a TeaCache for each model.")
+            self._used = found
+
     def rescaled(self, change: float) -> float:
         """The polynomial: the estimated change of the output."""
         result = 0.0
-        for c in self.coefficients:
+        for c in self._used:
             result = result * change + c
         return result
 

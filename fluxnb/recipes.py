@@ -1,0 +1,395 @@
+"""Recipes: what is recommended for a goal on a GPU, put on a pipeline in one call, or printed as a script.
+
+    undo = accelerate(pipe, "near-lossless")    # the recipe of the GPU that the pipeline is on
+    undo = accelerate(pipe, "h100/balanced")    # one by name
+    undo = accelerate(pipe, Regional(), Cache(FirstBlock(0.1)))    # techniques, which go on in the right order
+
+`recipes.json` is made from the committed rows by `python -m fluxnb site`: a recipe is the stack of a row.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fluxnb import stacks
+from fluxnb.errors import UserError
+from fluxnb.technique import Technique, Unavailable
+from fluxnb.techniques import kinds
+
+FILE = Path(__file__).with_suffix(".json")
+GOAL = "near-lossless"  # where none is given
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recommended row: how to make its stack, for what it was measured, and what came out.
+
+    Args:
+        name: configuration and goal: h100/near-lossless.
+        goal: as a reader sees it, with its floor.
+        stack: its name in `fluxnb.stacks`; its label where it has none.
+        technique, settings: the row's, which the stack is made from.
+        steps: asked of the pipeline, where `plain_steps` are asked of the plain one.
+        load: the hub id of the model that it stands for; None for a folder.
+        speed, quality: what came out, in words.
+        rows: ids of the row, of its baseline and of the one that quality is from.
+    """
+
+    name: str
+    goal: str
+    stack: str
+    technique: str
+    settings: dict
+    steps: int
+    plain_steps: int
+    computed_steps: float
+    model: str
+    load: str | None
+    width: int
+    height: int
+    tokens: int
+    dtype: str
+    machine: str
+    cuda: bool
+    speedup: float
+    interval: list[float]
+    n: int
+    speed: str
+    quality: str
+    rows: list[str]
+
+    @property
+    def techniques(self) -> tuple[Technique, ...]:
+        """New ones, in the order in which they go on."""
+        made = stacks.rebuilt(self.settings, self.technique, self.stack)
+        if made is None:
+            raise UserError(f"The recipe {self.name} can't be made by this version: run `python -m fluxnb site` again.")
+        return made.techniques
+
+    def asked(self, steps: int | None = None) -> int:
+        """Steps to ask of the pipeline in place of `steps`: fewer, where fewer steps are what is recommended."""
+        return self.steps if steps is None else max(1, round(steps * self.steps / self.plain_steps))
+
+    def evidence(self, steps: int | None = None) -> list[str]:
+        """What it rests on, and what of it wasn't measured at so many steps, in sentences."""
+        random = " (random weights of its size)" if self.load not in (None, self.model) else ""
+        of = f"`{self.model}`{random} at {self.width}×{self.height}, {self.plain_steps} steps, on {self.machine}"
+        computed = self.computed_steps or self.steps
+        reused = f", {computed:.3g} of them computed" if computed < self.steps else ""
+        lines = [f"{self.speed}.", f"Measured on {of}{reused}.", f"Quality: {self.quality}."]
+        if steps not in (None, self.plain_steps):
+            lines.append(f"{steps} steps weren't measured: the figures are of {self.plain_steps}.")
+        lines += [f"Ask the pipeline for {self.asked(steps)} steps."] if self.steps != self.plain_steps else []
+        return [*lines, f"Rows: {', '.join(self.rows)} (`python -m fluxnb rows ID`)."]
+
+
+def find(goal: str = GOAL, pipe=None) -> Recipe:
+    """The recipe by name (h100/near-lossless), or for a goal on the GPU that a pipeline is on.
+
+    Raises:
+        UserError: there is none; which there are, and what to do.
+    """
+    gpu, _, key = goal.rpartition("/")
+    goals = next(iter(known().values()))["recipes"]
+    if key not in goals:
+        raise UserError(f"There is no goal {key!r}: choose one of {', '.join(goals)}.")
+    made = [f"{name}/{key}" for name, own in known().items() if not isinstance(own["recipes"][key], str)]
+    there = f"take one over by its name ({', '.join(made) or 'there is none for this goal'}), or measure: `make report`"
+    if not gpu and pipe is None:
+        raise UserError(
+            f"Without a pipeline there is no GPU to find a recipe for {key} by: name it ({', '.join(made)})."
+        )
+    if (gpu := gpu or _on(pipe)) not in known():
+        raise UserError(f"There is no recipe for {gpu}: {there}.")
+    if isinstance(why := known()[gpu]["recipes"][key], str):
+        raise UserError(f"There is no recipe {gpu}/{key} ({why}): {there}.")
+    return Recipe(name=f"{gpu}/{key}", **why)
+
+
+@functools.cache
+def known() -> dict:
+    """Configuration -> the words in its GPU's name ("match"), and for each goal a recipe or why there is none."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def fits(match: str, name: str) -> bool:
+    """Whether a configuration's `match` stands in a CUDA device's name as whole words; "cpu" is no device."""
+    if "cpu" in (match, name) or match == "any":
+        return match in ("any", name)
+    return re.search(rf"(?<![a-z0-9]){re.escape(match)}(?![a-z0-9])", name, re.IGNORECASE) is not None
+
+
+def _on(pipe) -> str:
+    """The configuration of the GPU that a pipeline is on, or will run on where it is offloaded; else the GPU's name."""
+    import torch
+
+    device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return next((gpu for gpu, own in known().items() if fits(own["match"], name)), name)
+
+
+# --- put on --------------------------------------------------------------------------------------------------
+
+
+def accelerate(
+    pipe, goal: str | stacks.Stack | Technique = GOAL, *more: Technique, steps: int | None = None
+) -> Callable[[], None]:
+    """Puts a recipe on a pipeline, in place; returns the function that takes all of it off again.
+
+    Whatever fails, nothing stays on. While the returned function is kept, so are the weights that a quantization
+    replaced: don't keep it where their memory is wanted, and load the pipeline again to be rid of the recipe.
+
+    Args:
+        goal: such as near-lossless, for the GPU that the pipeline is on; or a recipe by name, a stack, or techniques,
+            which go on in the order of `stacks.ordered`.
+        steps: that you ask of the plain pipeline; those that the recipe was measured with by default. A rule such as
+            "every 4th step after the first 6" stays what it is, and a recipe of fewer steps says how many to ask for.
+
+    Raises:
+        UserError: there is no recipe, or something can't be put on here; the pipeline is as it was.
+    """
+    recipe, parts = _chosen(pipe, goal, more, steps)
+    if recipe and recipe.steps != recipe.plain_steps:
+        warnings.warn(f"{recipe.name}: ask the pipeline for {recipe.asked(steps)} steps.", stacklevel=2)
+    on: list[Callable[[], None]] = []
+
+    def undo() -> None:
+        while on:  # what can't be taken off says what stands on top of it, and stays
+            on[-1]()
+            on.pop()
+
+    for part in parts:
+        try:
+            on.append(part.apply(pipe))
+        except BaseException as error:
+            undo()
+            if isinstance(error, Unavailable):
+                raise UserError(f"{part.label} can't be put on, nothing was changed: it {error}.") from error
+            raise
+    return undo
+
+
+def plan(pipe, goal: str | stacks.Stack | Technique = GOAL, *more: Technique, steps: int | None = None) -> str:
+    """What `accelerate` would do with the same arguments, line by line; nothing is touched.
+
+    Args:
+        pipe: None for a recipe by its full name.
+    """
+    recipe, parts = _chosen(pipe, goal, more, steps)
+    lines = [f"{recipe.name}: {recipe.goal}, {recipe.stack}"] if recipe else []
+    lines += [f"{i}. {part.label}: {spelled(part)}" for i, part in enumerate(parts, 1)]
+    for gate in (part.gate for part in parts if hasattr(part, "gate")):
+        of = steps or (recipe.steps if recipe else None)
+        if of and (computed := blind(gate, of)) is not None:
+            lines.append(f"Computes {computed} of {of} steps.")
+    lines += recipe.evidence(steps) if recipe else []
+    if any("quantization" in part.settings for part in parts):
+        lines.append("The unquantized weights stay in memory for as long as the function that takes it off is kept.")
+    return "\n".join(lines)
+
+
+def _chosen(pipe, goal, more, steps: int | None) -> tuple[Recipe | None, tuple[Technique, ...]]:
+    """The recipe, if it is one, and the techniques in their order. Raises UserError if they can't be had."""
+    recipe = find(goal, pipe) if isinstance(goal, str) else None
+    first = recipe.techniques if recipe else goal.techniques if isinstance(goal, stacks.Stack) else (goal,)
+    if strange := [one for one in (*first, *more) if not isinstance(one, Technique)]:
+        raise UserError(f"{strange[0]!r} can't be put on: give a goal, a recipe's name, a stack or techniques.")
+    parts = stacks.ordered((*first, *more))
+    if last := [part.name for part in parts if part.name in stacks.FOR_GOOD]:
+        raise UserError(f"{last[0]} can't be taken off again, so it is no part of what can be undone: apply it itself.")
+    for gate in (part.gate for part in parts if steps and hasattr(part, "gate")):
+        gate.new_state(steps)  # a mask says what it is for
+    return recipe, parts
+
+
+def blind(gate, steps: int) -> int | None:
+    """Steps that a gate computes of so many, whatever the image; None for one that looks at it."""
+    from fluxnb.cache import Gate
+
+    if type(gate).measure is not Gate.measure or hasattr(gate, "gates"):
+        return None
+    state, run, computed = gate.new_state(steps), 0, 0
+    for i in range(steps):
+        reused = gate.decide(state, i, None) and i > 0 and not gate.forced(i, steps, run)
+        run, computed = (run + 1, computed) if reused else (0, computed + 1)
+        if not reused:
+            gate.computed(state, i, None)
+    return computed
+
+
+# --- printed -------------------------------------------------------------------------------------------------
+
+
+def spelled(made) -> str:
+    """The constructor call that makes a technique, a gate or a predictor again."""
+    if made is None or isinstance(made, str | int | float | tuple | list):
+        return repr(made)
+    said = []
+    for name, parameter in inspect.signature(type(made)).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            said += [f"{option}={value!r}" for option, value in made.options.items()]
+        elif parameter.default is parameter.empty:
+            said.append(spelled(getattr(made, name)))
+        elif (value := getattr(made, name)) != parameter.default and value.__class__.__name__ != "Hold":
+            said.append(f"{name}={spelled(value)}")
+    return f"{type(made).__name__}({', '.join(said)})"
+
+
+def script(recipe: Recipe, plain_diffusers: bool = False) -> str:
+    """A script that runs as it is: loads a model, puts the recipe on, saves an image; what it rests on as comments.
+
+    Args:
+        plain_diffusers: without fluxnb, what diffusers and PyTorch have of it.
+
+    Raises:
+        UserError: they have nothing of it.
+    """
+    lines, remarks = _as_diffusers(recipe) if plain_diffusers else (code(recipe.techniques).splitlines(), [])
+    imports = sorted({"from diffusers import FluxPipeline", *(line for line in lines if line.startswith("from "))})
+    body = "\n".join(line for line in lines if line and not line.startswith("from "))
+    comments = [f"{recipe.name}: {recipe.goal}, {', '.join(part.label for part in recipe.techniques) or recipe.stack}."]
+    comments += [*recipe.evidence(), *remarks]
+    model = f'nargs="?", default="{recipe.load}", ' if recipe.load else ""
+    device = "cuda" if recipe.cuda else "cpu"
+    return (
+        "\n".join(textwrap.fill(line, 118, initial_indent="# ", subsequent_indent="#   ") for line in comments)
+        + "\nimport argparse\n\nimport torch\n"
+        + "".join(f"{line}\n" for line in imports)
+        + f"""
+parser = argparse.ArgumentParser()
+parser.add_argument("model", {model}help="a hub id or a folder")
+parser.add_argument("--prompt", default="a red apple on a white table")
+parser.add_argument("--output", default="image.png")
+parser.add_argument("--steps", type=int, default={recipe.steps})
+parser.add_argument("--size", type=int, nargs=2, default=[{recipe.width}, {recipe.height}])
+parser.add_argument("--tokens", type=int, default={recipe.tokens}, help="of the prompt")
+parser.add_argument("--seed", type=int, default=0)
+parser.add_argument("--dtype", default="{recipe.dtype}")
+parser.add_argument("--device", default="{device}")
+options = parser.parse_args()
+
+pipe = FluxPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(options.device)
+"""
+        + body
+        + """
+image = pipe(
+    options.prompt,
+    width=options.size[0],
+    height=options.size[1],
+    num_inference_steps=options.steps,
+    max_sequence_length=options.tokens,
+    generator=torch.Generator().manual_seed(options.seed),
+).images[0]
+image.save(options.output)
+"""
+    )
+
+
+def code(parts: Sequence[Technique]) -> str:
+    """The lines that put techniques on a pipeline `pipe`; "" without any."""
+    calls = [spelled(part) for part in parts]
+    names = sorted({"accelerate", *re.findall(r"\b([A-Z]\w*)\(", " ".join(calls))})
+    lines = [f"from fluxnb import {', '.join(names)}", "", "accelerate(", *(f"    {c}," for c in ("pipe", *calls)), ")"]
+    return "\n".join(lines) if calls else ""
+
+
+# --- in plain diffusers --------------------------------------------------------------------------------------
+
+_QUANTIZED = {  # torchao's configuration of a kind, as it is written
+    "fp8 row": "Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())",
+    "fp8 tensor": "Float8DynamicActivationFloat8WeightConfig(granularity=PerTensor())",
+    "fp8 weight-only": "Float8WeightOnlyConfig()",
+    "int8": "Int8DynamicActivationInt8WeightConfig()",
+    "int8 weight-only": "Int8WeightOnlyConfig()",
+}
+
+
+def _torchao(part) -> list[str] | None:
+    if (config := _QUANTIZED.get(part.kind)) is None:
+        return None
+    which = 'isinstance(layer, torch.nn.Linear) and "blocks" in name'
+    which += ' and "norm" not in name' if part.kind in part.ROWS else ""
+    names = ", ".join(["quantize_", *re.findall(r"[A-Z]\w+", config)])
+    return [
+        f"from torchao.quantization import {names}",
+        f"quantize_(pipe.transformer, {config}, filter_fn=lambda layer, name: {which})",
+    ]
+
+
+def _cache(part) -> list[str] | None:
+    """diffusers' own configuration of a cache, where it has one with these options."""
+    from fluxnb.cache import FirstBlock, Interval, MagCache, Taylor
+    from fluxnb.cache.gates.magcache import FLUX_RATIOS
+
+    gate, how = part.gate, part.predictor
+    if isinstance(gate, Interval) and isinstance(how, Taylor) and not gate.first_block and not gate.longest_run:
+        last = ", disable_cache_after_step=options.steps - 1" if gate.compute_last else ""
+        name, given = "TaylorSeerCacheConfig", f"cache_interval={gate.every}, max_order={how.order}, use_lite_mode=True"
+        given += f", disable_cache_before_step={max(1, gate.warm_up)}{last}"
+    elif isinstance(how, Taylor) or gate.warm_up or gate.compute_last:
+        return None
+    elif isinstance(gate, FirstBlock) and not gate.longest_run:
+        name, given = "FirstBlockCacheConfig", f"threshold={gate.threshold!r}"
+    elif isinstance(gate, MagCache) and gate.ratios == FLUX_RATIOS:
+        name, more = "MagCacheConfig", f", max_skip_steps={gate.longest_run}, retention_ratio={gate.retention!r}"
+        given = f"threshold={gate.threshold!r}{more}, num_inference_steps=options.steps, mag_ratios=FLUX_MAG_RATIOS"
+    else:
+        return None
+    ratios = ["from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS"] if isinstance(gate, MagCache) else []
+    return [f"from diffusers import {name}", *ratios, f"pipe.transformer.enable_cache({name}({given}))"]
+
+
+def _mode(part) -> str:
+    return f", mode={part.mode!r}" if part.mode else ""
+
+
+_LAID_OUT = "pipe.vae.to(memory_format=torch.channels_last)"
+_SOLVER = "DPMSolverMultistepScheduler"
+_DIFFUSERS: dict[str, Callable] = {  # class -> lines that do what its techniques do; None where there are none
+    "DPMSolver": lambda part: [
+        f"from diffusers import {_SOLVER}",
+        f"pipe.scheduler = {_SOLVER}.from_config(pipe.scheduler.config, solver_order=2, use_flow_sigmas=True, "
+        'prediction_type="flow_prediction", algorithm_type="dpmsolver++")',
+    ],
+    "Attention": lambda part: (
+        (backend := kinds.ATTENTION[part.kind][1]) and [f"pipe.transformer.set_attention_backend({backend!r})"]
+    ),
+    "FusedQKV": lambda part: ["pipe.transformer.fuse_qkv_projections()"] if part.double else None,
+    "TorchAO": _torchao,
+    "Regional": lambda part: [f"pipe.transformer.compile_repeated_blocks(fullgraph=True{_mode(part)})"],
+    "Whole": lambda part: [f"pipe.transformer.compile(fullgraph=True{_mode(part)})"],
+    "Sliced": lambda part: ["pipe.vae.enable_slicing()"],
+    "ChannelsLast": lambda part: [_LAID_OUT],
+    "Compiled": lambda part: [_LAID_OUT, f"pipe.vae.decoder.compile(fullgraph=True{_mode(part)})"],
+    "TextEncoders": lambda part: (
+        None if part.record else ["pipe.text_encoder.compile()", "pipe.text_encoder_2.compile()"]
+    ),
+    "Cache": _cache,
+}
+
+
+def _as_diffusers(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """(lines that put it on, remarks). Raises UserError if nothing of the recipe is left."""
+    found, missing = [], []
+    slow = any(getattr(part, "kind", None) == "int8 weight-only" for part in recipe.techniques)
+    for part in recipe.techniques:
+        name, why = type(part).__name__, ""
+        looped = slow and "compile" in part.settings  # pytorch/pytorch #159325, #161680
+        lines = _DIFFUSERS[name](part) if name in _DIFFUSERS else None
+        if looped:
+            lines, why = None, " (PyTorch compiles the product of these weights to a plain loop on GPUs)"
+        found += lines or []
+        missing += [part.label + why] if lines is None else []
+    none = f"Without a counterpart in diffusers and PyTorch: {', '.join(missing)}"
+    if missing and not found:
+        raise UserError(f"{none}; nothing of {recipe.name} is left, so leave out --diffusers.")
+    remarks = [f"{none}; left out here."] if missing else []
+    return found, [*remarks, "This script wasn't measured: the figures are those of fluxnb's own techniques."]

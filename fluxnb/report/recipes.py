@@ -1,0 +1,66 @@
+"""`fluxnb/recipes.json`, made from rows: for each goal what is recommended on each GPU, or why nothing is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from fluxnb import findings, params, recipes
+from fluxnb.findings.recommend import GOALS, Choice, quality_words, speed_words
+from fluxnb.findings.rows import is_baseline
+from fluxnb.models import embedded, pipelines
+from fluxnb.report import write_changed
+from fluxnb.report.configurations import Configuration, configurations
+from fluxnb.report.front import answers, machine
+
+_STAND_FOR = {
+    "flux-dev-random": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell-random": "black-forest-labs/FLUX.1-schnell",
+}
+
+
+def write(root: Path) -> Path:
+    """Writes the recipes of the committed rows where the package has them."""
+    found = {c.name: of(c) for c in configurations(root) if "single_gpu" in c.folder.parts}
+    path = root / "fluxnb" / recipes.FILE.name
+    write_changed(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def of(c: Configuration) -> dict:
+    """The words in a GPU's name that the configuration is for, and for each goal a recipe or why there is none."""
+    found = {choice.goal.key: choice for choice in next(iter(answers(c)), [])}
+    nothing = "no memory that counts was measured" if found else findings.no_headline(c.ok)
+    made = {goal.key: recipe(c, found[goal.key]) if goal.key in found else nothing for goal in GOALS}
+    return {"match": params.load(c.name).gpu.match, "recipes": made}
+
+
+def recipe(c: Configuration, choice: Choice) -> dict | str:
+    """Of a choice all that `recipes.Recipe` has besides its name."""
+    row, seen = choice.row, choice.seen
+    if is_baseline(row):
+        return choice.label
+    other = f", judged on `{seen.model}`, a stand-in" if seen is not None and seen.model != row.model else ""
+    return {
+        "goal": choice.goal.text,
+        "stack": choice.stack.name,
+        "technique": row.technique,
+        "settings": choice.settings,
+        "steps": row.steps,
+        "plain_steps": choice.base.steps,
+        "computed_steps": row.computed_steps,
+        "model": row.model,
+        "load": None if row.model == embedded.NAME else _STAND_FOR.get(row.model, row.model),
+        "width": row.width,
+        "height": row.height,
+        "tokens": pipelines.describe(row.model).tokens,
+        "dtype": row.setting("dtype"),
+        "machine": machine(c),
+        "cuda": bool((c.run.get("machine") or {}).get("gpus")),
+        "speedup": round(row.speedup, 4),
+        "interval": [round(end, 4) for end in findings.ends(row)],
+        "n": row.n,
+        "speed": speed_words(row),
+        "quality": quality_words(choice) + other,
+        "rows": list(dict.fromkeys(r.id for r in (row, choice.base, seen) if r is not None)),
+    }
