@@ -266,9 +266,9 @@ def test_caches_stand_beside_both_solvers_at_equal_steps(rows):
     better_mean = row(FIRST_BLOCK, "a better mean", 9, 2.5, 29.0, psnr_db=50.0)
     table = findings.best_at_equal_steps([*rows, second, better_mean])
     assert list(table.index) == [20, 10] and table.loc[10, "best cache"] == "FBCache 0.2"
-    assert table.loc[10, "gain"] == table.loc[10, "gain, worst"] == 1.5
-    assert table.loc[10, "DPM-Solver++ worst"] == 31.0 and math.isnan(table.loc[20, "DPM-Solver++ PSNR"])
-    assert table.attrs["units"]["gain"] == "dB" and table.loc[10, "row"] == "FBCache 0.2"
+    assert table.loc[10, "gain, mean"] == table.loc[10, "gain, worst"] == 1.5
+    assert table.loc[10, "DPM-Solver++ worst PSNR"] == 31.0 and math.isnan(table.loc[20, "DPM-Solver++ mean PSNR"])
+    assert table.attrs["units"]["gain, mean"] == "dB" and table.loc[10, "row"] == "FBCache 0.2"
 
 
 def test_the_nearest_strategy_is_named_beside_those_that_compute_no_more(rows):

@@ -16,8 +16,8 @@ def subject():
 
 def test_the_search_says_how_much_of_the_grids_front_it_has():
     every = {"a": (1.0, 1.0), "b": (2.0, 3.0), "c": (3.0, 0.5), "d": (3.5, 4.0)}
-    said = findings.search_sentence({"a": every["a"], "b": every["b"]}, every, 4)
-    assert said.startswith("The search evaluated 2 of 4 settings (50%) and reached ")
+    said = findings.search_sentence({"a": every["a"], "b": every["b"]}, every, 4, 2)
+    assert said.startswith("The search evaluated 2 of 4 settings (50%), each judged on 2 images, and reached ")
     assert said.endswith("% of the full grid's front (hypervolume), 2 of its 3 settings.")
 
 

@@ -24,7 +24,7 @@ from fluxnb.findings.rows import (
     within_noise,
     worst_db,
 )
-from fluxnb.findings.table import ADHERENCE, COMPUTED, PSNR, SPEEDUP, THRESHOLD, WORST_PSNR, Column, table
+from fluxnb.findings.table import ADHERENCE, COMPUTED, JUDGED, PSNR, SPEEDUP, THRESHOLD, WORST_PSNR, Column, table
 from fluxnb.findings.words import labels, sureness
 from fluxnb.measure import stats
 from fluxnb.study.row import Row
@@ -198,6 +198,7 @@ def presets(rows: list[Row], family: Family):
         THRESHOLD,
         *SPEEDUP,
         COMPUTED,
+        JUDGED,
         PSNR,
         WORST_PSNR,
         ADHERENCE,
@@ -223,14 +224,15 @@ def best_at_equal_steps(rows: list[Row]):
     columns = (
         Column("best cache", "label"),
         Column("computed", "computed_steps"),
-        Column("cache PSNR", "psnr_db", "dB"),
-        Column("cache worst", "psnr_min_db", "dB"),
-        Column("Euler PSNR", [c.psnr_db for c, *_ in found], "dB"),
-        Column("Euler worst", [c.psnr_min_db for c, *_ in found], "dB"),
-        Column("gain", [b.psnr_db - c.psnr_db for c, b, _ in found], "dB"),
+        JUDGED,
+        Column("cache mean PSNR", "psnr_db", "dB"),
+        Column("cache worst PSNR", "psnr_min_db", "dB"),
+        Column("Euler mean PSNR", [c.psnr_db for c, *_ in found], "dB"),
+        Column("Euler worst PSNR", [c.psnr_min_db for c, *_ in found], "dB"),
+        Column("gain, mean", [b.psnr_db - c.psnr_db for c, b, _ in found], "dB"),
         Column("gain, worst", [b.psnr_min_db - c.psnr_min_db for c, b, _ in found], "dB"),
-        Column("DPM-Solver++ PSNR", [s.psnr_db for *_, s in found], "dB"),
-        Column("DPM-Solver++ worst", [s.psnr_min_db for *_, s in found], "dB"),
+        Column("DPM-Solver++ mean PSNR", [s.psnr_db for *_, s in found], "dB"),
+        Column("DPM-Solver++ worst PSNR", [s.psnr_min_db for *_, s in found], "dB"),
     )
     return table([b for _, b, _ in found], columns, Column("steps", [c.steps for c, *_ in found]))
 

@@ -13,17 +13,19 @@ from fluxnb.study.subject import Subject
 FULL_SIZE = 4096 * 3072 * 2  # bytes of FLUX's image tokens at 1024², in bfloat16
 
 
-def search_sentence(found: dict[Any, search.Value], every: dict[Any, search.Value], steps: int) -> str:
+def search_sentence(found: dict[Any, search.Value], every: dict[Any, search.Value], steps: int, images: int) -> str:
     """How many settings a search asked for, and how much of the whole grid's front it has.
 
     Args:
         found, every: setting -> (cost, quality) of what was asked for, and of all.
         steps: the cost that nothing exceeds.
+        images: that each was judged on.
     """
     worst = (float(steps), min(quality for _, quality in every.values()))
     whole, own = search.front(every), search.front(found)
     return (
-        f"The search evaluated {len(found)} of {len(every)} settings ({len(found) / len(every):.0%}) and reached "
+        f"The search evaluated {len(found)} of {len(every)} settings ({len(found) / len(every):.0%}), each judged on "
+        f"{images} image{'s' * (images != 1)}, and reached "
         f"{search.reached(found, every, worst):.1%} of the full grid's front (hypervolume), "
         f"{len(set(own) & set(whole))} of its {len(whole)} settings."
     )

@@ -61,7 +61,7 @@ def identical(row: Row) -> bool:
 def on_frontier(rows: list[Row], x: str = "speedup", quality: str = WORST) -> list[Row]:
     """The rows that have both: what wasn't timed or judged has no place between speed and quality."""
     judged = (r for r in rows if getattr(r, quality) is not None or (quality in ("psnr_db", WORST) and identical(r)))
-    return [r for r in judged if r.ok and getattr(r, x) is not None]
+    return [r for r in judged if r.ok and r.weights != "random" and getattr(r, x) is not None]
 
 
 def frontier(rows: list[Row], quality: str = WORST, x: str = "speedup", marks: tuple[Family, ...] | None = None):
