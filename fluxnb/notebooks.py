@@ -19,16 +19,17 @@ PARALLEL = "11_parallel"
 LOAD = "12_load"
 FINAL_STACK = "13_final_stack"
 EMBEDDED = "14_embedded_model"
+SURVIVAL = "15_survive"
 
 SEVERAL_GPUS = (ENVIRONMENT, PARALLEL, LOAD)  # what a configuration of several GPUs runs; the rest needs only one
-OF_EMBEDDED = (EMBEDDED,)  # about the model that ships with the study, and nobody else's
+OF_EMBEDDED = (EMBEDDED, SURVIVAL)  # about what ships with the study, and no model of anybody else's
 
 
 def sources(root: Path, gpus: int = 1, model: str = "") -> list[Path]:
     """The notebooks that make reports, in reading order; on several GPUs those that use them.
 
     Args:
-        model: of the user's; then those that are about the embedded one are left out.
+        model: of the user's; then those that are about the study's own are left out.
     """
     found = sorted(p for p in (root / "notebooks").glob("*.ipynb") if p.name[:1].isdigit())
     return [p for p in found if (gpus == 1 or p.stem in SEVERAL_GPUS) and not (model and p.stem in OF_EMBEDDED)]

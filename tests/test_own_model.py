@@ -324,7 +324,7 @@ def test_the_report_is_about_the_model(reported, small_flux):
     assert any(row["psnr_db"] or row["psnr_identical"] not in ("", "0") for row in rows)
     for page in (table.with_name(f"{notebooks.ATTENTION}.html"), table.with_name("index.html")):
         assert table.parent.name in page.read_text(encoding="utf-8")
-    assert f"about {small_flux}; {notebooks.EMBEDDED}" in done.stdout
+    assert f"about {small_flux}, so without what is about the study's own models: " in done.stdout
     assert not (table.parent / f"{notebooks.EMBEDDED}.html").exists()
     (configuration,) = configurations(root, own=True)
     assert configuration.model == table.parent.name

@@ -51,11 +51,12 @@ def configurations(root: Path, own: bool = False) -> list[Configuration]:
     """Every folder with results below reports/, or with `own` below reports/own/; smoke tests left out, CPU last."""
     above = root / "reports" / OWN if own else root / "reports"
     tables = (p for p in sorted(above.glob("*/**/results.csv")) if p.parent.name != SMOKE)
-    found = [_read(root, p) for p in tables if p.relative_to(above).parts[0] != OWN]
+    found = [read(root, p) for p in tables if p.relative_to(above).parts[0] != OWN]
     return sorted(found, key=lambda c: (c.name == "cpu", c.name))
 
 
-def _read(root: Path, table: Path) -> Configuration:
+def read(root: Path, table: Path) -> Configuration:
+    """The configuration that a table is of."""
     folder, every, pages = table.parent, Results(table).rows(), []
     kept, counts = read_json(folder / PAGES), Counter(r.notebook for r in every)
     model = model_of(folder)

@@ -48,6 +48,10 @@ def report(chosen, root: Path, only=None, force: bool = False, replay: bool = Fa
     )
     if not _is_published(place):
         publish(place)
+    if chosen.model:
+        from fluxnb.report import ending
+
+        print(ending.words(place, chosen.model.name))
     print(f"read it: {place.reports / INDEX}")
     return status
 
@@ -61,8 +65,8 @@ def render(chosen, root: Path) -> Path:
 
 
 def site(root: Path) -> Path:
-    """`make site`: indexes, progress files, front page, ledger and the README's tables from what is committed."""
-    from fluxnb.report import catalogue, readme
+    """`make site`: indexes, progress files, front page, ledger, README's tables and recipes from what is committed."""
+    from fluxnb.report import catalogue, readme, recipes
     from fluxnb.report.configurations import configurations
 
     for found in configurations(root):
@@ -71,6 +75,7 @@ def site(root: Path) -> Path:
         _write_index(place, found.pages)
         _write_progress(place, found.pages)
     readme.write(root)
+    recipes.write(root)
     catalogue.write(root)
     if (root / "reports" / "own").is_dir():
         front(root, own=True)
@@ -162,6 +167,7 @@ def _write_index(place: Place, found: list[Page]) -> Path:
         place.title,
         above=f"{'../' * len(within.parts)}{INDEX}",
         explorer=EXPLORER if (place.reports / EXPLORER).is_file() else None,
+        model=place.model,
         reference=reference,
     )
     check_page(text, INDEX)
@@ -189,6 +195,8 @@ def _write_progress(place: Place, found: list[Page]) -> None:
     from fluxnb.report.progress import progress_md
     from fluxnb.study.results import Results
 
+    if place.model:  # the checklists are about the study's own
+        return
     rows = ledger.latest(Results(place.table).rows()) if place.table.is_file() else []
     write_changed(place.reports / PROGRESS, progress_md(place.title, rows, found, _several(place)))
 
@@ -237,6 +245,8 @@ def _prepare(chosen, place: Place, force: bool, launch: str) -> dict:
                 preflight.check_memory(chosen)
         for model in chosen.study.models:
             pipelines.check(model)
+        if chosen.model:
+            preflight.check_download(chosen.model.name)
     return telemetry.provenance(chosen, place.root)
 
 

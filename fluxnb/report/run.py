@@ -74,7 +74,7 @@ def run(
         progress.skipped([n.stem for n in chosen if n not in due])
         if place.model and due:
             left_out = ", ".join(notebooks.OF_EMBEDDED)
-            progress.note(f"about {params.model.name}; {left_out}, which is about the embedded model, is left out")
+            progress.note(f"about {params.model.name}, so without what is about the study's own models: {left_out}")
         if not due:
             return 0
         from fluxnb.report import kernel
