@@ -51,7 +51,7 @@ def if_kept(what: str) -> Iterator[None]:
 def not_measured(subjects: list, what: str = "", why: str = "") -> bool:
     """Whether there is no subject of full size; then it says what wasn't measured at it, and why."""
     if not subjects:
-        because = why or "this configuration has no model of full size (`study.models`)"
+        because = why or "this configuration measures none (`study.models`; weights of yours: `study.full_size.own`)"
         say(f"{what or 'FLUX at its full size'} was not measured here: {because}.", "not-measured")
     return not subjects
 
