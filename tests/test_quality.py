@@ -178,7 +178,7 @@ def test_st_lpips_is_the_authors():
     x, weights = pattern(), perceptual._weights()
 
     def distance(y):
-        return perceptual._distance(weights, x, y).item()
+        return perceptual._distance(weights, *(perceptual._features(weights, x) for x in (x, y))).item()
 
     def blurred(k):
         return torch.nn.functional.avg_pool2d(torch.nn.functional.pad(x, [k // 2] * 4, mode="reflect"), k, 1)

@@ -23,6 +23,7 @@ WEIGHTS = Path(__file__).with_name("st_lpips.safetensors")
 SHA256 = "2b7c3af78ac2d1d4f97542442fa894e8d190b617c5c18edc49508698ea8bf8b4"
 SMALLEST = 21  # pixels of a side: below, AlexNet's third stage has nothing left to reflect
 PIXELS = 2**20  # of the images that go through the network at once: about 2 GiB of activations
+FEW = 16  # of so many at once an image is small enough for its features to be kept: 11 MiB at most
 
 
 def st_lpips(references: Sequence, candidates: Sequence) -> list[float]:
@@ -62,9 +63,23 @@ def _distances(device: str, references: Sequence, candidates: Sequence, at_once:
     # TF32 would round the products to ten bits
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         for start in range(0, len(references), at_once):
-            a, b = (_tensor(images[start : start + at_once], device) for images in (references, candidates))
-            found += _distance(weights, a, b).tolist()
+            pairs = (images[start : start + at_once] for images in (references, candidates))
+            if device == "cpu" and at_once >= FEW:  # small ones: what an image is compared with stays the same
+                found += [_distance(weights, *map(_kept, pair)).item() for pair in zip(*pairs, strict=True)]
+            else:
+                found += _distance(weights, *(_features(weights, _tensor(images, device)) for images in pairs)).tolist()
     return found
+
+
+def _kept(image) -> list[torch.Tensor]:
+    pixels = np.ascontiguousarray(image)
+    return _features_of(pixels.tobytes(), pixels.shape)
+
+
+@lru_cache(maxsize=16)
+def _features_of(pixels: bytes, shape: tuple[int, ...]) -> list[torch.Tensor]:
+    """The features of one small image, which several others are compared with in turn."""
+    return _features(_weights(), _tensor([np.frombuffer(pixels, np.uint8).reshape(shape)], "cpu"))
 
 
 def _tensor(images: Sequence, device: str) -> torch.Tensor:
@@ -73,11 +88,16 @@ def _tensor(images: Sequence, device: str) -> torch.Tensor:
     return stacked.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _distance(weights: dict, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """[n, 3, h, w] twice -> [n]: what the features of five stages differ in, weighted by channel, meant over pixels."""
-    total = torch.zeros(len(a), device=a.device)
-    for i, (p, q) in enumerate(zip(_stages(weights, a), _stages(weights, b), strict=True)):
-        apart = (_unit(p) - _unit(q)).square()
+def _features(weights: dict, x: torch.Tensor) -> list[torch.Tensor]:
+    """[n, 3, h, w] -> the features of five stages, those of a pixel of length 1."""
+    return [_unit(stage) for stage in _stages(weights, x)]
+
+
+def _distance(weights: dict, a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+    """Features of n images twice -> [n]: what they differ in, weighted by channel, meant over pixels."""
+    total = torch.zeros(len(a[0]), device=a[0].device)
+    for i, (p, q) in enumerate(zip(a, b, strict=True)):
+        apart = (p - q).square()
         total = total + F.conv2d(apart, weights[f"lin{i}.model.1.weight"]).mean((2, 3)).flatten()
     return total
 
