@@ -219,6 +219,8 @@ def test_every_row_says_what_its_weights_are_and_every_failure_why(rows):
         assert row.weights in (("trained", "random") if row.model else ("random",))
         if row.status == "ok" and row.samples:
             assert row.n == len(row.samples) and row.latency_p50 > 0
+        elif row.notebook == notebooks.SURVIVAL:  # right or not
+            assert row.shown("verdict")
         elif row.status == "ok":  # a setting of a survey: judged, not timed
             assert row.notebook == notebooks.COMBINED and row.model
             assert row.n is None and row.latency_p50 is None and 0 < row.ssim <= 1

@@ -14,6 +14,7 @@ from fluxnb.findings.recommend import *
 from fluxnb.findings.rows import *
 from fluxnb.findings.serving import *
 from fluxnb.findings.single_gpu import *
+from fluxnb.findings.survival import *
 from fluxnb.findings.table import *
 from fluxnb.findings.trained import *
 from fluxnb.findings.use_cases import *
