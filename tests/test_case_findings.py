@@ -132,7 +132,11 @@ def test_what_lies_outside_the_mask_stands_beside_the_vae_alone():
 
 @pytest.mark.parametrize(
     ("accelerated", "end"),
-    [(0.75, "of the accelerated ones FBCache 0.2 agrees least, to 75%."), (None, "a ControlNet.")],
+    [
+        (0.75, "of the accelerated ones FBCache 0.2 agrees least, to 75%."),
+        (0.798, "none of the accelerated ones agrees less."),  # 80 % of 80 %
+        (None, "a ControlNet."),
+    ],
 )
 def test_agreement_with_a_condition_in_words(accelerated, end):
     cases = {"ControlNet txt2img": [base(agreement=0.8), fast(2.0, agreement=accelerated)]}

@@ -379,6 +379,9 @@ def test_a_variant_has_its_first_image_cold_and_warm():
         findings.waits_sentence(rows, warm)
         == "the longest wait for a first image is 70 s cold (blocks) and 9 s warm (blocks)."
     )
+    assert table.attrs["formats"]["graphs"] == ".0f"  # a count, though another row has none
+    assert findings.waits_sentence(rows, {}) == "no wait for a first image was measured here."
+    assert findings.formats_sentence([replace(rows[0], status="oom")]).startswith("no format can run here")
 
 
 def test_what_the_machine_reaches_by_itself():

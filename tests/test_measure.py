@@ -131,6 +131,11 @@ def test_warm_up_ends_when_two_calls_in_a_row_agree(seconds, kwargs, count, stab
     assert done.total_s == pytest.approx(sum(seconds[:count]))
 
 
+def test_a_kernel_s_name_has_no_hash_in_it():
+    assert latency._short_kernel("## Call CompiledFxGraph f74ebnu7fz6sleajuds6 ##") == "a compiled graph"
+    assert latency._short_kernel("void at::native::gelu<float>(int)") == "at::native::gelu"
+
+
 def test_warm_up_needs_one_call():
     with pytest.raises(ValueError, match="limit"):
         latency.warm_up(lambda: None, limit=0)

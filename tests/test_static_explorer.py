@@ -177,7 +177,11 @@ def test_what_a_study_kept_is_found_by_its_rows_and_can_be_shown(tmp_path, monke
     show.grid(s, subject, plain, cached, rows)
     show.steps(s, subject, cached)
     show.frontier(rows)
-    assert shown[0].count("<img") == 3 * 4 + 2 and "identical" in shown[0] and f"({rows[2].speedup:.2f}×)" in shown[0]
+    assert (
+        shown[0].count("<img") == 3 * len(subject.showing.prompts) + 2
+        and "identical" in shown[0]
+        and f"({rows[2].speedup:.2f}×)" in shown[0]
+    )
     assert "1 session" in shown[2] and "2 images judged" in shown[2]
 
 
