@@ -378,7 +378,8 @@ _DIFFUSERS: dict[str, Callable] = {  # class -> lines that do what its technique
 
 def _as_diffusers(recipe: Recipe) -> tuple[list[str], list[str]]:
     """(lines that put it on, remarks). Raises UserError if nothing of the recipe is left."""
-    found, missing = [], []
+    found: list[str] = []
+    missing: list[str] = []
     slow = any(getattr(part, "kind", None) == "int8 weight-only" for part in recipe.techniques)
     for part in recipe.techniques:
         name, why = type(part).__name__, ""
@@ -392,4 +393,6 @@ def _as_diffusers(recipe: Recipe) -> tuple[list[str], list[str]]:
     if missing and not found:
         raise UserError(f"{none}; nothing of {recipe.name} is left, so leave out --diffusers.")
     remarks = [f"{none}; left out here."] if missing else []
+    if any("TaylorSeer" in line for line in found):
+        remarks.append("TaylorSeer extrapolates every block's output by itself, not of all together, at other steps.")
     return found, [*remarks, "This script wasn't measured: the figures are those of fluxnb's own techniques."]

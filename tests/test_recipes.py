@@ -130,6 +130,40 @@ def test_what_diffusers_has_nothing_of_is_a_sentence():
         recipes.script(only, plain_diffusers=True)
 
 
+ALIKE = {  # what diffusers computes alike, bit for bit or up to rounding
+    "solver": techniques.DPMSolver,
+    "kernel": lambda: techniques.Attention("math"),
+    "QKV": techniques.FusedQKV,
+    "INT8": lambda: techniques.TorchAO("int8"),
+    "weight-only": lambda: techniques.TorchAO("int8 weight-only"),
+    "FP8": lambda: techniques.TorchAO("fp8 weight-only"),
+    "slices": techniques.Sliced,
+    "layout": techniques.ChannelsLast,
+    "FBCache": lambda: Cache(FirstBlock(0.2)),
+    "MagCache": lambda: Cache(MagCache(0.3)),
+}
+
+
+@pytest.mark.parametrize("make", ALIKE.values(), ids=ALIKE)
+def test_what_diffusers_has_of_a_technique_is_the_same(make):
+    given, pipe = make(), small.load(blocks=1)
+    with fluxnb.applied(pipe, given):
+        ours = small.image(pipe, steps=12, width=64, height=64, output_type="pt")
+    lines = recipes._DIFFUSERS[type(given).__name__](given)
+    exec("\n".join(lines), {"pipe": pipe, "torch": torch, "options": SimpleNamespace(steps=12)})
+    theirs = small.image(pipe, steps=12, width=64, height=64, output_type="pt")
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_taylorseer_computes_the_first_steps_and_the_last_and_skips_others():
+    given, pipe, seen = stacks.cache(12, 9), small.load(blocks=1), []
+    exec("\n".join(recipes._cache(given)), {"pipe": pipe, "options": SimpleNamespace(steps=12)})
+    hook = pipe.transformer.transformer_blocks[0].attn.to_q.register_forward_hook(lambda *_: seen.append(1))
+    small.image(pipe, steps=12, width=64, height=64)
+    hook.remove()
+    assert given.gate.warm_up < len(seen) < 12
+
+
 PARTS = {**small.TECHNIQUES, **small.COMPILED, "MagCache": lambda: Cache(MagCache(0.1)),
          "schedule": lambda: Cache(Schedule("1010", first_block=False)),
          "pair": lambda: Cache(Cascade(TeaCache(0.4), FirstBlock(0.2), warm_up=6), Taylor(2)),

@@ -20,6 +20,7 @@ from fluxnb.errors import UserError
 from fluxnb.models import facts
 from fluxnb.params import reading
 from fluxnb.params.schema import NOTEBOOKS, SCHEMA, FullSize, GpuParams, StudyParams
+from fluxnb.recipes import fits
 from fluxnb.world import scenes
 
 
@@ -170,7 +171,7 @@ def check_gpu(params: Params, detected_name: str, force: bool = False, detected_
     not "RTX A1000". More GPUs than `gpu.count` are fine, fewer are not.
     """
     enough = detected_count is None or params.gpu.match in ("cpu", "any") or detected_count >= params.gpu.count
-    if force or (_fits(params.gpu.match, detected_name) and enough):
+    if force or (fits(params.gpu.match, detected_name) and enough):
         return
     wanted = {"cpu": "no CUDA device", "any": "any device"}.get(
         params.gpu.match,
@@ -184,21 +185,13 @@ def check_gpu(params: Params, detected_name: str, force: bool = False, detected_
     raise UserError(f"GPU={params.name} is for {wanted} but this machine has {found}: {use} FORCE=1 to go on anyway.")
 
 
-def _fits(match: str, name: str) -> bool:
-    if match == "any":
-        return True
-    if match == "cpu" or name == "cpu":
-        return match == name
-    return re.search(rf"(?<![a-z0-9]){re.escape(match)}(?![a-z0-9])", name, re.IGNORECASE) is not None
-
-
 def _fitting(name: str, count: int | None) -> list[str]:
     """Configurations of the project that fit the detected device, for the hint of `check_gpu`."""
     try:
         loaded = [load(n) for n in choices()]
     except UserError:  # a broken neighbour file must not hide the message this hint is for
         return []
-    fitting = [p for p in loaded if p.gpu.match != "any" and _fits(p.gpu.match, name)]
+    fitting = [p for p in loaded if p.gpu.match != "any" and fits(p.gpu.match, name)]
     return [p.name for p in fitting if name == "cpu" or p.gpu.count <= (count or 1)]
 
 

@@ -31,15 +31,14 @@ def of(c: Configuration) -> dict:
     """The words in a GPU's name that the configuration is for, and for each goal a recipe or why there is none."""
     found = {choice.goal.key: choice for choice in next(iter(answers(c)), [])}
     nothing = "no memory that counts was measured" if found else findings.no_headline(c.ok)
-    made = {goal.key: recipe(c, found[goal.key]) if goal.key in found else nothing for goal in GOALS}
+    said = {key: choice.label if is_baseline(choice.row) else recipe(c, choice) for key, choice in found.items()}
+    made = {goal.key: said.get(goal.key, nothing) for goal in GOALS}
     return {"match": params.load(c.name).gpu.match, "recipes": made}
 
 
-def recipe(c: Configuration, choice: Choice) -> dict | str:
-    """Of a choice all that `recipes.Recipe` has besides its name."""
+def recipe(c: Configuration, choice: Choice) -> dict:
+    """Of a choice that isn't the baseline all that `recipes.Recipe` has besides its name."""
     row, seen = choice.row, choice.seen
-    if is_baseline(row):
-        return choice.label
     other = f", judged on `{seen.model}`, a stand-in" if seen is not None and seen.model != row.model else ""
     return {
         "goal": choice.goal.text,
