@@ -827,6 +827,8 @@ def test_table_has_scopes_units_and_right_aligned_numbers():
     text = html.table_html(frame, "Latency", formats={"share": ".0%"}, units={"p50": "s"})
     assert '<th scope="col">technique</th>' in text
     assert '<th scope="col" class="fx-number">p50 <span class="fx-unit">(s)</span></th>' in text
+    wide = html.table_html(pd.DataFrame({"a": ["x"], "every 3rd step after the first 6, and the last": [1.2]}), "Wide")
+    assert '<th scope="col" class="fx-number fx-name">every 3rd' in wide  # it is given lines, not a screen's width
     assert '<th scope="row">a&lt;b</th><td class="fx-number">0.123</td><td class="fx-number">12</td>' in text
     assert (
         '<td class="fx-number">–</td>' in text and "50%" in text and "<caption><span>Latency</span></caption>" in text

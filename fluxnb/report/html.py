@@ -132,7 +132,10 @@ def table_html(frame, caption: str, formats: dict | None = None, units: dict | N
     head = ""
     for column in columns:
         unit = f' <span class="fx-unit">({_escape(units[column])})</span>' if column in units else ""
-        head += f'<th scope="col"{_number_class(numeric[column])}>{_escape(column)}{unit}</th>'
+        kind = _number_class(numeric[column])
+        if len(str(column)) > NAME:
+            kind = f' class="{"fx-number " * numeric[column]}fx-name"'
+        head += f'<th scope="col"{kind}>{_escape(column)}{unit}</th>'
     body = ""
     for values in shown.itertuples(index=False, name=None):
         body += "<tr>"
