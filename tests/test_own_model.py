@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxnb import notebooks, params, study
+from fluxnb import families, notebooks, params, study
 from fluxnb.cache import teacache
 from fluxnb.errors import UserError
 from fluxnb.models import embedded, facts, full_size, pipelines
@@ -295,6 +295,19 @@ def test_a_controlnet_of_another_model_is_not_taken(asked, study_root, monkeypat
     with pytest.raises(UserError, match="is built otherwise: give a ControlNet of its own"):
         pipelines.load_controlnet(asked)
     assert pipelines.lacks_controlnet("embedded") == pipelines.lacks_controlnet("flux-dev-random") == ""
+
+
+def test_the_live_explorer_is_about_it(asked, small_flux, user_root, monkeypatch):
+    pytest.importorskip("ipywidgets")
+    from fluxnb import explore
+
+    monkeypatch.setenv(facts.SIZE, "64x96")
+    monkeypatch.setenv(facts.STEPS, "4")
+    made = explore.Explorer()
+    assert (made.model.name, made.full) == (asked, 4)
+    made.gate.value = families.FIRST_BLOCK.name
+    made.start().wait()
+    assert made.latest is not None and made.latest.image.size == (64, 96), made.said.value
 
 
 # --- the command --------------------------------------------------------------------------------------------

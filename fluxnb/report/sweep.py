@@ -95,7 +95,8 @@ def _prepare(chosen: params.Params, place: Place, stem: str, force: bool) -> Job
         (folder / name).symlink_to(place.root / name, target_is_directory=True)
     # the names of machines; what is kept by what it is of, so safe to share
     (folder / MACHINES).symlink_to(place.root / MACHINES)
-    for shared in (place.build / "images", place.build.parent / "torch-compile"):
+    fitted = [place.reports / "teacache"] if place.model else []
+    for shared in (place.images, place.root / "build" / "torch-compile", *fitted):
         shared.mkdir(parents=True, exist_ok=True)
         link = folder / shared.relative_to(place.root)
         link.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def work(folder: Path, gpu: str, stem: str, force: bool) -> int:
     from fluxnb.report.run import run
 
     os.chdir(folder)
-    chosen = params.load(gpu)
+    chosen = params.chosen(gpu)
     return run(
         chosen,
         own(chosen, folder),
