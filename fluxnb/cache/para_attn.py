@@ -17,6 +17,7 @@ from fluxnb.cache.engine import flux_transformer
 from fluxnb.cache.gates.base import checked_threshold
 from fluxnb.cache.passes import around
 from fluxnb.families import FIRST_BLOCK
+from fluxnb.installed import needs
 from fluxnb.technique import ANOTHER, CACHED, IDENTICAL, Changes, Technique, Unavailable, attribute
 
 VERSION = "0.3.38"
@@ -94,11 +95,9 @@ class ParaAttention(Technique):
 
 def _utils():
     try:
-        found = metadata.version("para-attn")
-    except metadata.PackageNotFoundError:
-        raise Unavailable(f"needs the package para-attn {VERSION}: `uv pip install para-attn=={VERSION}`") from None
-    if found != VERSION:
+        from para_attn.first_block_cache import utils
+    except ImportError as error:
+        raise Unavailable(needs("para_attn", error)) from error
+    if (found := metadata.version("para-attn")) != VERSION:
         raise Unavailable(f"needs para-attn {VERSION}, and {found} is installed: the adapter fits that version only")
-    from para_attn.first_block_cache import utils
-
     return utils
