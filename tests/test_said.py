@@ -1,13 +1,14 @@
 """What a hostile reader looks for in prose and tables: typed findings, wrong names, means of nobody knows how many."""
 
 import importlib
+import inspect
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from measured import row
+from measured import cached, row
 
 from fluxnb import families, findings
 from fluxnb.report import charts
@@ -86,3 +87,55 @@ def test_random_weights_have_no_quality_in_any_table_or_chart():
         shown = findings.table([random], columns)
         assert not [n for n in shown if re.search("PSNR|SSIM|LPIPS|FLIP|adherence|judged", n)], list(shown)
     assert charts.on_frontier([random]) == []
+
+
+# --- sentences of rows of odd shape ---
+
+BASE = row(id="b", session="s", samples=[0.4, 0.41, 0.39], again=[0.4, 0.4, 0.41], denoise_s=0.3, first_s=0.5)
+SEEN = {"images": 6, "psnr_min_db": 28.5, "psnr_identical": 0, "denoise_s": 0.15, "first_s": 0.3, "id": "c"}
+ONE = cached(0.2, 2.0, 30.0, 9.0, session="s", baseline="b", samples=[0.2, 0.2, 0.21], **SEEN)
+UNJUDGED = replace(ONE, psnr_db=None, psnr_min_db=None, psnr_identical=None, images=None, ssim=None, adherence=None)
+FAILED = replace(UNJUDGED, status="oom", reason="memory", speedup=None, latency_p50=None, samples=None, denoise_s=None)
+SHAPES = {
+    "the baseline alone": [BASE],
+    "one setting, of three rounds": [BASE, ONE],
+    "one that failed": [BASE, FAILED],
+    "all failed": [replace(BASE, status="oom", speedup=None, latency_p50=None, samples=None), FAILED],
+    "none judged": [BASE, UNJUDGED],
+    "random weights": [replace(BASE, weights="random"), replace(UNJUDGED, weights="random", model="flux-dev-random")],
+    "two sessions": [BASE, ONE, replace(ONE, session="t", baseline="q", id="o")],
+    "a tie": [BASE, ONE, replace(ONE, id="d", label="the same again")],
+    "no interval": [BASE, replace(ONE, speedup_ci_low=None, speedup_ci_high=None)],
+    "all identical": [BASE, replace(ONE, psnr_db=None, psnr_min_db=None, psnr_identical=6)],
+}
+GIVEN = {
+    "cache_sentence": (families.FIRST_BLOCK,),
+    "interval_sentence": (families.FIRST_BLOCK,),
+    "waits_sentence": ({},),
+}
+OF_ROWS = [
+    name for name in dir(findings)
+    if name.endswith("_sentence") and next(iter(inspect.signature(getattr(findings, name)).parameters)) == "rows"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in OF_ROWS if n not in ("judge_sentence", "recommendation_sentence", "survival_sentence")]
+)
+def test_a_sentence_of_rows_of_any_shape_is_one(name):
+    for shape, rows in SHAPES.items():
+        said = getattr(findings, name)(rows, *GIVEN.get(name, ()))
+        assert said is None or (said.strip() == said and not re.search(r"\bNone\b|\bnan\b|\binf\b", said)), (
+            shape,
+            said,
+        )
+        if said and shape in ("none judged", "random weights", "all failed", "one that failed"):
+            assert "identical" not in said and "to the last bit" not in said, (shape, said)
+
+
+def test_divided_images_that_are_others_are_not_called_the_picture_of_one_rank():
+    far, exact = replace(ONE, psnr_db=24.0, label="far"), replace(ONE, psnr_db=None, psnr_identical=1)
+    assert findings.same_everywhere_sentence([far, exact]) == (
+        "1 way of dividing makes the picture of one rank (one compared); far makes another (24.0 dB)."
+    )
+    assert findings.same_everywhere_sentence([UNJUDGED]).startswith("no picture of several ranks was compared")

@@ -353,7 +353,7 @@ def engine_sentence(rows: list[Row]) -> str:
     Args:
         rows: uncached; looking at every step; reusing all steps but one, with and without a block.
     """
-    if not all(r.ok and r.session == rows[0].session is not None for r in rows):
+    if len(rows) != 4 or not all(r.ok and r.session == rows[0].session is not None for r in rows):
         return "what the engine costs can't be told: one of four rows is missing, or not known to be of their session."
     plain, looks, first, none = (r.denoise_s for r in rows)
     n = rows[0].steps

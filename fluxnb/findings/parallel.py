@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fluxnb import stacks
 from fluxnb.families import REPLICAS
-from fluxnb.findings.rows import alike, finished, is_baseline, of, of_one_session, same_image, thousand
+from fluxnb.findings.rows import LOSSLESS_DB, alike, finished, is_baseline, of, of_one_session, same_image, thousand
 from fluxnb.findings.table import (
     ALONE,
     APPLIED,
@@ -22,6 +22,7 @@ from fluxnb.findings.table import (
     table,
 )
 from fluxnb.findings.words import labels, sureness
+from fluxnb.measure import quality
 from fluxnb.study.row import Row
 
 _REPLICAS = REPLICAS, stacks.REPLICAS  # the latter with what else is built in
@@ -178,18 +179,23 @@ def recorded_sentence(rows: list[Row]) -> str | None:
 def same_everywhere_sentence(rows: list[Row]) -> str:
     """How far the pictures of several ranks are from one rank's, and whether the caches decided alike."""
     ok = finished(rows)
-    stale = [r for r in ok if r.setting(_STALE)]
-    compared = [r for r in ok if r not in stale and r not in of(ok, *_REPLICAS)]
+    seen = [r for r in ok if (r.psnr_db is not None or r.psnr_identical) and r not in of(ok, *_REPLICAS)]
+    stale = [r for r in seen if r.setting(_STALE)]
+    others = [r for r in seen if r not in stale and r.psnr_db is not None and r.psnr_db < LOSSLESS_DB]
+    compared = [r for r in seen if r not in stale and r not in others]
     different = [r for r in compared if not r.psnr_identical]
     decided = [d for r in compared if (d := r.shown("decisions"))]
     one = len(compared) == 1
     said = f"{len(compared)} way{'' if one else 's'} of dividing make{'s' * one} the picture of one rank (one compared)"
+    if not seen:
+        said = "no picture of several ranks was compared with one rank's"
     if different:
         exact, worst = len(compared) - len(different), min(r.psnr_db for r in different)
         said += f", {f'{exact} of them to the last bit and the others ' * (exact > 0)}within {worst:.1f} dB"
     if decided:
         said += f"; under {decided.count(_ALIKE)} of {len(decided)} caches all ranks decided alike"
-    for r in stale:
-        said += f"; {r.label}, whose patches see each other a step late, makes another ({r.psnr_db:.1f} dB)"
+    for r in (*others, *stale):
+        why = ", whose patches see each other a step late," if r in stale else ""
+        said += f"; {r.label}{why} makes another ({quality.format_psnr(r.psnr_db, r.psnr_identical or 0)})"
     missing = len(rows) - len(ok)
     return said + (f"; {missing} could not run, the table says why." if missing else ".")

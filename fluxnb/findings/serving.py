@@ -12,6 +12,8 @@ def load_sentence(rows: list[Row]) -> str:
     if not users:
         return "no load was measured here."
     one_by_one = [r for r in users if r.setting("batching") == 1 and r.images_each == users[0].images_each]
+    if not one_by_one:
+        return "every load here is made together, so there is nothing to compare it with."
     most = max(one_by_one, key=lambda r: r.users)
     first = min((r for r in one_by_one if r.session == most.session), key=lambda r: r.users)
     said = (

@@ -163,6 +163,8 @@ def formats_sentence(rows: list[Row]) -> str:
 def fastest_sentence(rows: list[Row]) -> str:
     """The fastest of several techniques, if it is faster than the baseline beyond the noise."""
     ok = finished(rows)
+    if not ok:
+        return "nothing can run here; the table says why."
     missing = len(rows) - len(ok)
     words = f" {missing} of {len(rows) - 1} can't run here; the table says why." if missing else ""
     return f"{fastest_words(ok[1:], ok[0])}.{words}"
@@ -304,6 +306,8 @@ def decoding_sentence(rows: list[Row]) -> str:
     one = [r for r, times in zip(rows, _over_first(rows), strict=True) if times and r.batch == 1]
     plain = rows[0]
     same = [r for r in one if (r.width, r.session) == (plain.width, plain.session)]
+    if not same:
+        return "no way of decoding was timed here."
     best = min(same, key=lambda r: r.latency_p50)
     first = [r for r in same if alike(r, best)]
     if plain in first:
