@@ -250,9 +250,9 @@ def test_what_a_combination_can_not_be_told_from_stands_beside_it_though_the_noi
     own = [rows[0], row(COMBINED, "Both 0.2/0.1", 16, 1.4, 42.7), row(FIRST_BLOCK, "FBCache 0.1", 15, 1.5, 30.0)]
     wide = row(INTERVAL, "every 2nd", 18, 1.42, 45.1, speedup_ci_low=1.01, speedup_ci_high=1.6)
     near, balanced = findings.combined_sentence([*own, wide]).split(". Balanced")
-    assert "alone, as they are timed here; it is no faster, beyond the noise, than fixed interval: Both" in near
+    assert "alone, as they are timed here (it is no faster, beyond the noise, than fixed interval): Both" in near
     assert near.endswith("worst of 6 images 45.1 dB, mean 47.1 dB)") and "; fixed interval: every 2nd" in near
-    assert "one cache alone is as fast within the noise; it is no faster, beyond the noise, than fixed" in balanced
+    assert "one cache alone is as fast within the noise (it is no faster, beyond the noise, than fixed" in balanced
 
 
 def test_where_nothing_was_timed_it_is_not_the_judging_that_lacks(rows):

@@ -288,7 +288,7 @@ def combined_sentence(rows: list[Row]) -> str:
             verdict = "whether combining pays can't be told, one cache alone is as fast within the noise"
         else:
             verdict = "combining pays over either cache alone, as they are timed here"
-        verdict += f"; it is no faster, beyond the noise, than {', '.join(besides)}" if besides else ""
+        verdict += f" (it is no faster, beyond the noise, than {', '.join(besides)})" if besides else ""
         words = "; ".join(f"{f.name}: {words_of_fastest(best[f])}" for f in stands)
         parts.append(
             f"{said}{verdict}: {words_of_fastest(together)}; {words or 'nothing else is that near and faster'}"
