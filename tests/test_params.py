@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-import fluxnb
-from fluxnb import params
+from fluxnb import installed, params
 from fluxnb.errors import UserError
 from fluxnb.world import scenes
 
@@ -350,7 +349,7 @@ def test_the_folder_around_the_working_directory_is_found(folder, monkeypatch):
 
 def test_without_a_params_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fluxnb, "__file__", str(tmp_path / "site-packages" / "fluxnb" / "__init__.py"))
+    monkeypatch.setattr(installed, "__file__", str(tmp_path / "site-packages" / "fluxnb" / "installed.py"))
     with pytest.raises(UserError, match="no params/base.yaml here"):
         params.load("cpu")
 

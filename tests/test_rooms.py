@@ -149,13 +149,13 @@ WORDS = {
     "phase": {"findings.phases"},  # a column's heading
     "published": {"report.decisions"},  # TeaCache's polynomial
     "quantization": {  # a setting, a parameter
-        "findings.single_gpu", "installed", "params.schema", "report.progress",
+        "findings.single_gpu", "installed", "params.schema", "recipes", "report.progress",
     },
     "quantized": {"params.schema"},  # a parameter
-    "stack": {"study.candidate", "study.kept", "study.study"},  # a column
+    "stack": {"report.recipes", "study.candidate", "study.kept", "study.study", "study.trials"},  # a column
     "transformer": {  # a part of a pipeline
-        "cache.engine", "findings.trained", "models.folders", "models.full_size", "models.pipelines",
-        "training.train",
+        "cache.engine", "findings.trained", "models.embedded", "models.facts", "models.folders", "models.full_size",
+        "models.pipelines", "study.bench", "training.train", "training.train_schnell",
     },
     "VAE": {"findings.parallel"},  # a stage
     "xDiT": {"report.progress"},  # a library, in the plan
