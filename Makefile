@@ -23,22 +23,24 @@ export FLUXNB_HOST := $(HOST)
 endif
 
 # What is asked for of a model of one's own goes to whatever runs, as it was written: no shell reads it.
+ifneq ($(filter report render reference explore,$(MAKECMDGOALS)),)
 export FLUXNB_MODEL := $(value MODEL)
 export FLUXNB_GPU := $(value GPU)
+endif
 ifneq ($(strip $(FLUXNB_MODEL)),)
 export FLUXNB_SIZE := $(value SIZE)
 export FLUXNB_TOKENS := $(value TOKENS)
 export FLUXNB_STEPS := $(value STEPS)
 endif
 
-# A variable that nothing here reads is a misspelled one. (Those in capitals before the first colon are of the tools.)
+# A variable that nothing here reads is a misspelled one. (UV_TORCH_BACKEND, HF_HOME and the like are the tools'.)
 TAKEN := GPU ONLY FORCE REPLAY LAUNCH SLURM_OPTIONS MODEL SIZE TOKENS STEPS HOST PYTHON BASE_PYTHON ARGS PRICES UPGRADE
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
 STRANGE := $(filter-out $(TAKEN) SHELL MAKE% PIP_% UV_% HF_% CUDA_% FLUXNB_% TORCH% TRITON% OMP_% PYTHON%,$(GIVEN))
 ifneq ($(STRANGE),)
 $(error $(firstword $(STRANGE))= is no variable of this Makefile: choose from $(TAKEN))
 endif
-ifeq ($(strip $(FLUXNB_MODEL)),)
+ifeq ($(strip $(value MODEL)),)
 ABOUT := $(filter SIZE TOKENS STEPS,$(GIVEN))
 ifneq ($(ABOUT),)
 $(error $(firstword $(ABOUT))= is about a model of yours: give MODEL= as well, a hub id or a folder)
