@@ -264,7 +264,7 @@ class Comparison:
         """Warm-up and memory of one candidate, and what proves it: the untimed part of its row; and its last image."""
         pipe, device = loaded.pipe, loaded.pipe.transformer.device
         runs = loaded.subject.runs(candidate.steps)
-        row = {"load_s": loaded.load_s, "total_steps": runs, "computed_steps": runs}
+        row: dict = {"load_s": loaded.load_s, "total_steps": runs, "computed_steps": runs}
         allocated = torch.cuda.memory_allocated() / latency.GIB if device.type == "cuda" else 0.0
         beside = max(0.0, allocated - loaded.load_gib)  # other pipelines
         first = self.subject.rounds  # the first input that no round may be about: its image needn't be made again
