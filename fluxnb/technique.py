@@ -123,7 +123,7 @@ class Changes:
             yields: what is put there later stays; otherwise it has to go before this can be taken back.
         """
         self._made.append(_Put(self._whose, owner, name, value, yields))
-        setattr(owner, name, value)
+        _set(owner, name, value)
 
     def wrap(self, module, make: Callable) -> None:
         """`make(forward)` runs in place of a module's forward, below the hooks that offload it, which come and go."""
@@ -132,13 +132,9 @@ class Changes:
 
     def refuse(self, owner, names: tuple[str, ...], why: str) -> None:
         """Methods that would go wrong meanwhile raise UserError, before anything changes."""
-
-        def refused(*_, **__):
-            raise UserError(why)
-
         for name in names:
             if hasattr(owner, name):
-                self.put(owner, name, refused)
+                self.put(owner, name, _Refused(why))
 
     def moved(self, module, then: Callable) -> None:
         """`then(function)` follows whenever a module's tensors are moved or converted by a function of one."""
@@ -181,6 +177,16 @@ class Changes:
                 stack.callback(change.undo)
 
 
+class _Refused:
+    """A method's place while it would go wrong; a class, because functions of functions can't be pickled."""
+
+    def __init__(self, why: str):
+        self.why = why
+
+    def __call__(self, *_, **__):
+        raise UserError(self.why)
+
+
 class _Step:
     def __init__(self, undo=lambda: None, above=lambda: None):
         self.undo, self.above = undo, above
@@ -201,12 +207,15 @@ class _Put:
             return None
         if top is not self:
             return top.whose[0]
-        return None if self._mine() else f"what has changed its {self.name} since"
+        return f"what has changed its {self.name} since" if self._there() and not self._mine() else None
 
     def _later(self) -> list[_Put]:
         """The changes of the same attribute that came later."""
         live = [change for ref in _changed[self.owner][self.name] if (change := ref()) is not None]
         return live[live.index(self) + 1 :]
+
+    def _there(self) -> bool:
+        return _owns(self.owner, self.name)
 
     def _mine(self) -> bool:
         return getattr(self.owner, self.name, _NOTHING) is self.value
@@ -221,7 +230,7 @@ class _Put:
 
     def _write_back(self) -> None:
         if self.before is not _NOTHING:
-            setattr(self.owner, self.name, self.before)
+            _set(self.owner, self.name, self.before)
         elif _owns(self.owner, self.name):
             delattr(self.owner, self.name)
 
@@ -235,6 +244,9 @@ class _Wrap(_Put):
         )
         self.original = holder.get(name) or self.owner.forward
         self.value = holder[name] = make(self.original)
+
+    def _there(self) -> bool:
+        return bool(_forwards(self.owner))
 
     def _mine(self) -> bool:
         return any(holder[name] is self.value for holder, name in _forwards(self.owner))
@@ -294,6 +306,16 @@ class _Moving:
 
     def __reduce_ex__(self, _):
         return functools.partial, (type(self.module)._apply, self.module)
+
+
+def _set(owner, name: str, value) -> None:
+    """An attribute set; where it is a module's class, hooks that have kept its forward get that of the new class."""
+    before = type(owner)
+    setattr(owner, name, value)
+    if name == "__class__" and hasattr(before, "forward"):
+        for holder, place in _forwards(owner):
+            if getattr(holder[place], "__func__", None) is before.forward:
+                holder[place] = value.forward.__get__(owner)
 
 
 def _owns(owner, name: str) -> bool:

@@ -198,3 +198,22 @@ def test_a_recording_is_made_anew_when_a_lora_comes_or_weights_move(pipe, weight
         assert not recorded.graphs
     changes.take_back()
     assert not {"load_lora_adapter", "_apply"} & set(vars(pipe.transformer))
+
+
+@pytest.mark.parametrize("name", ["FusedQKV", "SVDQuant", "Quanto"])
+def test_peft_s_own_way_in_is_a_sentence_until_the_technique_is_off(pipe, name):
+    from peft import LoraConfig, get_peft_model, inject_adapter_in_model
+
+    config = LoraConfig(r=4, target_modules=["proj_mlp", "to_q"])
+    undo = TECHNIQUES[name]().apply(pipe)
+    before = state(pipe)
+    for way in (
+        lambda: inject_adapter_in_model(config, pipe.transformer),
+        lambda: get_peft_model(pipe.transformer, config),
+    ):
+        with pytest.raises(UserError, match="take .* off and load it first"):
+            way()
+    assert not differences(before, state(pipe))
+    with applied(small.load(), TECHNIQUES[name]()):
+        undo()
+        inject_adapter_in_model(config, pipe.transformer)

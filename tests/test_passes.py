@@ -452,6 +452,68 @@ def test_passes_of_a_step_in_any_order(pipe, words, make, gate):
     assert not torch.equal(alone, plain)
 
 
+@torch.no_grad()
+def mirrored(pipe, words, times=TIMES):
+    """Two passes that only their image tokens tell apart, in another order at every other step."""
+    x = noise()
+    for i, (time, after) in enumerate(zip(times, [*times[1:], 0.0], strict=True)):
+        made = {sign: call(pipe, sign * x, time, words) for sign in ((1, -1) if i % 2 else (-1, 1))}
+        x = x + (after - time) * (2 * made[1] - made[-1])
+    return x
+
+
+@pytest.mark.parametrize("technique", [Cache(Interval(3)), ParaAttention(0.5)], ids=lambda t: t.label)
+def test_passes_that_nothing_tells_apart_are_computed(pipe, words, technique):
+    class Mirrored(Loop):
+        def __call__(self):
+            return mirrored(self.pipe, words[0], (self.scheduler.timesteps / 1000).tolist())
+
+    for run in (lambda: mirrored(pipe, words[0]), Mirrored(pipe)):
+        plain = run()
+        with on(pipe, technique):
+            assert torch.equal(run(), plain) and torch.equal(run(), plain)
+
+
+def test_a_controlnet_of_single_blocks_in_one_pass_only(pipe, words):
+    residuals = [torch.full((1, 16, 32), 0.1)]
+    passes = [(words[0], 2.0, {"controlnet_single_block_samples": residuals}), (words[0], -1.0, {})]
+    with applied(pipe, cache := Cache(Interval(3))):
+        by_hand(pipe, passes, order=[[0, 1], [1, 0]] * 3 + [[0, 1]])
+    assert cache.trace.mask == "1001001"
+
+
+def test_para_attn_with_a_controlnet_is_a_sentence(pipe, words):
+    from test_cache import controlnet_pipe
+
+    with pytest.raises(Unavailable, match="^needs a pipeline without ControlNet"):
+        ParaAttention(0.1).apply(controlnet_pipe(pipe))
+    given = {"controlnet_block_samples": [torch.zeros(1, 16, 32)]}
+    with on(pipe, ParaAttention(0.1)), pytest.raises(UserError, match="ControlNet's residuals elsewhere"):
+        by_hand(pipe, [(words[0], 1.0, given)])
+
+
+@pytest.mark.parametrize("technique", [Cache(Interval(3)), ModulationAhead()], ids=lambda t: t.label)
+def test_several_images_of_one_prompt_s_embeddings(pipe, words, technique):
+    plain = image(pipe, words[0], num_images_per_prompt=2)
+    with applied(pipe, Cache(Interval(1)) if isinstance(technique, Cache) else technique):
+        assert near(image(pipe, words[0], num_images_per_prompt=2), plain)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.6])
+def test_another_solver_in_pipelines_that_begin_with_an_image(pipe, words, strength):
+    other = FluxImg2ImgPipeline(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    given = {"image": torch.rand(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)), "strength": strength}
+    exact, rough = (image(other, words[0], steps=steps, **given) for steps in (60, 12))
+    with applied(other, DPMSolver()):
+        solved = image(other, words[0], steps=12, **given)
+        twin = copy.deepcopy(other)
+        assert torch.equal(image(twin, words[0], steps=12, **given), solved)
+        with pytest.raises(UserError, match="sigmas of its own"):
+            image(other, words[0], steps=3, sigmas=[1.0, 0.9, 0.1], **given)
+    assert 0 < (solved - exact).norm() < (rough - exact).norm()
+
+
 def test_a_pass_that_begins_later_and_one_that_pauses(pipe, words):
     both = [(words[0], 2.0, {}), (words[1], -1.0, {})]
     order = [[0], [0], [0, 1], [0], [0, 1], [0, 1], [0, 1]]

@@ -1,5 +1,7 @@
 """What is put on a pipeline comes off it again, and only that: whatever came before, meanwhile and in between."""
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -323,6 +325,40 @@ def test_what_the_user_wraps_around_a_cache_has_to_come_off_first(pipe, plain):
     assert torch.equal(image(pipe), plain)
 
 
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+@pytest.mark.parametrize("name", ["FusedGELU", "FusedRoPE", "ModulationAhead", "FusedQKV"])
+def test_group_offloading_that_comes_and_goes_leaves_a_technique_on(name, kind, plain):
+    pipe, cpu = small.load(), torch.device("cpu")
+    undo = TECHNIQUES[name]().apply(pipe)
+    on = image(pipe)
+    pipe.transformer.enable_group_offload(
+        cpu, cpu, offload_type=kind, **({"num_blocks_per_group": 1} if "b" in kind else {})
+    )
+    assert torch.allclose(image(pipe), on, atol=1e-5)
+    for module in pipe.transformer.modules():
+        for hook in list(getattr(vars(module).get("_diffusers_hook"), "hooks", ())):
+            module._diffusers_hook.remove_hook(hook, recurse=False)
+    assert torch.allclose(image(pipe), on, atol=1e-5)
+    undo()
+    assert torch.equal(image(pipe), plain)
+
+
+def test_layers_offloaded_one_by_one_are_called_under_fused_rope():
+    from accelerate import cpu_offload
+
+    pipe = small.load()
+    with applied(pipe, t.FusedRoPE()):
+        on = image(pipe)
+        cpu_offload(pipe.transformer, torch.device("cpu"))
+        assert torch.allclose(image(pipe), on, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["FusedQKV", "NF4", "GGUF", "Quanto"])
+def test_layers_that_cannot_be_taken_apart_say_so(pipe, name):
+    with applied(pipe, TECHNIQUES[name]()), pytest.raises(UserError, match="offload whole models"):
+        pipe.enable_sequential_cpu_offload(device="cpu")
+
+
 # --- what is the user's own -------------------------------------------------------------------------------
 
 
@@ -351,6 +387,56 @@ def test_fusing_by_hand_meanwhile_is_a_sentence(pipe, plain):
         for method in (pipe.transformer.fuse_qkv_projections, pipe.transformer.unfuse_qkv_projections):
             with pytest.raises(UserError, match="fused by fused QKV"):
                 method()
+    assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_projections_are_not_fused_by_hand(pipe, plain, name):
+    with applied(pipe, TECHNIQUES[name]()):
+        on = image(pipe)
+        with pytest.raises(UserError, match="can't be fused or separated"):
+            pipe.transformer.fuse_qkv_projections()
+        assert torch.equal(image(pipe), on)
+    assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ON_WEIGHTS)
+def test_weights_loaded_meanwhile_are_there_afterwards_or_a_sentence(name):
+    pipe, other = small.load(), small.load()
+    weights = {key: 1.1 * tensor for key, tensor in other.transformer.state_dict().items()}
+    undo = TECHNIQUES[name]().apply(pipe)
+    try:
+        pipe.transformer.load_state_dict(weights)
+        other.transformer.load_state_dict(weights)
+    except UserError as error:
+        assert "take that off, load them" in str(error)
+    undo()
+    assert torch.equal(image(pipe), image(other))
+
+
+def test_a_forward_that_was_deleted_is_no_reason_to_stay(pipe, plain):
+    for technique in (t.ModulationAhead(), first_block(0.5)):
+        undo = technique.apply(pipe)
+        image(pipe)
+        del pipe.transformer.forward
+        assert torch.equal(image(pipe), plain)
+        undo()
+        assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ON_WEIGHTS)
+def test_copies_of_a_block_and_of_a_transformer_run_on_their_own_or_are_a_sentence(pipe, plain, name):
+    with applied(pipe, TECHNIQUES[name]()):
+        on, made = image(pipe), []
+        for part in (pipe.transformer, pipe.transformer.single_transformer_blocks[0]):
+            try:
+                made += [copy.deepcopy(part), pickle.loads(pickle.dumps(part))]
+            except UserError as error:
+                assert "can't be copied or pickled" in str(error)
+        with torch.no_grad():
+            for tensor in (x for part in made for x in part.parameters() if type(x.data) is torch.Tensor):
+                tensor.zero_()
+        assert torch.equal(image(pipe), on)
     assert torch.equal(image(pipe), plain)
 
 

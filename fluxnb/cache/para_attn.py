@@ -15,12 +15,14 @@ import torch
 
 from fluxnb.cache.engine import flux_transformer
 from fluxnb.cache.gates.base import checked_threshold
-from fluxnb.cache.passes import around
+from fluxnb.cache.passes import CONTROL, around
+from fluxnb.errors import UserError
 from fluxnb.families import FIRST_BLOCK
 from fluxnb.installed import needs
 from fluxnb.technique import ANOTHER, CACHED, IDENTICAL, Changes, Technique, Unavailable, attribute
 
 VERSION = "0.3.38"
+_CONTROL = "adds a ControlNet's residuals elsewhere than diffusers does"
 _ONE_AT_A_TIME = threading.RLock()  # the context is a variable of para-attn's module
 
 
@@ -57,6 +59,8 @@ class ParaAttention(Technique):
         """
         utils = _utils()
         transformer = flux_transformer(pipe)
+        if getattr(pipe, "controlnet", None) is not None:
+            raise Unavailable(f"needs a pipeline without ControlNet: it {_CONTROL} (Cache(FirstBlock(…)) doesn't)")
 
         class Blocks(utils.CachedTransformerBlocks):
             """para-attn's decision, around single blocks that take and return text and image apart."""
@@ -76,6 +80,10 @@ class ParaAttention(Technique):
         )
 
         def run(image, mine, given, call):
+            if any(given.get(key) is not None for key in CONTROL):
+                raise UserError(f"{self.label} {_CONTROL}: take it off, or use Cache(FirstBlock({self.threshold:g})).")
+            if not mine.sure:
+                mine.state.clear_buffers()
             with (
                 _ONE_AT_A_TIME,
                 utils.cache_context(mine.state),

@@ -31,7 +31,8 @@ from fluxnb.errors import UserError
 from fluxnb.technique import Changes
 
 # Arguments of a FLUX transformer that are others at every step.
-CHANGING = {"hidden_states", "timestep", "controlnet_block_samples", "controlnet_single_block_samples", "return_dict"}
+CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
+CHANGING = {"hidden_states", "timestep", "return_dict", *CONTROL}
 PROMPT = ("encoder_hidden_states", "pooled_projections")
 MOST = 8  # passes that are kept of an image; an older one begins anew
 
@@ -112,7 +113,7 @@ class _Told:
         leaves, structure = tree_flatten(kept)
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         plain = [(x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in leaves]
-        controlled = given.get("controlnet_block_samples") is not None
+        controlled = [key for key in CONTROL if given.get(key) is not None]
         form = (name, given["hidden_states"].shape, controlled, structure, plain)
         return cls(form, tensors, list(map(_mark, tensors)), [_mark(given[key]) for key in PROMPT])
 
@@ -180,7 +181,7 @@ class Passes:
             mine = Pass(told, [x.detach().clone() for x in told.tensors], doubts=doubts, state=self._new(image))
             image.passes = [*image.passes[1 - MOST :], mine]
         image.timestep = given["timestep"] if image.clock.called else _value(given["timestep"])
-        mine.told, mine.step, mine.sure = told, image.step, not mine.doubts
+        mine.told, mine.step, mine.sure = told, image.step, not mine.doubts and len(alike) < 2
         mine.doubts -= mine.doubts > 0
         return image, mine
 
@@ -260,7 +261,7 @@ def _alike(image: Image, told: _Told) -> list[Pass]:
     if image.clock.called:
         if same := [one for one in alike if one.told.marks == told.marks]:
             return same
-        prompt = [one for one in alike if one.told.prompt == told.prompt and one.step < image.step]
+        prompt = [one for one in alike if one.told.prompt == told.prompt]
         if len(prompt) == 1:
             return prompt
     return [one for one in alike if all(map(torch.equal, one.values, told.tensors))]

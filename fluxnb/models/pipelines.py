@@ -317,7 +317,7 @@ def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
     rows, columns = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     drawn = [torch.randn((1, channels, rows, columns), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     latents = pack(torch.cat(drawn))
-    return latents.to(pipe.transformer.device, pipe.transformer.dtype)
+    return latents.to(pipe._execution_device, pipe.transformer.dtype)  # weights that are offloaded are nowhere
 
 
 @torch.no_grad()

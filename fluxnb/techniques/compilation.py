@@ -361,6 +361,8 @@ class FusedQKV(Technique):
             self.proof = {"fused": f"{len(apart)} attention layers"}
             if apart:
                 layers.refuse_loras(pipe, changes)
+                layers.refuse_state([transformer], changes)
+                layers.refuse_sequential(pipe, changes)
                 changes.refuse(
                     transformer,
                     ("fuse_qkv_projections", "unfuse_qkv_projections"),

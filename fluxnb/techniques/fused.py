@@ -29,7 +29,7 @@ from torch.nn import functional
 from fluxnb.families import FUSION
 from fluxnb.technique import ROUNDING, Changes, Technique, Unavailable
 from fluxnb.techniques import layers
-from fluxnb.techniques.processor import Processor, fill
+from fluxnb.techniques.processor import Processor, fill, positions
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
@@ -272,6 +272,8 @@ class FusedRoPE(Technique):
 
 
 def _norm_rope(x, norm, text, text_norm, rotary):
+    if norm.weight.device != x.device:  # offloaded by itself: it has to be called
+        return positions(x, norm, text, text_norm, rotary)
     return norm_rope(x, norm.weight, text, None if text is None else text_norm.weight, *rotary, norm.eps)
 
 

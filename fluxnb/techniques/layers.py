@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -71,6 +73,39 @@ def refuse_loras(pipe, changes: Changes) -> None:
     )
     changes.refuse(pipe, ("load_lora_weights",), why)
     changes.refuse(pipe.transformer, LOADING, why)
+    with contextlib.suppress(ImportError):
+        from peft.tuners.tuners_utils import BaseTuner
+
+        changes.put(BaseTuner, "inject_adapter", _injecting(BaseTuner.inject_adapter, pipe, why, changes), yields=True)
+
+
+def _injecting(original, pipe, why: str, changes: Changes):
+    """peft's own way into a model, which refuses models that have a pipeline's transformer in them."""
+    refusing = weakref.WeakSet([pipe.transformer])
+    changes.callback(refusing.clear)  # what came later may go on calling this
+
+    @functools.wraps(original)
+    def inject_adapter(tuner, model, *args, **kwargs):
+        if refusing and any(module in refusing for module in model.modules()):
+            raise UserError(why)
+        return original(tuner, model, *args, **kwargs)
+
+    return inject_adapter
+
+
+def refuse_state(networks: list, changes: Changes) -> None:
+    """Weights can't be loaded into layers that aren't the model's own, but a LoRA's can go beside them."""
+    why = f"Weights can't be loaded while {changes.name} is on: take that off, load them, and put it on again."
+    for network in networks:
+        own = {name.replace(".base_layer.", ".") for name in network.state_dict() if ".lora_" not in name}
+        checked = functools.partial(_load_state, network.load_state_dict, own, why)
+        changes.put(network, "load_state_dict", checked)
+
+
+def _load_state(original, own: set[str], why: str, state_dict, *args, **kwargs):
+    if any(name.replace(".base_layer.", ".") in own for name in state_dict):
+        raise UserError(why)
+    return original(state_dict, *args, **kwargs)
 
 
 def refuse_merging(pipe, changes: Changes) -> None:
@@ -78,11 +113,30 @@ def refuse_merging(pipe, changes: Changes) -> None:
     doing = f"while its layers are {changes.name}"
     why = f"A LoRA can't become part of the weights, or be taken out of them, {doing}: take that off first."
     changes.refuse(pipe, ("fuse_lora", "unfuse_lora"), why)
+    fusing = f"Projections can't be fused or separated {doing}: take that off first."
     for network in networks(pipe):
         changes.refuse(network, ("fuse_lora", "unfuse_lora"), why)
+        changes.refuse(network, ("fuse_qkv_projections", "unfuse_qkv_projections"), fusing)
     why = f"What is quantized can't be saved {doing}: take that off, save it, and quantize what is loaded again."
     for owner in (pipe, *networks(pipe)):
         changes.refuse(owner, ("save_pretrained",), why)
+
+
+def refuse_sequential(pipe, changes: Changes) -> None:
+    """Layers that accelerate can't take apart say so before it has begun."""
+    why = (
+        f"Layers can't be offloaded one by one while {changes.name} is on: offload whole models "
+        "(enable_model_cpu_offload), or take it off."
+    )
+    changes.refuse(pipe, ("enable_sequential_cpu_offload",), why)
+
+
+def refuse_copying(pipe, changes: Changes) -> None:
+    """Layers whose package can't copy or pickle them say so."""
+    why = f"Layers that are {changes.name} can't be copied or pickled: take that off, copy, and put it on each."
+    for network in networks(pipe):
+        for owner in (network, *network.transformer_blocks, *network.single_transformer_blocks):
+            changes.refuse(owner, ("__reduce_ex__",), why)
 
 
 def refuse_converting(pipe, changes: Changes) -> None:

@@ -69,7 +69,11 @@ def _looking(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         return kind.forward(self, x, *args, **kwargs) if self.now is None else self.now
 
-    return type(f"Looking{kind.__name__}", (kind,), {"forward": forward, "now": None})
+    def copied(self, _):  # of a block, say: the layer as it was
+        return kind.__new__, (kind,), {name: value for name, value in vars(self).items() if name != "now"}
+
+    own = {"forward": forward, "now": None, "__reduce_ex__": copied}
+    return type(f"Looking{kind.__name__}", (kind,), own)
 
 
 class _Table:
@@ -85,8 +89,14 @@ class _Table:
 
     def run(self, image: Image, mine: Pass, given: dict, call):
         """The transformer's forward with its modulations in place."""
-        self._fill(image, mine.state, given["timestep"], given.get("guidance"), given["pooled_projections"])
-        return call()
+        timestep, pooled = given["timestep"], given["pooled_projections"]
+        pooled = pooled.expand(max(len(timestep), len(pooled)), -1)  # one for all images of a batch
+        try:
+            self._fill(image, mine.state, timestep, given.get("guidance"), pooled)
+            return call()
+        finally:
+            for layer in self.layers:
+                layer.now = None  # whatever calls them next, it isn't this step
 
     @torch.no_grad()
     def _fill(self, image, kept, timestep, guidance, pooled) -> None:
@@ -132,8 +142,6 @@ class _Table:
         kind = self.transformer.dtype
         embedded = self.transformer.time_text_embed(*(value.to(kind) * 1000 for value in given), pooled)
         activated = nn.functional.silu(embedded)
-        for layer in self.layers:
-            layer.now = None  # computed here
         # past the user's forward hooks, which see each step's
         return torch.cat([layer.forward(activated) for layer in self.layers], dim=1)
 

@@ -29,6 +29,8 @@ class Quantizer(Technique):
     family, exact = QUANTIZATION, ANOTHER
     takes_loras = True  # peft can put one around its layers
     converts = True  # its layers can change their number format
+    parts = True  # accelerate can offload its layers one by one
+    copies = True  # its layers can be copied and pickled
 
     def check(self, pipe) -> None:
         """Raises Unavailable if this can't run here; the message begins with what it needs."""
@@ -55,6 +57,11 @@ class Quantizer(Technique):
         with Changes(self.label) as changes:
             self.prepare(pipe, changes)
             layers.refuse_merging(pipe, changes)
+            layers.refuse_state(networks(pipe), changes)
+            if not self.parts:
+                layers.refuse_sequential(pipe, changes)
+            if not self.copies:
+                layers.refuse_copying(pipe, changes)
             if not self.converts:
                 layers.refuse_converting(pipe, changes)
             if not self.takes_loras:
@@ -80,13 +87,14 @@ class Quantizer(Technique):
 def block_layers(transformer) -> list[tuple[nn.Module, str, nn.Linear, bool]]:
     """(parent, attribute, layer, whether it modulates) of every linear layer in the transformer's blocks.
 
-    Of a layer with a LoRA it is the one inside; the LoRA's own two matrices are none of the model's.
+    Of a layer with a LoRA it is the one inside; a LoRA's own matrices and an IP-Adapter's are none of the model's.
     """
     found = []
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for path, parent in list(block.named_modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear) and not path.rpartition(".")[2].startswith("lora_"):
+                others = path.rpartition(".")[2].startswith("lora_") or "processor" in path.split(".")
+                if isinstance(child, nn.Linear) and not others:
                     found.append((parent, name, child, path.startswith("norm")))
     return found
 
@@ -221,6 +229,7 @@ class TorchAO(_OfKind):
         new = _shell(linear, self._LAYERS.get(self.kind, nn.Linear))
         new.weight = linear.weight
         quantize_(new, config, filter_fn=lambda module, _: module is new)
+        vars(new).pop("extra_repr", None)  # torchao's own, which can't be pickled
         return new if new.weight is not linear.weight else None
 
     def _config(self, linear):
@@ -264,6 +273,7 @@ class BitsAndBytes(_OfKind):
     """
 
     term, KINDS = "bitsandbytes", kinds.BITSANDBYTES
+    parts = False
 
     def check(self, pipe):
         _needs("bitsandbytes")
@@ -299,7 +309,7 @@ class GGUF(_OfKind):
     """
 
     term, KINDS = "GGUF", kinds.GGUF
-    converts = False
+    converts = parts = copies = False
 
     def check(self, pipe):
         _needs("gguf")
@@ -378,7 +388,7 @@ class Quanto(_OfKind):
     """
 
     term, KINDS = "Quanto", kinds.QUANTO
-    takes_loras = converts = False
+    takes_loras = converts = parts = copies = False
 
     def check(self, pipe):
         _needs("optimum.quanto")

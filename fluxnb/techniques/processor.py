@@ -67,10 +67,10 @@ class Processor(FluxAttnProcessor):
             text_norms = attn.norm_added_q, attn.norm_added_k
 
         def turned(i):
-            positions = self._positions or _positions
+            turn = self._positions or positions
             if text is None:
-                return positions(image(i), norms[i], None, None, image_rotary_emb)
-            return positions(image(i), norms[i], text(i), text_norms[i], image_rotary_emb)
+                return turn(image(i), norms[i], None, None, image_rotary_emb)
+            return turn(image(i), norms[i], text(i), text_norms[i], image_rotary_emb)
 
         key = turned(1)
         value = image(2) if text is None else torch.cat([text(2), image(2)], dim=1)
@@ -106,7 +106,8 @@ def _projections(attn, states, fused: str, layers: tuple):
     return projected
 
 
-def _positions(x, norm, text, text_norm, rotary):
+def positions(x, norm, text, text_norm, rotary):
+    """Queries or keys normalised and turned, as diffusers does it; as of `norm_rope`, with the layers themselves."""
     x = norm(x)
     if text is not None:
         x = torch.cat([text_norm(text), x], dim=1)
