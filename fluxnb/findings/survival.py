@@ -44,7 +44,7 @@ def survival_sentence(rows: Sequence[Row]) -> str:
     if not faults:
         return f"**No wrong image and no raw error** in {said}."
     named = "; ".join(f"{r.label}, {r.setting(CASE)}: {verdict(r)} ({r.reason})" for r in faults)
-    return f"**{count[WRONG]} wrong images and {count[RAW]} raw errors** in {said}. They are {named}."
+    return f"**Wrong images: {count[WRONG]}, raw errors: {count[RAW]}** in {said}. They are {named}."
 
 
 def compiled_anew(rows: Sequence[Row]):

@@ -28,19 +28,13 @@ def matrix(rows: Sequence[Row], note: str = "") -> None:
 
 def left_out(cases, compiled, kernels, techniques) -> None:
     """Says what this configuration leaves out, by the notebook's parameters."""
-    said = [f"only {_listed(cases)} happens"] if cases else []
-    said += [f"where something is compiled only {_listed(compiled)} happens"] if compiled else []
-    said += [
-        f"kernels are compiled for {_listed(kernels)} alone, elsewhere Dynamo counts"
-        if kernels
-        else "no kernels are compiled, Dynamo counts"
+    said = [
+        cases and f"nothing happens but {', '.join(cases)}",
+        compiled and f"where something is compiled, nothing but {', '.join(compiled)}",
+        f"kernels are compiled for {', '.join(kernels)}" if kernels else "no kernels are compiled: Dynamo counts",
+        techniques and f"not tried are {', '.join(techniques)}",
     ]
-    said += [f"{_listed(techniques)} is left out"] if techniques else []
-    say(f"In this configuration {'; '.join(said)}.", "note")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names)
+    say(f"In this configuration {'; '.join(filter(None, said))}.", "note")
 
 
 def compiled_anew(rows: Sequence[Row]) -> None:

@@ -295,7 +295,7 @@ CASES = (
     )),
     Case("Kontext", "Kontext from the same parts, and txt2img again", (Moment("Kontext", _as_kontext), BACK)),
     Case("interrupt", "an image is interrupted; then the same, and one of fewer steps", (
-        Moment("interrupted", _interrupt, alone=nothing), Moment("fewer steps", _interrupt, Ask(fewer=1), nothing),
+        Moment("interrupted", _interrupt, alone=nothing), Moment("with fewer steps", _interrupt, Ask(fewer=1), nothing),
         BACK,
     )),
     Case("scheduler", "a new scheduler of the same kind, and the one before again", (

@@ -35,7 +35,8 @@ class Wrong(Exception):
 
 def compiles(stack: Stack) -> bool:
     """Whether torch.compile is part of it."""
-    return any("compile" in part.settings or "compiled" in part.settings.values() for part in stack.techniques)
+    kinds = (t.Regional, t.Whole, t.TensorRT, t.Compiled)
+    return any(isinstance(p, kinds) or (isinstance(p, t.TextEncoders) and not p.record) for p in stack.techniques)
 
 
 class Trials:
@@ -252,9 +253,9 @@ def tried(
     Raises UserError for a name that there isn't.
     """
     known = {stack.label or stack.name: stack for stack in (*from_recipes(s.params.name), *techniques())}
-    _check_known("left_out", left_out, known)
-    for name, given in {"cases": cases, "compiled": compiled, "kernels": kernels}.items():
-        _check_known(name, given, [case.name for case in CASES])
+    _check_known("technique", left_out, known)
+    for names in (cases, compiled, kernels):
+        _check_known("case", names, [case.name for case in CASES])
     found: list[Row] = []
     trials: list[Trials] = []
 
@@ -288,7 +289,7 @@ def _task(s: Study, stack: Stack, case: Case, steps: int, real: bool) -> Task:
     return Task(key, meaning, candidate.code)
 
 
-def _check_known(name: str, given: list[str] | None, known: Iterable[str]) -> None:
-    """Raises UserError for a name in a parameter that there isn't."""
-    if strange := [one for one in given or () if one not in known]:
-        raise UserError(f"{name} has {', '.join(map(repr, strange))}: choose of {', '.join(known)}.")
+def _check_known(what: str, given: Names, known: Iterable[str]) -> None:
+    """Raises UserError for a name that there isn't."""
+    if strange := [name for name in given or () if name not in known]:
+        raise UserError(f"There is no {what} {strange[0]!r}: choose one of {', '.join(known)}.")
