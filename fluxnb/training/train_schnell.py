@@ -178,16 +178,17 @@ def distil(run: Run, pipe, out: Path) -> None:
     """
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    s, scheduler = run.settings, FlowMatchEulerDiscreteScheduler(**embedded.SCHNELL_SCHEDULER)
+    s = run.settings
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(**embedded.SCHNELL_SCHEDULER)
     times = sigmas(scheduler, embedded.SCHNELL_STEPS)
     captions = train.Captions(pipe, [scenes.training_scene(i).caption for i in range(s.paths)], run.device)
     teacher = train.Conditioned(pipe, run).to(run.device).requires_grad_(False)
     states = paths(run, teacher, captions, sigmas(pipe.scheduler, s.teacher_steps), times)
     pipe.transformer = without_guidance(pipe.transformer).requires_grad_(True)
     student = train.Conditioned(pipe, run).to(run.device)  # its encoders are the teacher's, which don't learn
-    transformer = learn(run, student, teacher, captions, states, times)
+    transformer: Any = learn(run, student, teacher, captions, states, times)
     transformer.to("cpu", torch.float16).save_pretrained(out / "transformer", safe_serialization=True)
-    FlowMatchEulerDiscreteScheduler(**embedded.SCHNELL_SCHEDULER).save_pretrained(out / "scheduler")
+    scheduler.save_pretrained(out / "scheduler")
     train.write_about(run, out)
 
 
