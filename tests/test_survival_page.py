@@ -1,6 +1,7 @@
 """The page of what survives: its matrix, its sentence, and that its rows are nobody else's."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,4 +69,4 @@ def test_what_a_configuration_leaves_out_is_something_that_there_is():
         for chosen in (given.cases, given.compiled, given.kernels):
             assert set(chosen or ()) <= set(names), gpu
     with pytest.raises(UserError, match="There is no case 'LoRAs': choose one of LoRA, "):
-        trials.tried(None, 4, cases=["LoRAs"])
+        trials.tried(SimpleNamespace(params=SimpleNamespace(name="cpu")), 4, cases=["LoRAs"])
