@@ -76,7 +76,7 @@ def matrix_html(rows: Sequence[Row], note: str = "") -> str:
 
 
 def _cell(case: str, row: Row | None, said: dict[str, int]) -> str:
-    where, what = f'role="cell" data-case="{escape(case)}"', row and verdict(row)
+    where, what = f'role="cell" data-case="{escape(case)}"', verdict(row) if row else None
     if row is None or what is None:
         words = '<span aria-hidden="true">–</span><span class="fx-heard">not tried</span>'
         return f'<td {where} class="fx-untried">{words}</td>'
