@@ -217,3 +217,31 @@ def test_peft_s_own_way_in_is_a_sentence_until_the_technique_is_off(pipe, name):
     with applied(small.load(), TECHNIQUES[name]()):
         undo()
         inject_adapter_in_model(config, pipe.transformer)
+
+
+def test_a_loras_weights_and_scales_compile_nothing_again_once_its_kind_was_seen():
+    """Of one stack; whatever the backend, it is Dynamo that decides."""
+    from fluxnb.cache import Cache, Interval, Taylor
+    from fluxnb.techniques.compilation import counters
+
+    pipe, eager = small.load(1), small.load(1)
+    one, other = lora(pipe), lora(pipe, seed=5)
+    stack = (t.FusedGELU(), t.ModulationAhead(), Cache(Interval(2), Taylor(1)))
+
+    def graphs(change) -> int:
+        before = counters()["graphs"]
+        for own in (pipe, eager):
+            change(own)
+        assert torch.allclose(image(pipe), image(eager), atol=ROUNDED)
+        return counters()["graphs"] - before
+
+    with applied(pipe, *stack), applied(eager, *stack):
+        for block in (*pipe.transformer.transformer_blocks, *pipe.transformer.single_transformer_blocks):
+            block.compile(backend="eager", fullgraph=True)
+        assert graphs(lambda own: None) == 2  # one of each kind of block
+        assert graphs(lambda own: load(own, one)) == 2
+        assert graphs(lambda own: own.set_adapters(["style"], [0.5])) <= 2  # a scale becomes a variable
+        assert graphs(lambda own: own.set_adapters(["style"], [0.7])) == 0
+        graphs(lambda own: own.unload_lora_weights())
+        assert graphs(lambda own: load(own, other)) == 0
+        assert graphs(lambda own: own.load_lora_weights(dict(one), adapter_name="style", hotswap=True)) == 0
