@@ -8,6 +8,7 @@ f8 VAE and the flow-matching Euler scheduler with FLUX's resolution-dependent sh
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 NAME = "embedded"  # as a model
 FOLDER = Path(__file__).parent / "weights" / "embedded"
@@ -181,6 +182,6 @@ def as_schnell(pipe, folder: Path = SCHNELL_FOLDER):
         folder, subfolder="transformer", dtype=pipe.transformer.dtype, local_files_only=True
     ).to(pipe.transformer.device)
     scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    made = FluxPipeline(**{**pipe.components, "transformer": transformer.eval(), "scheduler": scheduler})
+    made: Any = FluxPipeline(**{**pipe.components, "transformer": transformer.eval(), "scheduler": scheduler})
     made.set_progress_bar_config(disable=True)
     return made
