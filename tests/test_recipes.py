@@ -269,7 +269,9 @@ def test_steps_other_than_the_measured_ones(untouched, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "gate", [Interval(3, warm_up=2, compute_last=True), MagCache(0.2), Schedule("11010010")], ids=str
+    "gate",
+    [Interval(3, warm_up=2, compute_last=True), MagCache(0.2), Schedule("11010010")],
+    ids=lambda gate: type(gate).__name__,
 )
 def test_what_looks_at_nothing_says_how_many_steps_it_computes(untouched, gate):
     with fluxnb.applied(untouched, cache := Cache(gate)):
