@@ -95,6 +95,15 @@ def words_of_fastest(found: list[Row]) -> str:
     return words_of(found[0]) + also
 
 
+def briefly(found: list[Row]) -> str:
+    """The same in a list of several: speedup with its interval or range, and the worst image."""
+    first, near = found[0], max(found, key=worst_db)
+    low, high = ends(first) or (None, None)
+    sure = "" if low is None else f" [{low:.2f}, {high:.2f}]"
+    also = "" if near is first else f" ({near.label} as fast within the noise, worst {worst_db(near):.1f} dB)"
+    return f"{first.label} **{first.speedup:.2f}×**{sure}, worst {worst_db(first):.1f} dB{also}"
+
+
 def standing(one: Row, other: Row, baseline: Row) -> str:
     """How the speed of one row stands to another's, as far as can be told."""
     if within_noise(one, other, baseline):
@@ -272,7 +281,7 @@ def combined_sentence(rows: list[Row]) -> str:
         )
         best = {family: found for family in others if (found := fastest_near(of(ranked, family), baseline, floor))}
         if not together:
-            words = "; ".join(f"{family.name}: {words_of_fastest(found)}" for family, found in best.items())
+            words = "; ".join(f"{family.name}: {briefly(found)}" for family, found in best.items())
             said += "no combination timed here is that near and faster beyond the noise"
             parts.append(f"{said}; {words or 'nor is anything else'}")
             continue
@@ -289,7 +298,7 @@ def combined_sentence(rows: list[Row]) -> str:
         else:
             verdict = "combining pays over either cache alone, as they are timed here"
         verdict += f" (it is no faster, beyond the noise, than {', '.join(besides)})" if besides else ""
-        words = "; ".join(f"{f.name}: {words_of_fastest(best[f])}" for f in stands)
+        words = "; ".join(f"{f.name}: {briefly(best[f])}" for f in stands)
         parts.append(
             f"{said}{verdict}: {words_of_fastest(together)}; {words or 'nothing else is that near and faster'}"
         )
