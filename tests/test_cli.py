@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import fluxnb
-from fluxnb import notebooks, params
+from fluxnb import installed, notebooks, params
 from fluxnb.__main__ import main
 from fluxnb.errors import UserError
 from fluxnb.models import pipelines
@@ -171,7 +170,7 @@ def test_an_unknown_notebook(user_root, capsys, monkeypatch):
 
 def test_no_project(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fluxnb, "__file__", str(tmp_path / "site/fluxnb/__init__.py"))
+    monkeypatch.setattr(installed, "__file__", str(tmp_path / "site/fluxnb/installed.py"))
     assert "params/base.yaml" in refused(capsys, "report")
 
 

@@ -3,6 +3,9 @@
 import copy
 import pickle
 import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from fluxnb import families, recipes
 from fluxnb import techniques as t
 from fluxnb.cache import Cache, Interval, first_block
 from fluxnb.errors import UserError
-from fluxnb.stacks import Stack
+from fluxnb.stacks import Stack, ordered
 from fluxnb.study import survival, trials
 from fluxnb.study.bench import Bench
 from fluxnb.technique import ANOTHER, Technique, Unavailable, applied
@@ -64,6 +67,61 @@ def test_in_every_case_the_image_is_right_or_a_sentence_says_why_not(bench, name
         found = {case.name: bench.tried(EACH[name], case) for case in survival.CASES}
     wrong = {case: cell for case, cell in found.items() if cell["proof"]["verdict"] in (survival.WRONG, survival.RAW)}
     assert not wrong and first["status"] != "error", wrong or first
+
+
+NAMED = {case.name: case for case in survival.CASES}
+
+
+def in_turn(lora_first: bool) -> survival.Case:
+    """A new scheduler, an interrupt and two threads, one after the other, and a LoRA before them or after."""
+    loaded, scaled, removed = NAMED["LoRA"].moments[0], *NAMED["LoRA first"].moments
+    meanwhile = [moment for name in ("scheduler", "interrupt", "two threads") for moment in NAMED[name].moments]
+    meanwhile = [replace(moment, alone=scaled.state if lora_first else survival.nothing) for moment in meanwhile]
+    if lora_first:
+        return survival.Case("LoRA before", "", (scaled, *meanwhile, removed), NAMED["LoRA first"].start)
+    return survival.Case("LoRA inside", "", (*meanwhile, loaded, replace(removed, alone=survival.nothing)))
+
+
+IN_TURN = [in_turn(lora_first) for lora_first in (True, False)]
+QUANTIZERS = ("TorchAO INT8 weight-only", "bitsandbytes NF4", "GGUF Q8_0")
+PAIRED = [  # what works on the transformer or the steps: one of each kind
+    *("DPM-Solver++", "every 2nd step + Taylor 1", "FBCache 0.5"),
+    *("fused QKV", "fused GELU", "fused RoPE", "modulation ahead", "SDPA math"),
+    *QUANTIZERS,
+]
+
+
+@pytest.mark.parametrize("first", PAIRED[:-1])
+def test_two_techniques_together_are_right_or_a_sentence_whatever_happens_in_turn(first):
+    bench, wrong, refused = trials.Trials(Bench("cpu", "float32", steps=3)), {}, []
+    for second in PAIRED[PAIRED.index(first) + 1 :]:
+        stack = Stack(f"{first}, {second}", ordered([*EACH[first].techniques, *EACH[second].techniques]))
+        for case in IN_TURN:
+            cell = bench.tried(stack, case)
+            refused.append(cell["proof"]["when"] == survival.PUT_ON.name)
+            if cell["status"] == "error":
+                wrong[stack.name, case.name] = cell
+    assert not wrong, wrong
+    assert not all(refused) or first in QUANTIZERS  # which don't go on one another
+
+
+def test_two_threads_leave_the_process_its_choice_of_kernels(monkeypatch):
+    from fluxnb.techniques import attention
+
+    def slow(q, k, v):
+        time.sleep(0.1)
+        return q
+
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", slow)
+    before = torch.backends.cuda.flash_sdp_enabled()
+    made = torch.zeros(1, 1, 1, 8)
+    threads = [threading.Thread(target=attention.function("math"), args=(made, made, made)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)  # so that the second begins while the first chooses
+    for thread in threads:
+        thread.join()
+    assert before and torch.backends.cuda.flash_sdp_enabled()
 
 
 COMPILING = {**EACH, **{stack.label: stack for gpu in recipes.known() for stack in trials.from_recipes(gpu)}}

@@ -9,7 +9,6 @@ import operator
 from PIL import Image
 
 from fluxnb.errors import UserError
-from fluxnb.models import control
 from fluxnb.models.use_cases import CONTROLNET_TXT2IMG, USE_CASES
 
 _MODES = {"edges": 0, "depth": 2}  # control_mode of the published ControlNet for each kind of condition
@@ -133,6 +132,8 @@ def conditions(pipe, case: str, condition, kind, count: int, size: tuple[int, in
 
 def _one(controlnet, condition, kind, count, size) -> tuple[list, int | None]:
     """(pictures, control_mode) of one ControlNet."""
+    from fluxnb.models import control  # brings numpy along, which a model's facts don't need
+
     found = pictures(condition, count, size, "A ControlNet needs a condition", "condition")
     for picture in found:
         control.check(picture, kind)

@@ -60,7 +60,8 @@ def render(chosen, root: Path) -> Path:
     """`make render`: a user's own pages again, from the notebooks last run; the path of their index."""
     place = own(chosen, root)
     if not any(place.build.glob("[0-9]*.ipynb")):
-        raise UserError(f"No notebook of {place.title} has been executed yet: run `make report` with the same first.")
+        again = f"make report GPU={place.gpu}{' MODEL=…' if place.model else ''}"
+        raise UserError(f"No notebook of {place.title} has been executed yet; run '{again}' first.")
     return publish(place)[-1]
 
 

@@ -138,7 +138,8 @@ class Trials:
         compiled = self.real and exact != IDENTICAL  # another graph rounds elsewhere, and takes long
         right = None if compiled and exact == ROUNDING else self._right_image(stack, case, moment)
         if right is not None:
-            self._same(made, right, "the image", moment.rounded or compiled or exact == ROUNDING)
+            rounds = compiled or any(part.exact == ROUNDING for part in stack.techniques)
+            self._same(made, right, "the image", moment.rounded or rounds)
         if exact in (IDENTICAL, ROUNDING):
             self._same(made, plain, "the image that is the same without it", exact == ROUNDING)
         elif alike and moment.state is not nothing and not self.bench.pixels:  # a tile changes more than a LoRA

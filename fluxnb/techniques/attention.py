@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from fluxnb.measure import ceilings, latency
 from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Changes, Technique, Unavailable, networks
 from fluxnb.techniques.kinds import ATTENTION as KINDS
 
+_CHOICE = threading.RLock()  # PyTorch chooses for the whole process: two threads would leave theirs behind
 SAGE_WIDTHS = (64, 96, 128)  # widths of a head that SageAttention's kernels are written for
 
 
@@ -125,6 +127,8 @@ def function(kind: str):
     def run(q, k, v):
         try:
             with contextlib.ExitStack() as stack:
+                if not torch.compiler.is_compiling():
+                    stack.enter_context(_CHOICE)
                 if kind == "flash 4":
                     stack.callback(_flash_4())
                 stack.enter_context(sdpa_kernel(chosen))

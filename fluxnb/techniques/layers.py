@@ -147,14 +147,15 @@ def refuse_converting(pipe, changes: Changes) -> None:
         "put it on again."
     )
 
-    def checked(original, *args, **kwargs):
-        if any(isinstance(given, torch.dtype) and given != kind for given in (*args, *kwargs.values())):
-            raise UserError(why)
-        return original(*args, **kwargs)
-
-    for owner in (pipe, *networks(pipe)):
-        changes.put(owner, "to", functools.partial(checked, owner.to), yields=True)  # accelerate takes it away
+    for owner in (pipe, *networks(pipe)):  # accelerate takes it away
+        changes.put(owner, "to", functools.partial(_in_format, kind, why, owner.to), yields=True)
         changes.refuse(owner, ("half", "float", "double", "bfloat16"), why)
+
+
+def _in_format(kind: torch.dtype, why: str, original: Callable, *args, **kwargs):
+    if any(isinstance(given, torch.dtype) and given != kind for given in (*args, *kwargs.values())):
+        raise UserError(why)
+    return original(*args, **kwargs)
 
 
 def watch_loras(pipe, network, changes: Changes, then: Callable[[], None]) -> None:
