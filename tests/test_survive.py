@@ -60,11 +60,21 @@ EACH = {stack.name: stack for stack in trials.techniques()}
 HERE = [name for name, stack in EACH.items() if not trials.compiles(stack)]
 
 
+SOME = (  # whose code others of the list have, too, or that hardly touches the transformer: every sixth case
+    *("TeaCache 0.6", "MagCache 0.3, at most 3 reused in a row", "TeaCache 0.3 or FBCache 0.4", "schedule 2 of 4"),
+    *("TorchAO INT8", "Quanto INT8", "SVDQuant INT4 of rank 4 (simulated)", "SDPA FlashAttention 2"),
+    *("VAE sliced", "VAE channels-last", "VAE tiles of 32", "bytes on the device", "no search for hooks"),
+)
+ONE_AT_A_TIME = ("SDPA math", "SDPA FlashAttention 2")  # chosen by PyTorch's switch, which is the whole process's
+
+
 @pytest.mark.parametrize("name", HERE)
 def test_in_every_case_the_image_is_right_or_a_sentence_says_why_not(bench, name):
     first, found = bench.tried(EACH[name], survival.PUT_ON), {}
+    cases = survival.CASES[SOME.index(name) % 6 :: 6] if name in SOME else survival.CASES
+    cases = [case for case in cases if case.name != "two threads" or name not in ONE_AT_A_TIME]
     if first["status"] != "unavailable":
-        found = {case.name: bench.tried(EACH[name], case) for case in survival.CASES}
+        found = {case.name: bench.tried(EACH[name], case) for case in cases}
     wrong = {case: cell for case, cell in found.items() if cell["proof"]["verdict"] in (survival.WRONG, survival.RAW)}
     assert not wrong and first["status"] != "error", wrong or first
 
@@ -85,9 +95,8 @@ def in_turn(lora_first: bool) -> survival.Case:
 IN_TURN = [in_turn(lora_first) for lora_first in (True, False)]
 QUANTIZERS = ("TorchAO INT8 weight-only", "bitsandbytes NF4", "GGUF Q8_0")
 PAIRED = [  # what works on the transformer or the steps: one of each kind
-    *("DPM-Solver++", "every 2nd step + Taylor 1", "FBCache 0.5"),
-    *("fused QKV", "fused GELU", "fused RoPE", "modulation ahead", "SDPA math"),
-    *QUANTIZERS,
+    *("DPM-Solver++", "FBCache 0.5", "fused QKV", "fused GELU", "modulation ahead"),
+    *QUANTIZERS[:2],
 ]
 
 
