@@ -1,6 +1,7 @@
 """Pages of an earlier edition say so, and pages say when and of which commits their rows were measured."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import measured
 import pytest
 
 from fluxnb import notebooks
-from fluxnb.report import Place, earlier, html, index, pages
+from fluxnb.report import Place, earlier, html, index, pages, publish
 from fluxnb.report import measured as of_rows
 from fluxnb.study.results import Results
 
@@ -73,3 +74,34 @@ def test_a_page_says_when_the_rows_that_it_shows_were_measured_not_when_it_was_m
     assert "<dt>Commits of the rows</dt><dd>abcdef0123+</dd>" in strip and "<dt>Date</dt>" not in strip
     assert "<dt>Page made</dt><dd>2026-12-24 00:00 UTC</dd>" in strip and "<dt>Commit of the page</dt>" in strip
     assert "<dt>Date</dt>" in html.provenance_html(about) and "Measured" not in html.provenance_html(about)
+
+
+def test_what_was_measured_and_has_no_page_is_not_called_not_run(place):
+    (place.reports / f"{STEM}.html").unlink()
+    (place.reports / "pages.json").unlink()
+    found = {page.stem: page for page in pages.read(place)}
+    assert found[STEM].status == "unshown" and index.line(found[STEM])["status_text"] == "rows only"
+    assert found[STEM].rows == 3 and "no page of it is kept" in found[STEM].problem
+    assert {page.problem for stem, page in found.items() if stem != STEM} == {"not run yet"}
+
+
+def test_a_page_leads_to_the_index_where_its_neighbours_page_is_gone(place):
+    other = notebooks.COMBINED
+    page = place.reports / f"{STEM}.html"
+    page.write_text(f'<main id="content"><a href="{other}.html">next</a> <a href="{STEM}.html">this</a></main>')
+    publish._lead_to_what_is_there(place, pages.read(place))
+    assert f'href="index.html#{other}"' in page.read_text() and f'href="{STEM}.html"' in page.read_text()
+
+
+COMMITTED = sorted(path for kind in ("single_gpu", "multi_gpu") for path in (ROOT / "reports" / kind).rglob("*.html"))
+
+
+def test_no_committed_page_was_made_from_uncommitted_code():
+    assert COMMITTED
+    assert not [str(path) for path in COMMITTED if "uncommitted changes" in path.read_text(encoding="utf-8")]
+
+
+def test_every_link_of_a_committed_page_leads_somewhere():
+    links = {(p, h) for p in COMMITTED for h in re.findall(r'href="([^"#?:]+)[#"]', p.read_text(encoding="utf-8"))}
+    assert len(links) > 100
+    assert not [f"{page}: {href}" for page, href in links if not (page.parent / href).exists()]

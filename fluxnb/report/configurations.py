@@ -10,7 +10,7 @@ from pathlib import Path
 from fluxnb import notebooks
 from fluxnb.findings import ledger
 from fluxnb.report import PAGES, read_json
-from fluxnb.report.pages import Page, title_of
+from fluxnb.report.pages import Page, without
 from fluxnb.study.results import Results
 from fluxnb.study.row import Row
 
@@ -66,7 +66,7 @@ def read(root: Path, table: Path) -> Configuration:
             page = Page(source.stem, facts.get("title", source.stem), facts["status"], facts["state"])
             page.finding, page.problem, page.measured = facts["finding"], facts["problem"], facts.get("measured")
         else:
-            page = Page(source.stem, title_of(source), "missing", problem="not run yet")
+            page = without(source, counts[source.stem])
         page.rows = counts[source.stem]
         pages.append(page)
     timed = [r for r in every if r.notebook != notebooks.SURVIVAL]  # whose rows are right or wrong, not fast or slow

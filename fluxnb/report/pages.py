@@ -25,6 +25,7 @@ STATUS = {  # in words
     "failed": "failed",
     "interrupted": "interrupted",
     "missing": "not run",
+    "unshown": "rows only",
     "unrendered": "not rendered",
 }
 WITH_PAGE = ("ok", "failed", "interrupted")
@@ -70,9 +71,7 @@ def read(place: Place) -> list[Page]:
     rows, kept, found = count_rows(place.table), read_json(place.reports / PAGES), []
     for source in notebooks.sources(place.root, place.gpus, place.model):
         stem = source.stem
-        page = _executed(place, stem, rows.get(stem, 0)) or Page(
-            stem, title_of(source), "missing", rows=rows.get(stem, 0), problem="not run yet"
-        )
+        page = _executed(place, stem, rows.get(stem, 0)) or without(source, rows.get(stem, 0))
         facts = kept.get(stem)
         if facts and (place.reports / page.href).is_file() and _is_later(facts["state"], page):
             page.notebook = None
@@ -80,6 +79,13 @@ def read(place: Place) -> list[Page]:
                 setattr(page, name, value)
         found.append(page)
     return found
+
+
+def without(source: Path, rows: int) -> Page:
+    """A notebook that there is no page of, whether or not its rows are kept."""
+    if rows:
+        return Page(source.stem, title_of(source), "unshown", rows=rows, problem="measured, but no page of it is kept")
+    return Page(source.stem, title_of(source), "missing", problem="not run yet")
 
 
 def remember(pages: list[Page], place: Place) -> None:
@@ -124,7 +130,7 @@ def _executed(place: Place, stem: str, rows: int) -> Page | None:
 def _is_later(state: dict, page: Page) -> bool:
     """Whether a page of this state was executed after the one here, if there is one here."""
     when = "started" if state.get("started") else "finished"  # a page made anew finished when its rows were measured
-    return page.status == "missing" or (state.get(when) or "") > (page.state.get(when) or "")
+    return page.notebook is None or (state.get(when) or "") > (page.state.get(when) or "")
 
 
 def _title(content: dict, stem: str) -> str:

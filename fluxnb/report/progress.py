@@ -182,5 +182,6 @@ def progress_md(gpu: str, rows: list[Row], pages: list, several: bool = False) -
     lines += ["### Issues and blockers", ""]
     lines += troubled + [f"- {technique}: {reason}" for technique, reason in cannot_run(rows).items()] or ["- none"]
     lines += ["", "### Next steps", ""]
-    lines += [f"- run {p.stem}" for p in pages if p.status == "missing"] or ["- every notebook has run"]
+    again = {"missing": "run", "unshown": "make the page again of"}
+    lines += [f"- {again[p.status]} {p.stem}" for p in pages if p.status in again] or ["- every notebook has run"]
     return "\n".join(lines) + "\n"

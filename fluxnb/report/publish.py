@@ -73,6 +73,7 @@ def site(root: Path) -> Path:
     for found in configurations(root):
         place = Place(found.name, 1, root, root / "build" / found.name / "reference", found.folder, own=False)
         _mark_earlier(place, found.pages)
+        _lead_to_what_is_there(place, found.pages)
         _write_index(place, found.pages)
         _write_progress(place, found.pages)
     readme.write(root)
@@ -152,6 +153,17 @@ def _mark_earlier(place: Place, found: list[Page]) -> None:
     from fluxnb.report import earlier
 
     earlier.mark(place, found, _relative(_top(place.root, False) / LEDGER, place.reports))
+
+
+def _lead_to_what_is_there(place: Place, found: list[Page]) -> None:
+    """Pages made while their neighbours had pages lead to the neighbours' lines in the index where those are gone."""
+    gone = {f'href="{page.href}"': f'href="{page.link}"' for page in found if page.link != page.href}
+    for path in (place.reports / page.href for page in found if page.link == page.href):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            for old, new in gone.items():
+                text = text.replace(old, new)
+            write_changed(path, text)
 
 
 def _write_index(place: Place, found: list[Page]) -> Path:
