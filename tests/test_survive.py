@@ -1,6 +1,7 @@
 """What is put on a pipeline comes off it again, and only that: whatever came before, meanwhile and in between."""
 
 import copy
+import functools
 import io
 import sys
 import threading
@@ -65,14 +66,12 @@ SOME = (  # whose code others of the list have, too, or that hardly touches the 
     *("TorchAO INT8", "Quanto INT8", "SVDQuant INT4 of rank 4 (simulated)", "SDPA FlashAttention 2"),
     *("VAE sliced", "VAE channels-last", "VAE tiles of 32", "bytes on the device", "no search for hooks"),
 )
-ONE_AT_A_TIME = ("SDPA math", "SDPA FlashAttention 2")  # chosen by PyTorch's switch, which is the whole process's
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_in_every_case_the_image_is_right_or_a_sentence_says_why_not(bench, name):
     first, found = bench.tried(EACH[name], survival.PUT_ON), {}
     cases = survival.CASES[SOME.index(name) % 6 :: 6] if name in SOME else survival.CASES
-    cases = [case for case in cases if case.name != "two threads" or name not in ONE_AT_A_TIME]
     if first["status"] != "unavailable":
         found = {case.name: bench.tried(EACH[name], case) for case in cases}
     wrong = {case: cell for case, cell in found.items() if cell["proof"]["verdict"] in (survival.WRONG, survival.RAW)}
@@ -95,7 +94,7 @@ def in_turn(lora_first: bool) -> survival.Case:
 IN_TURN = [in_turn(lora_first) for lora_first in (True, False)]
 QUANTIZERS = ("TorchAO INT8 weight-only", "bitsandbytes NF4", "GGUF Q8_0")
 PAIRED = [  # what works on the transformer or the steps: one of each kind
-    *("DPM-Solver++", "FBCache 0.5", "fused QKV", "fused GELU", "modulation ahead"),
+    *("DPM-Solver++", "FBCache 0.5", "SDPA math", "fused QKV", "fused GELU", "modulation ahead"),
     *QUANTIZERS[:2],
 ]
 
@@ -114,7 +113,9 @@ def test_two_techniques_together_are_right_or_a_sentence_whatever_happens_in_tur
     assert not all(refused) or first in QUANTIZERS  # which don't go on one another
 
 
-def test_two_threads_leave_the_process_its_choice_of_kernels(monkeypatch):
+def test_two_threads_leave_the_process_its_choice_of_kernels(pipe, monkeypatch):
+    from diffusers.models import attention_dispatch as dispatch
+
     from fluxnb.techniques import attention
 
     def slow(q, k, v):
@@ -122,15 +123,21 @@ def test_two_threads_leave_the_process_its_choice_of_kernels(monkeypatch):
         return q
 
     monkeypatch.setattr(attention, "scaled_dot_product_attention", slow)
-    before = torch.backends.cuda.flash_sdp_enabled()
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda query, key, value, **_: slow(query, key, value)
+    )
     made = torch.zeros(1, 1, 1, 8)
-    threads = [threading.Thread(target=attention.function("math"), args=(made, made, made)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.05)  # so that the second begins while the first chooses
-    for thread in threads:
-        thread.join()
-    assert before and torch.backends.cuda.flash_sdp_enabled()
+    ours = functools.partial(attention.function("math"), made, made, made)
+    theirs = functools.partial(dispatch.dispatch_attention_fn, made, made, made, backend="_native_math")
+    with applied(pipe, t.Attention("math")):
+        for runs in ((ours, ours), (theirs, theirs), (ours, theirs)):
+            threads = [threading.Thread(target=run) for run in runs]
+            for thread in threads:
+                thread.start()
+                time.sleep(0.05)  # so that the second begins while the first chooses
+            for thread in threads:
+                thread.join()
+            assert torch.backends.cuda.flash_sdp_enabled(), runs
 
 
 COMPILING = {**EACH, **{stack.label: stack for gpu in recipes.known() for stack in trials.from_recipes(gpu)}}

@@ -17,6 +17,7 @@ from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Changes, Technique, U
 from fluxnb.techniques.kinds import ATTENTION as KINDS
 
 _CHOICE = threading.RLock()  # PyTorch chooses for the whole process: two threads would leave theirs behind
+_LOCKED: set = set()  # kernels whose function in diffusers waits for it, too
 SAGE_WIDTHS = (64, 96, 128)  # widths of a head that SageAttention's kernels are written for
 
 
@@ -86,8 +87,23 @@ def _choose(chosen: list, backend: str, changes: Changes) -> None:
         dispatch._maybe_download_kernel_for_backend(kernel)
     except (ImportError, RuntimeError, ValueError) as error:
         raise Unavailable(f"needs what diffusers asks for: {_first_line(error)}") from error
+    _one_at_a_time(dispatch._AttentionBackendRegistry._backends, kernel)
     for processor in processors:
         changes.put(processor, "_attention_backend", kernel, yields=True)
+
+
+def _one_at_a_time(functions: dict, kernel) -> None:
+    """diffusers' function of a kernel switches PyTorch to it: from now on in one thread at a time, like ours."""
+    if kernel not in _LOCKED:
+        _LOCKED.add(kernel)
+        original = functions[kernel]
+
+        @functools.wraps(original)
+        def locked(*args, **kwargs):
+            with contextlib.nullcontext() if torch.compiler.is_compiling() else _CHOICE:
+                return original(*args, **kwargs)
+
+        functions[kernel] = locked
 
 
 def function(kind: str):
@@ -127,7 +143,7 @@ def function(kind: str):
     def run(q, k, v):
         try:
             with contextlib.ExitStack() as stack:
-                if not torch.compiler.is_compiling():
+                if not torch.compiler.is_compiling():  # which decides once, for all calls
                     stack.enter_context(_CHOICE)
                 if kind == "flash 4":
                     stack.callback(_flash_4())
