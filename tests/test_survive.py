@@ -283,11 +283,9 @@ def _failing(function, line, nth):
 
 
 def _tracing(function, seen):
-    root = Path(fluxnb.__file__).parent
-
     def each(frame, event, _):
-        path = Path(frame.f_code.co_filename)
-        if root not in path.parents or frame.f_code.co_name == "__exit__":
+        path = _own(frame.f_code.co_filename)
+        if path is None or frame.f_code.co_name == "__exit__":
             return None
         if event == "line" and not _harmless(path, frame.f_lineno):
             seen((path, frame.f_lineno))
@@ -301,13 +299,16 @@ def _tracing(function, seen):
         sys.settrace(before)
 
 
+@functools.cache
+def _own(filename: str) -> Path | None:
+    path = Path(filename)
+    return path if Path(fluxnb.__file__).parent in path.parents else None
+
+
+@functools.cache
 def _harmless(path: Path, line: int) -> bool:
     """Lines that can't fail: the end of a block, which is its first line again, and what is returned behind it."""
-    text = _SOURCES.setdefault(path, path.read_text().splitlines())[line - 1].strip()
-    return text.startswith(("return changes.take_back", "with "))
-
-
-_SOURCES: dict[Path, list[str]] = {}
+    return path.read_text().splitlines()[line - 1].strip().startswith(("return changes.take_back", "with "))
 
 
 # --- what happens in between ------------------------------------------------------------------------------
