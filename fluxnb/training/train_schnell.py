@@ -37,12 +37,12 @@ class Settings:
     paths: int = 200_000
     path_batch: int = 500
     teacher_steps: int = 28
-    secant_steps: int = 6_000
+    secant_steps: int = 8_000
     secant_batch: int = 512
     secant_rate: float = 5e-4
-    rollout_steps: int = 10_000
-    rollout_batch: int = 256
-    rollout_rate: float = 2e-4
+    rollout_steps: int = 2_000
+    rollout_batch: int = 512  # as secant's: one compiled forward pass serves both
+    rollout_rate: float = 5e-5
     warm_up: int = 200
     weight_decay: float = 0.01
     ema: float = 0.999
@@ -130,7 +130,7 @@ def learn(run: Run, student, teacher, captions: train.Captions, states: torch.Te
         states: of `paths`, at `times`.
     """
     s, at = run.settings, torch.tensor(times, device=run.device)
-    steps = len(times) - 1
+    steps = len(times) - 1  # states need gradients in both stages, else the forward pass is compiled twice
 
     def chosen(count: int, generator):
         index = torch.randint(len(states), (count,), device=run.device, generator=generator)
@@ -149,7 +149,7 @@ def learn(run: Run, student, teacher, captions: train.Captions, states: torch.Te
     def straight(clip_ids, t5_ids, here, velocity, t):
         words = text(clip_ids, t5_ids)
         with run.autocast():
-            predicted = student(here, t, None, *words)
+            predicted = student(here.requires_grad_(), t, None, *words)
         return (predicted.float() - velocity).pow(2).mean()
 
     def ends(generator):
@@ -157,10 +157,10 @@ def learn(run: Run, student, teacher, captions: train.Captions, states: torch.Te
         return *ids, states[index, 0].float(), states[index, -1].float()
 
     def rolled_out(clip_ids, t5_ids, state, end):
-        words = text(clip_ids, t5_ids)
+        words, state = text(clip_ids, t5_ids), state.requires_grad_()
         for step in range(steps):
             with run.autocast():
-                velocity = student(state, at[step].expand(len(state)), None, *words)
+                velocity = student(state, at[step].repeat(len(state)), None, *words)
             state = state + (at[step + 1] - at[step]) * velocity.float()
         return (state - end).pow(2).mean()
 
