@@ -149,7 +149,7 @@ def learn(run: Run, student, teacher, captions: train.Captions, states: torch.Te
     def straight(clip_ids, t5_ids, here, velocity, t):
         words = text(clip_ids, t5_ids)
         with run.autocast():
-            predicted = student(here.requires_grad_(), t, None, *words)
+            predicted = student(here.detach().requires_grad_(), t, None, *words)
         return (predicted.float() - velocity).pow(2).mean()
 
     def ends(generator):
@@ -157,7 +157,7 @@ def learn(run: Run, student, teacher, captions: train.Captions, states: torch.Te
         return *ids, states[index, 0].float(), states[index, -1].float()
 
     def rolled_out(clip_ids, t5_ids, state, end):
-        words, state = text(clip_ids, t5_ids), state.requires_grad_()
+        words, state = text(clip_ids, t5_ids), state.detach().requires_grad_()
         for step in range(steps):
             with run.autocast():
                 velocity = student(state, at[step].repeat(len(state)), None, *words)
