@@ -26,6 +26,7 @@ endif
 ifneq ($(filter report render reference explore,$(MAKECMDGOALS)),)
 export FLUXNB_MODEL := $(value MODEL)
 export FLUXNB_GPU := $(value GPU)
+export FLUXNB_THOROUGH := $(value THOROUGH)
 endif
 ifneq ($(strip $(FLUXNB_MODEL)),)
 export FLUXNB_SIZE := $(value SIZE)
@@ -34,11 +35,14 @@ export FLUXNB_STEPS := $(value STEPS)
 endif
 
 # A variable that nothing here reads is a misspelled one. (UV_TORCH_BACKEND, HF_HOME and the like are the tools'.)
-TAKEN := GPU ONLY FORCE REPLAY LAUNCH SLURM_OPTIONS MODEL SIZE TOKENS STEPS HOST PYTHON BASE_PYTHON ARGS PRICES UPGRADE
+TAKEN := GPU ONLY FORCE THOROUGH REPLAY LAUNCH SLURM_OPTIONS MODEL SIZE TOKENS STEPS HOST PYTHON BASE_PYTHON ARGS PRICES UPGRADE
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
 STRANGE := $(filter-out $(TAKEN) SHELL MAKE% PIP_% UV_% HF_% CUDA_% FLUXNB_% TORCH% TRITON% OMP_% PYTHON%,$(GIVEN))
 ifneq ($(STRANGE),)
 $(error $(firstword $(STRANGE))= is no variable of this Makefile: choose from $(TAKEN))
+endif
+ifneq ($(filter-out 0 1,$(FLUXNB_THOROUGH)),)
+$(error THOROUGH=$(FLUXNB_THOROUGH) isn't allowed: give 1 for all that the study measures, or leave it out)
 endif
 ifeq ($(strip $(value MODEL)),)
 ABOUT := $(filter SIZE TOKENS STEPS,$(GIVEN))
@@ -77,6 +81,7 @@ help: ## show this list
 	@echo "  GPU=$(GPU)$(if $(filter cpu,$(GPU)), (default))  one of: $(GPUS)"
 	@echo "  MODEL=id or folder       report, render, explore: a FLUX of yours instead of the study's models, in reports/own/…/;"
 	@echo "                           SIZE=1024x1024 TOKENS=512 STEPS=28 where its files don't say them"
+	@echo "  THOROUGH=1               report: also what takes long (the section thorough: of params/*.yaml)"
 	@echo "  LAUNCH=slurm             every notebook as a job of Slurm (SLURM_OPTIONS=\"partition=gpu time=600\")"
 	@echo "  HOST=name                what this machine is called in its rows, instead of a name made up for it"
 	@echo "  PYTHON=/path/python      run on this interpreter and install nothing"

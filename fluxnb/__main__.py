@@ -115,7 +115,9 @@ def list_params(options) -> int:
     from fluxnb import params
 
     for key in params.describe():
-        print(f"{key.path}: {key.help}\n    {key.type}; allowed: {key.allowed}; default: {key.default}")
+        more = f"; with THOROUGH=1: {key.thorough}" * bool(key.thorough)
+        print(f"{key.path}: {key.help}\n    {key.type}; allowed: {key.allowed}; default: {key.default}{more}")
+    print(f"\n{params.reading.THOROUGH}: sections as above, laid over them by THOROUGH=1 (--thorough): what takes long")
     return 0
 
 
@@ -133,6 +135,8 @@ def _chosen(options) -> tuple:
     for variable, given in zip(facts.GIVEN, (options.model, options.size, options.tokens, options.steps), strict=True):
         if given is not None:
             os.environ[variable] = given
+    if getattr(options, "thorough", False):
+        os.environ[params.THOROUGH] = "1"
     chosen = params.chosen(options.gpu)
     if chosen.model:  # notebooks run in other folders
         os.environ[facts.MODEL] = chosen.model.name
@@ -174,6 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     add = made["report"].add_argument
     add("--only", action="append", help="a notebook, by name or number; may be repeated")
     add("--force", action="store_true", help="run all of it again, on any GPU")
+    add("--thorough", action="store_true", help="also what takes long: the section `thorough` of the files in params/")
     words = "make the reference's pages anew from its rows, on any machine; measures nothing"
     add("--replay", action="store_true", help=words)
     add("--launch", default="here", help="here: a notebook per free GPU of this machine; slurm: as Slurm's jobs")

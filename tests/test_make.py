@@ -153,6 +153,16 @@ def test_what_is_about_a_model_needs_one(fresh, variable):
     assert answer.returncode == 2 and f"{variable}= is about a model of yours: give MODEL=" in answer.stderr
 
 
+def test_thorough_is_handed_on_and_is_yes_or_no(fresh):
+    (fresh / "spy").write_text('#!/bin/sh\necho "thorough: $FLUXNB_THOROUGH"\n')
+    (fresh / "spy").chmod(0o755)
+    for given in ("1", "0", ""):
+        assert make("-s", "report", "PYTHON=./spy", f"THOROUGH={given}", folder=fresh).stdout == f"thorough: {given}\n"
+    answer = make("report", "PYTHON=./spy", "THOROUGH=yes", folder=fresh)
+    assert (answer.returncode, answer.stdout, answer.stderr.strip().count("\n")) == (2, "", 0)
+    assert "THOROUGH=yes isn't allowed: give 1" in answer.stderr
+
+
 def test_a_model_is_handed_on_as_it_was_written(fresh):
     (fresh / "spy").write_text(
         '#!/bin/sh\necho "$FLUXNB_GPU|$FLUXNB_MODEL|$FLUXNB_SIZE|$FLUXNB_TOKENS|$FLUXNB_STEPS"\n'

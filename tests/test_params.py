@@ -189,7 +189,49 @@ def test_describe_names_every_key_with_a_help_text():
     assert documented["study.width"].type == "int or null" and documented["study.width"].default is None
     assert documented["05_first_block_cache.thresholds"].type == "list of number"
     assert documented["gpu.match"].default == "per GPU"
+    assert documented["13_final_stack.phases"].thorough == "True" and documented["gpu.match"].thorough == ""
     assert "4294967295" in documented["study.seeds"].allowed
+
+
+SHORT = "gpu: {match: cpu}\n12_load: {requests: 20, images: [1]}\n"
+FULL = SHORT + "thorough: {12_load: {requests: 50, images: [1, 4, 16]}, study: {full_size: {rounds: 9}}}\n"
+
+
+def test_a_thorough_run_has_its_section_over_the_others_and_a_short_one_says_what_it_leaves_out(folder):
+    short = mine(folder, FULL)
+    full = params.load("mine", folder, thorough=True)
+    assert short.notebooks["12_load"]["requests"] == 20 and short.digest == mine(folder, SHORT).digest
+    mine(folder, FULL)
+    assert (full.notebooks["12_load"]["requests"], full.notebooks["12_load"]["images"]) == (50, [1, 4, 16])
+    assert (full.study.full_size.rounds, full.study.full_size.steps) == (9, short.study.full_size.steps)
+    said = " ".join(short.lacks("12_load"))
+    assert "(`requests`): 20 instead of 50" in said and "(`images`): without 4, 16" in said
+    assert "(`full_size.rounds`): 5 instead of 9" in said
+    assert len(short.lacks("09_vae")) == 1 and full.lacks("12_load") == []
+    assert (full.own_dir, full.build_dir) == (short.own_dir, short.build_dir)  # the rows are the same rows
+
+
+@pytest.mark.parametrize("given, thorough", [("1", True), ("0", False), ("", False), (None, False)])
+def test_a_notebook_is_thorough_where_its_run_is(folder, monkeypatch, given, thorough):
+    monkeypatch.delenv(params.THOROUGH, raising=False)
+    if given is not None:
+        monkeypatch.setenv(params.THOROUGH, given)
+    mine(folder, FULL)
+    chosen = params.chosen("mine", folder)
+    assert chosen.thorough is thorough and chosen.given("12_load").requests == (50 if thorough else 20)
+
+
+def test_thorough_is_yes_or_no(folder, monkeypatch):
+    monkeypatch.setenv(params.THOROUGH, "very")
+    with pytest.raises(UserError, match="THOROUGH=very isn't allowed: give 1"):
+        params.chosen("mine", folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_of_the_project_is_fit_for_a_thorough_run(name):
+    short, full = params.load(name), params.load(name, thorough=True)
+    assert full.thorough and not full.left_out
+    assert bool(short.left_out) == (short.digest != full.digest)
 
 
 @pytest.mark.parametrize("name", ["h10", "base", "", "../params/h100", "H100", "h100.yaml"])
@@ -263,6 +305,16 @@ def test_an_unknown_gpu_is_guessed():
         (
             "05_first_block_cache: {fewer_steps: [4, 28]}",
             ["fewer_steps has 28", "below study.steps, which is 28"],
+        ),
+        ("thorough: {study: {stepz: 8}}", ["thorough.study.stepz is not a known key (did you mean steps?)"]),
+        ("thorough: {studdy: {steps: 8}}", ["thorough.studdy is not a known section (did you mean study?)"]),
+        ("thorough: {steps: 8}", ["thorough.steps is not a known section", "belongs into the section study"]),
+        ("thorough: {gpu: {count: 2}}", ["thorough.gpu is not a known section"]),
+        ("thorough: {study: {steps: 0}}", ["thorough.study.steps is 0; allowed is a whole number from 1 to 200"]),
+        ("thorough: 1", ["thorough is 1; allowed is a section with study"]),
+        (
+            "thorough: {05_first_block_cache: {fewer_steps: [28]}}",
+            ["thorough.05_first_block_cache.fewer_steps has 28", "below study.steps, which is 28"],
         ),
         ("gpu: {count: 0}", ["gpu.count is 0"]),
         ("gpu: {price_per_hour: -1}", ["gpu.price_per_hour is -1"]),

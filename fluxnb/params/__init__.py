@@ -6,12 +6,14 @@ Which keys there are and what they may be: `schema`. Nothing here imports torch 
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
+import os
 import re
 import types
 import typing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from fluxnb import installed
@@ -23,16 +25,24 @@ from fluxnb.params.schema import NOTEBOOKS, SCHEMA, FullSize, GpuParams, StudyPa
 from fluxnb.recipes import fits
 from fluxnb.world import scenes
 
+THOROUGH = "FLUXNB_THOROUGH"  # variable: 1 lays a file's section `thorough` over the others
+
 
 @dataclass(frozen=True)
 class Params:
-    """The checked parameters of one GPU configuration, and the model of the user's that they are used for, if any."""
+    """The checked parameters of one GPU configuration, and the model of the user's that they are used for, if any.
+
+    Args:
+        left_out: section -> key -> what a thorough run has more, in words; empty for a thorough run.
+    """
 
     name: str
     gpu: GpuParams
     study: StudyParams
     notebooks: dict[str, dict]
     model: facts.Facts | None = None
+    thorough: bool = False
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def report_dir(self) -> Path:
@@ -66,6 +76,10 @@ class Params:
         """What papermill puts into notebook `stem`: the GPU's name; the notebook itself asks for its values."""
         return {"gpu": self.name}
 
+    def lacks(self, stem: str) -> list[str]:
+        """What the page of notebook `stem` leaves out, which a thorough run measures."""
+        return [words for section in ("study", stem) for words in self.left_out.get(section, {}).values()]
+
     def given(self, stem: str) -> types.SimpleNamespace:
         """The values of notebook `stem` (a copy), by name; none where it has no section."""
         return types.SimpleNamespace(**copy.deepcopy(self.notebooks.get(stem, {})))
@@ -79,6 +93,7 @@ class KeyDoc(typing.NamedTuple):
     allowed: str
     default: object
     help: str
+    thorough: str  # what a thorough run has instead, "" for the same
 
 
 def find_folder() -> Path:
@@ -92,36 +107,35 @@ def choices(folder: Path | None = None) -> list[str]:
     return sorted(names, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
 
 
-def load(gpu: str, folder: Path | None = None) -> Params:
+def load(gpu: str, folder: Path | None = None, thorough: bool = False) -> Params:
     """The parameters of configuration `gpu`: base.yaml with the values of <gpu>.yaml put over it.
 
-    Mappings are merged, lists are replaced. Raises UserError, naming the file, the key, the value and what is
-    allowed, when anything is unknown, missing, of the wrong type or out of range.
+    A thorough run has both files' sections `thorough` on top. Mappings are merged, lists are replaced. Raises
+    UserError, naming the file, the key, the value and what is allowed, when anything is unknown, missing, of the
+    wrong type or out of range.
     """
     folder = Path(folder) if folder else find_folder()
     names = choices(folder)
     if gpu not in names:
         raise UserError(f"GPU={gpu} is not known{reading.did_you_mean(gpu, names)}; choose one of: {', '.join(names)}.")
     base_file, own_file = folder / "base.yaml", folder / f"{gpu}.yaml"
-    base = _read(base_file)
-    own = _read(own_file)
-    values = _merged(base, own)
-    _check_complete(values, SCHEMA, base_file, own_file)
-    params = _build(gpu, values)
-    _check_together(
-        params,
-        lambda section, name: (
-            reading.file_name(own_file if name in own.get(section, {}) else base_file) + f": {section}.{name}"
-        ),
-    )
-    return params
+    base, own = _read(base_file), _read(own_file)
+    more = [
+        (file, f"{reading.THOROUGH}.", v.pop(reading.THOROUGH, {})) for file, v in ((base_file, base), (own_file, own))
+    ]
+    layers = [(base_file, "", base), (own_file, "", own)]
+    _check_complete(_merged(base, own), SCHEMA, base_file, own_file)
+    short, full = (_laid(gpu, found) for found in (layers, layers + more))
+    return replace(full, thorough=True) if thorough else replace(short, left_out=_left_out(short, full))
 
 
 def chosen(gpu: str, folder: Path | None = None) -> Params:
     """The parameters of configuration `gpu`, for the model that `make report MODEL=…` asks for, if it asks for one."""
-    loaded, model = load(gpu, folder), facts.asked()
+    loaded, model = load(gpu, folder, _asked_thorough()), facts.asked()
     if model is None:
         return loaded
+    for name in ("models", "distilled"):  # the study's own
+        loaded.left_out.get("study", {}).pop(name, None)
     return replace(loaded, model=model, study=replace(loaded.study, models=[model.name]))
 
 
@@ -145,14 +159,15 @@ def describe(folder: Path | None = None) -> list[KeyDoc]:
     base_file = Path(folder or find_folder()) / "base.yaml"
     base = _read(base_file)
 
-    def walk(schema, values, path):
+    def walk(schema, values, over, path):
         for name, key in schema.items():
             if isinstance(key, dict):
-                yield from walk(key, values.get(name, {}), f"{path}{name}.")
+                yield from walk(key, values.get(name, {}), over.get(name, {}), f"{path}{name}.")
             else:
-                yield KeyDoc(path + name, key.type_name, key.allowed, values.get(name, "per GPU"), key.help)
+                more, default = str(over.get(name, "")), values.get(name, "per GPU")
+                yield KeyDoc(path + name, key.type_name, key.allowed, default, key.help, more)
 
-    return list(walk(SCHEMA, base, ""))
+    return list(walk(SCHEMA, base, base.get(reading.THOROUGH, {}), ""))
 
 
 def detect_gpu() -> tuple[str, int]:
@@ -193,6 +208,40 @@ def _fitting(name: str, count: int | None) -> list[str]:
         return []
     fitting = [p for p in loaded if p.gpu.match != "any" and fits(p.gpu.match, name)]
     return [p.name for p in fitting if name == "cpu" or p.gpu.count <= (count or 1)]
+
+
+def _asked_thorough() -> bool:
+    if (given := os.environ.get(THOROUGH, "").strip()) not in ("", "0", "1"):
+        raise UserError(f"THOROUGH={given} isn't allowed: give 1 for all that the study measures, or leave it out.")
+    return given == "1"
+
+
+def _laid(name: str, layers: list[tuple[Path, str, dict]]) -> Params:
+    """The parameters of layers, each put over those before: (its file, the path of its sections there, its values)."""
+
+    def where(section, key):
+        found = ((file, path) for file, path, values in reversed(layers) if key in values.get(section, {}))
+        file, path = next(found, layers[0][:2])
+        return f"{reading.file_name(file)}: {path}{section}.{key}"
+
+    params = _build(name, functools.reduce(_merged, (values for _, _, values in layers)))
+    _check_together(params, where)
+    return params
+
+
+def _left_out(short: Params, full: Params) -> dict[str, dict[str, str]]:
+    """Section -> key -> what of a thorough run's values a short one lacks, in words."""
+
+    def walk(schema, ours, theirs, path=""):
+        for name, key in schema.items():
+            if isinstance(key, dict):
+                yield from walk(key, ours[name], theirs[name], f"{name}.")
+            elif ours[name] != theirs[name]:
+                yield path + name, f"{key.help} (`{path}{name}`): {reading.lacking(ours[name], theirs[name])}"
+
+    both = short.resolved(), full.resolved()
+    found = {name: dict(walk(keys, *(values[name] for values in both))) for name, keys in SCHEMA.items()}
+    return {name: lines for name, lines in found.items() if lines}
 
 
 def _check_complete(values: dict, schema: dict, base_file: Path, own_file: Path, path: str = "") -> None:
@@ -236,7 +285,7 @@ def _build(name: str, values: dict) -> Params:
 
 
 def _read(file: Path) -> dict:
-    return reading.checked(reading.read(file), SCHEMA, reading.file_name(file))
+    return reading.checked(reading.read(file), reading.FILE, reading.file_name(file))
 
 
 def _merged(base: dict, own: dict) -> dict:

@@ -12,6 +12,10 @@ import yaml
 from fluxnb.errors import UserError
 from fluxnb.params.schema import SCHEMA, Key
 
+THOROUGH = "thorough"  # the section of a file that holds sections again, laid over the others by THOROUGH=1
+_OVER = {name: keys for name, keys in SCHEMA.items() if name != "gpu"}  # which says what the machine is
+FILE = {**SCHEMA, THOROUGH: _OVER}
+
 
 class _Loader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys without a word; this loader refuses them."""
@@ -48,7 +52,7 @@ def read(file: Path) -> dict:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{file_name(file)} holds {_shown(values)} where sections are allowed: {', '.join(SCHEMA)}.")
+        raise UserError(f"{file_name(file)} holds {_shown(values)} where sections are allowed: {', '.join(FILE)}.")
     return values
 
 
@@ -72,7 +76,7 @@ def checked(values: dict, schema: dict, source: str, path: str = "") -> dict:
 
 
 def _unknown(name, schema: dict, path: str) -> str:
-    what = f"{path}{name} is not a known {'section' if schema is SCHEMA else 'key'}"
+    what = f"{path}{name} is not a known {'section' if schema in (FILE, _OVER) else 'key'}"
     for section, keys in SCHEMA.items():
         if schema is not keys and name in keys:
             return f"{what}; it belongs into the section {section}."
@@ -127,6 +131,15 @@ def _yaml_trap(value, key: Key) -> str:
     if isinstance(value, int | float | dict) and key.item is str:
         return " (put quotes around it to make it text)"
     return did_you_mean(value, key.choices) if isinstance(value, str) else ""
+
+
+def lacking(short, full) -> str:
+    """What one value of a parameter has less than another, in words: "without a, b", "3 instead of 10"."""
+    if isinstance(short, list) and isinstance(full, list) and all(item in full for item in short):
+        return f"without {', '.join(str(item) for item in full if item not in short)}"
+    said = [", ".join(map(str, v)) if isinstance(v, list) else v for v in (short, full)]
+    said = [{True: "yes", False: "no", None: "none"}[v] if v is None or isinstance(v, bool) else v for v in said]
+    return f"{said[0]} instead of {said[1]}"
 
 
 def did_you_mean(name, known) -> str:
