@@ -104,10 +104,13 @@ def test_what_the_gpus_did_meanwhile_is_in_the_row(begin, nvml):
     assert again == row
 
 
-def test_what_else_ran_meanwhile_is_in_the_row(begin, made, monkeypatch):
-    monkeypatch.setattr(telemetry.OtherLoad, "cores", 1.234)
+def test_what_else_ran_meanwhile_is_in_the_row(begin, made):
     s, subject = begin()
-    assert s.compare(subject, study.plain(STEPS), [])[0].telemetry == {"other_load_cores": 1.23}
+    found = s.compare(subject, study.plain(STEPS), [])[0].telemetry
+    assert found["other_load_cores"] >= 0 and 0 <= found["cpu_util_avg"] <= 100 and found["load_average"] >= 0
+    alone = s.time("a sum", {}, lambda: sum(range(10**5)), 3)
+    held = s.time("a sum", {}, lambda: sum(range(10**5)), 3, held_s=0.05)
+    assert found.keys() == alone.telemetry.keys() == held.telemetry.keys()
 
 
 def test_a_replay_finds_what_was_measured_elsewhere_and_measures_nothing(begin, study_root, monkeypatch):

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -145,6 +146,7 @@ def test_sampler_averages_over_time_and_gpus(nvml):
         "gpu_util_avg": 60,
         "gpu_util_peak": 60,
         "gpu_memory_avg_pct": pytest.approx(7.5),
+        "gpu_memory_peak_pct": pytest.approx(10.0),
         "memory_avg_gib": 14,
         "memory_peak_gib": 14,
         "sm_clock_avg_mhz": 1800,
@@ -240,23 +242,24 @@ def test_no_window_has_figures_without_a_gpu(monkeypatch):
 
 
 def test_load_of_other_processes_is_counted_while_the_blocks_run(monkeypatch):
-    seconds = iter([(10.0, 100.0), (13.0, 102.0), (50.0, 110.0), (50.0, 112.0)])
-    monkeypatch.setattr(telemetry, "_cpu_seconds", lambda: next(seconds))
-    others = telemetry.OtherLoad()
-    assert others.cores is None
+    seconds = iter([(10.0, 1.0, 100.0), (14.0, 2.0, 102.0), (50.0, 2.0, 110.0), (50.0, 2.0, 112.0)])
+    monkeypatch.setattr(telemetry.Host, "_read", lambda self: next(seconds))
+    host = telemetry.Host()
+    assert host.result == {}
     for _ in range(2):
-        with others.during():
+        with host.during():
             pass
-    assert others.cores == pytest.approx(3 / 4)
+    assert host.result["other_load_cores"] == 3 / 4
 
 
-def test_a_process_that_works_beside_this_one_is_other_load():
+def test_a_process_that_works_beside_this_one_is_other_load_unless_it_is_a_part_of_it():
     busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        others = telemetry.OtherLoad()
-        with others.during():
+        beside, server = telemetry.Host(), telemetry.Host(os.getpid())
+        with beside.during(), server.during():
             time.sleep(1.0)
-        assert others.cores > 0.2
+        assert beside.result["other_load_cores"] > 0.2
+        assert server.result["other_load_cores"] < beside.result["other_load_cores"] - 0.1
     finally:
         busy.kill()
         busy.wait()

@@ -156,6 +156,11 @@ def _meanwhile(name: str) -> Callable[[Row], Any]:
     return lambda r: (r.telemetry or {}).get(name)
 
 
+def _of_cpus(name: str) -> Callable[[Row], Any]:
+    """What was noted of the CPU in the timed window, where nothing else computed."""
+    return lambda r: None if r.gpu_util_avg is not None else _meanwhile(name)(r)
+
+
 def _throttled(row: Row) -> str | None:
     """What held the clocks down in the timed window, and for which share of it the power limit did."""
     if (reasons := _meanwhile("throttle_reasons")(row)) is None:
@@ -196,7 +201,14 @@ APPLIED, WHAT_RAN = Column("applied", applied), Column("what ran", what_ran)
 CLOCKS = (
     Column("SM clock", _meanwhile("sm_clock_avg_mhz"), "MHz"), Column("power", _meanwhile("power_avg_w"), "W"),
     Column("temperature", _meanwhile("temperature_avg_c"), "°C"), Column("throttled", _throttled),
-    Column("other load", _meanwhile("other_load_cores"), "cores"),
+    Column("GPU busy", lambda r: None if r.gpu_util_avg is None else r.gpu_util_avg / 100, share=True),
+    Column("CPU clock", _of_cpus("cpu_clock_avg_mhz"), "MHz"), Column("load average", _of_cpus("load_average")),
+    Column("other load", _meanwhile("other_load_cores"), "cores", note="other load: cores that other processes used"),
+)
+CARD = (  # what documents ask for of every load
+    Column("memory in use", lambda r: r.gpu_memory_avg_pct and r.gpu_memory_avg_pct / 100, share=True,
+           note="memory in use: of the card, by all that is loaded on it"),
+    Column("at its peak", lambda r: (_meanwhile("gpu_memory_peak_pct")(r) or 0) / 100 or None, share=True),
 )
 QUALITY = (
     JUDGED, PSNR, WORST_PSNR, Column("identical", _of_images("psnr_identical"), "images", format=".0f",
@@ -207,7 +219,7 @@ QUALITY = (
 )
 LATENCY = (
     Column("load", "load_s", "s"), FIRST, Column("warm-up", "warmup_s", "s"), Column("min", "latency_min", "s"),
-    P25, P50, P90, P99, Column("mean", "latency_avg", "s"), IMAGES, PEAK, *SPEEDUP, *CLOCKS,
+    P25, P50, P90, P99, Column("mean", "latency_avg", "s"), IMAGES, PEAK, *CARD, *SPEEDUP, *CLOCKS,
 )
 CACHE = (FIRST, SECOND, P50, P90, *SPEEDUP, COMPUTED, STEPS, *QUALITY, *CLOCKS)
 MATRIX = (FIRST, P50, PER_STEP, *SPEEDUP, COMPUTED, LOADED, PEAK, *QUALITY, *CLOCKS, APPLIED)
@@ -234,6 +246,7 @@ LOAD = (
            note="together: requests made at once, on average"),
     P25, Column("p50", _from(LEAST_SAMPLES, "latency_p50"), "s"), P90, P99, Column("average", "latency_avg", "s"),
     proved("queued", "queued_s", unit="s"), proved("served", "service_s", unit="s"), IMAGES, proved("refused"),
-    proved("failed"), Column("GPU busy", lambda r: r.gpu_util_avg and r.gpu_util_avg / 100, share=True),
-    Column("memory", "memory_peak_gib", "GiB", note="memory: of all that ran on the fullest GPU, by NVML"), *CLOCKS,
+    proved("failed"),
+    Column("memory", "memory_peak_gib", "GiB", note="memory: of all that ran on the fullest GPU, by NVML"),
+    *CARD, *CLOCKS,
 )

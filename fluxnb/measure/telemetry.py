@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -201,11 +201,11 @@ class Sampler:
     """Watches the GPUs that torch sees, over NVML at 10 Hz: `with Sampler() as s: ...` and then `s.result`.
 
     `result` is None without a GPU or NVML, else a dict (a figure that the GPU does not report is None):
-    samples, gpu_util_avg, gpu_util_peak (%, mean over GPUs), gpu_memory_avg_pct (%), memory_avg_gib,
-    memory_peak_gib (the fullest GPU, all processes), sm_clock_avg_mhz, sm_clock_min_mhz, power_avg_w,
-    power_peak_w (W, sum over GPUs), temperature_avg_c, temperature_peak_c (the hottest GPU), throttled (bool),
-    throttle_reasons (a sorted list of words) and power_limited (the share of samples in which the power limit held a
-    GPU's clock down).
+    samples, gpu_util_avg, gpu_util_peak (%, mean over GPUs), gpu_memory_avg_pct, gpu_memory_peak_pct (%, the peak of
+    the fullest), memory_avg_gib, memory_peak_gib (the fullest GPU, all processes), sm_clock_avg_mhz, sm_clock_min_mhz,
+    power_avg_w, power_peak_w (W, sum over GPUs), temperature_avg_c, temperature_peak_c (the hottest GPU), throttled
+    (bool), throttle_reasons (a sorted list of words) and power_limited (the share of samples in which the power limit
+    held a GPU's clock down).
     """
 
     def __init__(self, rate_hz: float = 10.0):
@@ -237,34 +237,55 @@ class Sampler:
 
 
 @dataclass
-class OtherLoad:
-    """How busy other processes kept the machine's CPU while the blocks `during` were run."""
+class Host:
+    """What the machine's CPU did while the blocks `during` were run.
 
-    busy_s: float = 0.0  # CPU seconds of other processes
+    Args:
+        top: the process whose children's work is no other load: of a server's or of ranks.
+    """
+
+    top: int | None = None
+    busy_s: float = 0.0  # CPU seconds of all processes
+    own_s: float = 0.0  # of them, this one's
     wall_s: float = 0.0
+    clocks: list[float] = field(default_factory=list)  # MHz, before and after each block
 
     @contextmanager
     def during(self):
         """Adds what happens inside."""
-        before = _cpu_seconds()
+        before = self._read()
         yield
-        busy, wall = (after - b for after, b in zip(_cpu_seconds(), before, strict=True))
-        self.busy_s += max(0.0, busy)
-        self.wall_s += wall
+        busy, own, wall = (after - b for after, b in zip(self._read(), before, strict=True))
+        self.busy_s, self.own_s, self.wall_s = self.busy_s + busy, self.own_s + own, self.wall_s + wall
 
     @property
-    def cores(self) -> float | None:
-        """Cores that others used, on average."""
-        return self.busy_s / self.wall_s if self.wall_s else None
+    def result(self) -> dict:
+        """other_load_cores, cpu_util_avg (% of all its threads), cpu_clock_avg_mhz, load_average (of the last minute).
 
+        Empty before the first block; a figure that the system doesn't tell is None.
+        """
+        if not self.wall_s:
+            return {}
+        return {
+            "other_load_cores": round(max(0.0, self.busy_s - self.own_s) / self.wall_s, 2),
+            "cpu_util_avg": round(min(100.0, 100 * self.busy_s / self.wall_s / (os.cpu_count() or 1)), 1),
+            "cpu_clock_avg_mhz": round(sum(self.clocks) / len(self.clocks)) if self.clocks else None,
+            "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        }
 
-def _cpu_seconds() -> tuple[float, float]:
-    """(CPU seconds of all processes but this one, wall-clock seconds), since some moment."""
-    import psutil
+    def _read(self) -> tuple[float, float, float]:
+        """(CPU seconds of all processes, of this one and what `top` began, wall-clock seconds), since some moment."""
+        import psutil
 
-    everyone, own = psutil.cpu_times(), os.times()
-    busy = sum(getattr(everyone, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
-    return busy - own.user - own.system, time.perf_counter()
+        with suppress(Exception):  # no such file, or none that psutil can read
+            self.clocks += [clock.current] if (clock := psutil.cpu_freq()) and clock.current else []
+        everyone, times = psutil.cpu_times(), os.times()
+        busy = sum(getattr(everyone, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
+        own = times.user + times.system
+        for child in psutil.Process(self.top).children(recursive=True) if self.top else ():
+            with suppress(psutil.Error):
+                own += sum(child.cpu_times()[:2]) if child.pid != os.getpid() else 0.0
+        return busy, own, time.perf_counter()
 
 
 class _Nvml:
@@ -359,6 +380,7 @@ def _aggregate(readings: list[list[dict]]) -> dict | None:
         "gpu_util_avg": average(util),
         "gpu_util_peak": max(util, default=None),
         "gpu_memory_avg_pct": average(per_sample("memory_pct", average)),
+        "gpu_memory_peak_pct": max(per_sample("memory_pct", max), default=None),
         "memory_avg_gib": average(memory),
         "memory_peak_gib": max(memory, default=None),
         "sm_clock_avg_mhz": average(clock),

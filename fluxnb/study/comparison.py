@@ -183,7 +183,7 @@ class Comparison:
             references, _ = self.images(self.baseline, runner.made if baseline else {})
             images, traces = (references, []) if baseline else self.images(candidate, runner.made)
             columns |= judge(loaded.subject, references, images, traces, loaded)
-        return Taken(candidate, columns | watched(sampler.within(runner.windows), runner.others), seconds)
+        return Taken(candidate, columns | watched(sampler.within(runner.windows), runner.host), seconds)
 
     def _row(self, taken: Taken, base: Row | None = None, again: list[float] | None = None) -> Row:
         """Appends a row: over the baseline's row `base`, or the baseline's own, over the same a second time."""
@@ -321,7 +321,7 @@ class Runner:
         self.stages: list[latency.Stages] = []
         self.made: dict = dict(prepared.made)  # input -> (image, trace), with a batch of 1
         self.windows: list[tuple[float, float]] = []
-        self.others = telemetry.OtherLoad()
+        self.host = telemetry.Host()
         self._order: Iterator = itertools.cycle(prepared.loaded.inputs)
         self._latest: tuple[list, list] = ([], [])
 
@@ -329,7 +329,7 @@ class Runner:
     def ready(self) -> Iterator[None]:
         """The pipeline with the techniques on, which takes no time of an image's, for one run inside."""
         candidate, loaded = self.prepared.candidate, self.prepared.loaded
-        with applied(loaded.pipe, *candidate.above), latency.stages(loaded.pipe) as stages, self.others.during():
+        with applied(loaded.pipe, *candidate.above), latency.stages(loaded.pipe) as stages, self.host.during():
             start = time.perf_counter()
             yield
             self.windows.append((start, time.perf_counter()))
@@ -345,14 +345,11 @@ class Runner:
         self._latest = inputs, loaded.batch(inputs, candidate.steps)
 
 
-def watched(result: dict | None, others: telemetry.OtherLoad | None = None) -> dict:
-    """The columns of what the machine did in the timed window."""
-    if others is not None and others.cores is not None:
-        result = {**(result or {}), "other_load_cores": round(others.cores, 2)}
-    if not result:
-        return {}
+def watched(result: dict | None, host: telemetry.Host) -> dict:
+    """The columns of what the machine did in the timed window: its GPUs, where it has some, and its CPU."""
+    result = {**(result or {}), **host.result}
     own = {name: result[name] for name in ("gpu_util_avg", "gpu_memory_avg_pct") if name in result}
-    return own | {"telemetry": result}
+    return own | ({"telemetry": result} if result else {})
 
 
 def by_itself(
@@ -365,9 +362,11 @@ def by_itself(
         if held_s:
             return {"status": "ok", **held(run, repeats, held_s), **(also() if also else {})}
         warmed = latency.warm_up(run, limit=3, enough_s=SLOW_S) if warm else None
-        taken = stats.summary([latency.timed(run) for _ in range(repeats)])
+        host = telemetry.Host()
+        with telemetry.Sampler() as sampler, host.during():
+            taken = stats.summary([latency.timed(run) for _ in range(repeats)])
         steady = {"stable": int(warmed.stable)} if warmed else {}
-        return {"status": "ok", **taken, **steady, **(also() if also else {})}
+        return {"status": "ok", **taken, **steady, **watched(sampler.result, host), **(also() if also else {})}
     except (Unavailable, RuntimeError) as error:
         return failure(error)
 
@@ -392,10 +391,11 @@ def held(run: Callable, repeats: int, held_s: float) -> dict:
         for _ in range(calls):
             run()
 
-    with telemetry.Sampler() as sampler:
+    host = telemetry.Host()
+    with telemetry.Sampler() as sampler, host.during():
         taken = [latency.timed(several) for _ in range(repeats)]
     samples = [seconds / calls for seconds in taken]
-    return {**stats.summary(samples), **watched(sampler.result), "proof": {"timed_s": round(sum(taken), 3)}}
+    return {**stats.summary(samples), **watched(sampler.result, host), "proof": {"timed_s": round(sum(taken), 3)}}
 
 
 def failure(error: Unavailable | RuntimeError) -> dict:

@@ -111,7 +111,7 @@ class Row:
     kept_db: float | None = _float("dB outside the mask, against the given image")
     kept_vae_db: float | None = _float("the same of the given image through the VAE alone: no pipeline keeps more")
     agreement: float | None = _float("with the ControlNet's condition")
-    telemetry: dict | None = _dict("of the timed window: clocks, power, temperature, throttling, other load")
+    telemetry: dict | None = _dict("of the timed window: clocks, power, temperature, throttling, CPU and other load")
     samples: list | None = _list("seconds, in the order in which they were taken")
     again: list | None = _list(
         "of a baseline: seconds of the same a second time, in turn with the first: the noise floor"

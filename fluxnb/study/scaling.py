@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import statistics
 import time
 from dataclasses import replace
@@ -72,7 +73,8 @@ class _Spread:
 
     def measured(self) -> tuple[dict | None, dict]:
         """The columns of one rank by itself and of all together; None and all alone for replicas."""
-        with telemetry.Sampler() as sampler:
+        host = telemetry.Host(os.getppid())
+        with telemetry.Sampler() as sampler, host.during():
             made = {part: self._run_inside(part) for part in self.parts}
             stages: dict[str, list] = {part: [] for part in self.parts}
             samples = timing.interleave(
@@ -89,8 +91,8 @@ class _Spread:
             "alone_steps_ms": self._steps(ALONE),
         }
         if self.replicas:
-            return None, columns[ALONE] | watched(sampler.result) | {"proof": self._said() | by_one}
-        row = columns[TOGETHER] | watched(sampler.result)
+            return None, columns[ALONE] | watched(sampler.result, host) | {"proof": self._said() | by_one}
+        row = columns[TOGETHER] | watched(sampler.result, host)
         row |= stats.compared(taken[ALONE], taken[TOGETHER])
         return columns[ALONE], row | self._proved(by_one, made)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from fluxnb import families
@@ -65,7 +66,8 @@ class Load:
 
     def put_on(self, server: load.Server, steps: int, capacity: float | None) -> dict:
         """The columns of what became of all requests; `capacity` in requests per second is needed for arrivals."""
-        with telemetry.Sampler() as sampler:
+        host = telemetry.Host(os.getpid())
+        with telemetry.Sampler() as sampler, host.during():
             if self.arrivals:
                 requests = load.open_loop(server, self.arrivals * capacity, self.total, steps, self.images)
             else:
@@ -73,7 +75,7 @@ class Load:
         row = {"status": "ok", **load.figures(requests), "total_steps": steps, "computed_steps": steps}
         if result := sampler.result:
             row |= {name: result[name] for name in ("memory_avg_gib", "memory_peak_gib")}
-        return row | watched(sampler.result)
+        return row | watched(sampler.result, host)
 
 
 def measure(rows: Rows, subject: Subject, loads: dict[Task, Load], due: list[Task], batch: int) -> None:
