@@ -7,6 +7,7 @@ from measured import FULL_SIZE, cached, row, stacked
 
 from fluxnb import families, notebooks, stacks
 from fluxnb.findings import ledger, published
+from fluxnb.models import embedded
 
 PLAIN = "fp8dqrow + fuse_qkv + compile + compiled VAE"
 PARTS = {"quantization": "torchao fp8 row", "fused_qkv": True, "compile": "blocks", "vae": "compiled"}
@@ -234,13 +235,80 @@ def test_a_schedule_made_from_a_published_time_cannot_confirm_it():
 # --- which row ---
 
 
-def test_schnell_has_its_own_number_of_steps():
-    few = {"steps": 4, "total_steps": 4}
-    base = row(notebook=notebooks.FIRST_BLOCK)
-    assert entries([base, cached(0.8, 3.1, 19, 2.0)], side=published.LEAST)["FBCache"].verdict == "not run"
-    rows = [replace(base, steps=4), cached(0.8, 1.05, 19, 3.0, **few), cached(0.2, 1.0, 40, 4.0, **few)]
-    found = entries(rows, side=published.LEAST)["FBCache"]
-    assert found.verdict == "not comparable" and "model: FLUX.1-schnell, ours embedded" in found.reason
+def four(model=embedded.SCHNELL, **changed):
+    """A row of four steps: of the distilled stand-in, or at full size."""
+    own = {"model": model, "steps": 4, "total_steps": 4, "computed_steps": 4.0, "id": f"{model} plain", "images": 8}
+    return row(notebook=notebooks.FIRST_BLOCK) if model is None else replace(full(), **own | changed)
+
+
+def four_steps(*kept, at=(1.9, 2.6, 3.4), family=families.FIRST_BLOCK, **changed):
+    """Rows of four steps: settings of a cache that compute 3, 2, 1 and keep so much, and what as many take."""
+    small = {"weights": "trained", "width": 128, "height": 128, "baseline": f"{embedded.SCHNELL} plain"}
+    rows = [four(**small | {"baseline": None}), four("flux-schnell-random")]
+    for computed, adherence in zip((2.75, 2.0, 1.0), kept, strict=False):
+        own = {"family": family.name, "technique": family.name, "settings": {"threshold": 4 - computed}, "id": None}
+        own |= {"label": f"{family.name} {4 - computed:g}", "computed_steps": computed, "adherence": adherence}
+        rows.append(four(**small | own))
+    for mask, speedup in zip(("1110", "1100", "1000"), at, strict=False):
+        own = {"family": families.SCHEDULE.name, "id": None, "baseline": "flux-schnell-random plain", "label": mask}
+        own |= {"settings": {"dtype": "bfloat16", "mask": mask}, "computed_steps": float(mask.count("1"))}
+        own["settings"] |= {"first_block": False} if family is families.TEACACHE else {}
+        own |= {"speedup": speedup, "speedup_ci_low": 0.99 * speedup, "speedup_ci_high": 1.01 * speedup}
+        rows.append(four("flux-schnell-random", **own | changed))
+    return rows
+
+
+def test_a_claim_of_schnell_is_never_judged_by_28_steps_or_by_a_model_that_was_not_distilled():
+    base, few = row(notebook=notebooks.FIRST_BLOCK), {"steps": 4, "total_steps": 4}
+    fast = cached(0.8, 3.1, 19, 2.0)
+    for rows in ([base, fast], [replace(base, steps=4), replace(fast, **few)]):
+        assert not [e for e in ledger.entries(rows) if e.claim.model == ledger.SCHNELL and e.row is not None]
+
+
+def test_a_mark_of_schnell_is_met_by_the_fastest_four_steps_that_keep_the_quality():
+    found = entries(four_steps(1.0, 0.98, 0.6), side=published.LEAST)["FBCache"]
+    assert (found.verdict, found.ours) == ("reproduced", 2.6), found
+    assert found.reason.startswith("2 of 4 steps computed, as First Block Cache 2 does on embedded-schnell, where")
+    slow = entries(four_steps(1.0, 0.98, 0.6, at=(1.1, 1.4, 3.4)), side=published.LEAST)["FBCache"]
+    assert (slow.verdict, slow.ours) == ("not reproduced", 1.4)
+    ruined = entries(four_steps(0.8, 0.7, 0.6), side=published.LEAST)["FBCache"]
+    assert ruined.verdict == "not reproduced" and "adherence loses 40%" in ruined.reason
+    seconds = entries(four_steps(1.0, samples=[2.0] * 10, latency_p50=2.0), about=published.SECONDS)["FBCache"]
+    assert (seconds.verdict, seconds.ours) == ("reproduced", 2.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (four_steps(1.0)[:3], "not run"),  # no time
+        (four_steps(), "not run"),  # no quality
+        (four_steps(1.0, family=families.TEACACHE), "not run"),  # another cache
+        (four_steps(1.0, settings={"mask": "1110", "compile": "blocks"}), "not run"),
+        (four_steps(1.0, gpu="h200"), "not comparable"),
+        (four_steps(1.0, n=3), "undecided"),
+    ],
+)
+def test_a_mark_of_schnell_takes_both_rows_alike_in_all(rows, said):
+    assert entries(rows, side=published.LEAST)["FBCache"].verdict == said
+
+
+def test_the_quality_of_both_caches_is_that_of_settings_as_fast_as_their_mark():
+    def quality(*kept, **changed):
+        return entries(four_steps(*kept, family=families.COMBINED, **changed), about=published.QUALITY)[
+            "FBCache + TeaCache"
+        ]
+
+    assert quality(1.0, 1.0, 0.97).verdict == "reproduced" and quality(1.0, 1.0, 0.97).text.startswith("3% lost")
+    assert quality(1.0, 1.0, 0.6).verdict == "not reproduced"
+    slow = quality(1.0, 1.0, 1.0, at=(1.1, 1.4, 2.0))
+    assert slow.verdict == "not reproduced" and slow.reason == "no setting of it is ≥ 3.00×, whatever it keeps"
+
+
+def test_what_is_only_to_be_installed_is_shown_by_a_row():
+    own = {"family": families.FIRST_BLOCK.name, "settings": {"threshold": 0.1, "backend": "para-attn"}}
+    assert entries([row(**own, gpu="h100")])["ParaAttention"].verdict == "reproduced"
+    assert entries([row(**own)])["ParaAttention"].verdict == "not comparable"
+    assert entries([row(**own, gpu="h100", status="unavailable")])["ParaAttention"].verdict == "not run"
 
 
 def test_an_open_setting_is_judged_by_the_fastest_lower_end():
@@ -276,14 +344,14 @@ def test_a_threshold_on_another_model_is_shown_but_not_called_a_reproduction():
     )
 
 
-def test_quality_is_of_the_claims_own_technique():
-    fewer = {"steps": 4, "total_steps": 4, "ssim_min": 0.99}
-    rows = [row(**fewer), row(**fewer | {"ssim_min": 0.9}, family=families.COMBINED.name, speedup=2.0)]
-    quality = entries(rows, about=published.QUALITY)
-    assert quality["TorchAO fp8dqrow"].verdict == "not run"
-    found = quality["FBCache + TeaCache"]
-    assert found.verdict == "not comparable" and found.text.startswith("10% lost") and found.claim.text == "≤ 5% lost"
-    assert "the source does not say by which metric" in found.reason
+def test_quality_of_a_format_is_that_of_the_distilled_stand_in():
+    base, _, cache = four_steps(1.0)[:3]
+    lossy = replace(cache, family=families.QUANTIZATION.name, settings={"quantization": "torchao fp8 row"})
+    assert entries([base, cache], about=published.QUALITY)["TorchAO fp8dqrow"].verdict == "not run"
+    for adherence, said in ((0.96, "reproduced"), (0.9, "not reproduced")):
+        rows = [base, replace(lossy, adherence=adherence)]
+        found = entries(rows, about=published.QUALITY)["TorchAO fp8dqrow"]
+        assert found.verdict == said and found.text.startswith(f"{1 - adherence:.0%} lost"), found
 
 
 def test_memory_is_that_of_the_row_against_its_own_baseline():
@@ -292,7 +360,9 @@ def test_memory_is_that_of_the_row_against_its_own_baseline():
     found = entries(rows, about=published.MEMORY)["TorchAO FP8"]
     assert found.ours == pytest.approx(0.65) and found.text.startswith("-35%")
     asked = entries([full(memory_peak_gib=33.8, steps=4)], about=published.GIB)["uncached"]
-    assert asked.text.startswith("33.8 GiB") and asked.verdict == "not comparable"
+    assert asked.verdict == "not run"  # it is said of FLUX.1-schnell
+    asked = entries([four("flux-schnell-random", memory_peak_gib=33.8)], about=published.GIB)["uncached"]
+    assert asked.text.startswith("33.8 GiB") and asked.verdict == "not reproduced"
 
 
 def test_a_number_format_is_over_another_one():
@@ -322,6 +392,29 @@ def test_on_several_gpus_ours_is_over_the_same_on_one():
     assert (found.verdict, found.ours) == ("reproduced", 1.6)
     other = entries([replace(way, gpu="h200x2")])["compile, ulysses 2"]
     assert (other.verdict, other.reason) == ("not comparable", "GPU: H100, ours H200")
+
+
+def rows_of(claim):
+    """Rows of real weights on an H100 that have exactly what a claim and what it is over name, and their baseline."""
+    at = {"model": claim.model, "weights": "trained", "steps": claim.steps, "batch": claim.batch, "gpus": claim.gpus}
+    at |= {"gpu": "h100" if claim.gpus == 1 else f"h100x{claim.gpus}", "memory_peak_gib": 20.0, "samples": [2.0] * 10}
+    at |= {"images": 8, "ssim_min": 0.99}
+    over, own = claim.over_configuration or {}, claim.configuration or {}
+    base = full({"dtype": over.get("dtype", "bfloat16")}, family=families.BASELINE.name, id="b", baseline=None, **at)
+    made = [base]
+    for settings, family, speedup in ((over, claim.over_family, 1.5), (own, claim.family, 1.6)):
+        if settings.keys() - {"dtype"} or settings.get("dtype", "bfloat16") != base.setting("dtype") or claim.anything:
+            made.append(full(settings, speedup, family=family or families.STACK.name, **at))
+    return made
+
+
+def test_every_claim_of_an_h100_can_be_judged_by_rows_of_an_h100():
+    for claim in published.claims():
+        if not claim.gpu.startswith("H100") or claim.configuration is None:
+            continue
+        found = next(e for e in ledger.entries(rows_of(claim)) if e.claim == claim)
+        open_to = claim.unstated and found.reason == f"the source does not say {claim.unstated}"
+        assert found.verdict in ("reproduced", "not reproduced", "undecided") or open_to, (claim.technique, found)
 
 
 # --- which rows a reader finds ---

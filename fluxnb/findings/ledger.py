@@ -12,6 +12,10 @@ leaves the setting open (“First Block Cache: 2× or more”), the fastest by t
                     end of what agrees
     reproduced      the whole interval lies where figures agree with the claim (`Claim.agreeing`)
     not reproduced  the whole interval lies outside
+
+A plan's mark for a cache on FLUX.1-schnell leaves open with which images it is met, and is judged by rows of four steps
+alone: those settings count that keep the quality of the embedded model distilled to four steps, each with the time that
+as many computed steps take at full size (`_marked`).
 """
 
 from __future__ import annotations
@@ -19,13 +23,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fluxnb import families
 from fluxnb.findings import published
 from fluxnb.findings.published import Claim
-from fluxnb.findings.rows import ends, is_baseline, judged
+from fluxnb.findings.rows import LOSS_ALLOWED, ends, is_baseline, judged
 from fluxnb.measure import stats
+from fluxnb.models import embedded
 from fluxnb.study.results import canonical
 from fluxnb.study.row import FINISHED, Row
 
@@ -152,9 +157,10 @@ def verdict(claim: Claim, low: float, high: float) -> str:
 
 
 def _entry(claim: Claim, timed: list[Timed]) -> Entry:
-    if claim.configuration is None:
-        words = claim.about == published.WORDS and claim.note
-        return Entry(claim, NOT_RUN, words or "fluxnb has no counterpart of it")
+    if claim.configuration is None or claim.about == published.WORDS:
+        return _worded(claim, timed)
+    if claim.model == SCHNELL and (entry := _marked(claim, timed)):
+        return entry
     found = []
     for candidate in filter(lambda c: _stands_for(c, claim), timed):
         row, over = candidate.row, _over(claim, candidate.own)
@@ -177,6 +183,88 @@ def _entry(claim: Claim, timed: list[Timed]) -> Entry:
     agrees = "what agrees with it: " + _between(claim)
     reason = {REPRODUCED: "", NOT_REPRODUCED: f"all of our interval lies outside {agrees}"}
     return Entry(claim, said, reason.get(said, f"our interval reaches across an end of {agrees}"), figure, sure, row)
+
+
+def _worded(claim: Claim, timed: list[Timed]) -> Entry:
+    """Of what is said without a figure: that it can be done, which a row of it shows on the same class of GPU."""
+    wanted = claim.configuration and _plain(claim.configuration).items()
+    rows = [t.row for t in timed if wanted and wanted <= t.parts.items()]
+    rows.sort(key=lambda row: _gpu(row.gpu) != _gpu(claim.gpu))
+    if not rows:
+        words = claim.about == published.WORDS and claim.note
+        return Entry(claim, NOT_RUN, words or "fluxnb has no counterpart of it")
+    if _gpu(rows[0].gpu) != _gpu(claim.gpu):
+        why = f"GPU: {_gpu(claim.gpu)}, ours {_gpu(rows[0].gpu)}"
+        return Entry(claim, NOT_COMPARABLE, why, row=rows[0])
+    return Entry(claim, REPRODUCED, "a row of it ran", row=rows[0])
+
+
+def _marked(claim: Claim, timed: list[Timed]) -> Entry | None:
+    """A mark for FLUX.1-schnell by two rows: quality of the distilled stand-in, time at full size. None without them.
+
+    A cache computes on the stand-in so many steps, and its quality there is what the mark asks of quality; of random
+    weights as many are prescribed for the time. A format of numbers has its quality on the stand-in.
+    """
+    kept = [(t, lost) for t in timed if (lost := _lost(claim, t)) is not None]
+    if not claim.anything:
+        best = min(kept, key=lambda one: one[1], default=None) if claim.about == published.QUALITY else None
+        return best and _of_quality(claim, *best)
+    pairs = [(ours, theirs, lost, over) for theirs, lost in kept for ours, over in _as_many(claim, theirs, timed)]
+    if claim.about != published.QUALITY:
+        pairs = [pair for pair in pairs if _figure(claim, pair[0].row, pair[3])]
+    if not pairs:
+        return None
+    if claim.about == published.QUALITY:
+        marks = [c for c in published.claims() if (c.source, c.technique) == (claim.source, claim.technique)]
+        least = next(c.low for c in marks if c.about == published.SPEEDUP and c.kind == published.CRITERION)
+        fast = [pair for pair in pairs if (ends(pair[0].row) or (0,))[0] >= least]
+        if not fast:
+            return Entry(claim, NOT_REPRODUCED, f"no setting of it is {published.LEAST}{least:.2f}×, whatever it keeps")
+        ours, theirs, lost, _ = min(fast, key=lambda pair: pair[2])
+        return _of_quality(claim, theirs, lost, f" at {ours.row.speedup:.2f}× of {ours.row.model}")
+    good = [pair for pair in pairs if pair[2] <= LOSS_ALLOWED]
+    ours, theirs, lost, over = max(good or pairs, key=lambda pair: (ends(pair[0].row) or (0,))[0])
+    figure, row, n = _figure(claim, ours.row, over), ours.row, ours.row.n or 0
+    why = [f"{row.computed_steps:.0f} of {row.steps} steps computed, as {theirs.row.label} does on {theirs.row.model}"]
+    why[0] += f", where adherence loses {lost:.0%}"
+    if differs := _differences(replace(claim, unstated=""), ours, over):
+        said = NOT_COMPARABLE
+    elif not ends(row) or n < stats.HEADLINE:
+        said, differs = UNDECIDED, [f"n = {n}: no verdict rests on fewer than {stats.HEADLINE} rounds of one session"]
+    else:
+        said = verdict(claim, *figure[1:]) if good else NOT_REPRODUCED
+    return Entry(claim, said, "; ".join(why + differs), figure, True, row)
+
+
+def _lost(claim: Claim, timed: Timed) -> float | None:
+    """Which share of its baseline's adherence a row of the stand-in loses; None for what is no such row."""
+    row, base = timed.row, next((t.row for t in timed.own if is_baseline(t.row)), None)
+    if (row.model, row.steps) != (embedded.SCHNELL, claim.steps) or base is None or is_baseline(row):
+        return None
+    cache = claim.anything and row.family == claim.family and (row.computed_steps or row.steps) < row.steps
+    if not (cache or (not claim.anything and timed.parts == _plain(claim.configuration))):
+        return None
+    return 1 - row.adherence / base.adherence if judged(row) and row.adherence is not None and base.adherence else None
+
+
+def _as_many(claim: Claim, of: Timed, timed: list[Timed]) -> list[tuple[Timed, Row]]:
+    """Schedules at full size of as many computed steps, rounded up, and the baselines that they are over."""
+    found = []
+    for t in timed:
+        row, looks = t.row, t.parts.get("first_block", True)
+        alike = (_model(row), row.weights, row.family) == (claim.model, "random", families.SCHEDULE.name)
+        alike &= row.steps == claim.steps and not t.parts.keys() - {"mask", "first_block"}
+        right = looks == (claim.family != families.TEACACHE.name)  # a reused step of TeaCache runs no block
+        if alike and right and row.computed_steps == math.ceil(of.row.computed_steps - 1e-9):
+            found += [(t, over) for over in [next((o.row for o in t.own if is_baseline(o.row)), None)] if over]
+    return found
+
+
+def _of_quality(claim: Claim, theirs: Timed, lost: float, at: str = "") -> Entry:
+    """Whether what is lost on the stand-in is what may be."""
+    said = REPRODUCED if lost <= LOSS_ALLOWED else NOT_REPRODUCED
+    why = f"adherence of {theirs.row.label} on {theirs.row.model}{at}"
+    return Entry(claim, said, why, (1 - lost,) * 3, True, theirs.row)
 
 
 def _taken(claim: Claim) -> str:
@@ -225,14 +313,14 @@ def _plain(settings: dict) -> dict:
 def _stands_for(timed: Timed, claim: Claim) -> bool:
     """Whether it has all that the claim names and nothing else, or is the stack of its name.
 
-    Random weights decide nothing, so they stand for no cache; FLUX.1-schnell has its own number of steps.
+    Random weights decide nothing, so they stand for no cache; for FLUX.1-schnell stands only itself, at its own steps.
     """
     row, wanted = timed.row, _plain(claim.configuration)
+    if claim.model == SCHNELL and (_model(row), row.steps) != (SCHNELL, claim.steps):
+        return False
     if row.stack == claim.technique:
         return True
     if row.weights == "random" and (claim.anything or "threshold" in wanted):
-        return False
-    if claim.model == SCHNELL and row.steps != claim.steps:
         return False
     named = is_baseline(row) if not wanted and not claim.anything else not claim.family
     return (named or claim.family in (row.family, row.technique)) and (claim.anything or timed.parts == wanted)
