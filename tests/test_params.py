@@ -62,6 +62,7 @@ def test_every_file_of_the_project_loads(name):
     assert loaded.gpu.price_per_hour is None
     on_gpu = name not in ("cpu", "smoke")
     assert loaded.study.models == (["embedded", "flux-dev-random"] if on_gpu else ["embedded"])
+    assert loaded.study.distilled == ["embedded-schnell", *(["flux-schnell-random"] if on_gpu else [])]
     assert loaded.gpu.match == (base.upper() if on_gpu else {"cpu": "cpu", "smoke": "any"}[name])
     assert (loaded.gpu.memory_gib is not None) == on_gpu
 
@@ -252,7 +253,7 @@ def test_an_unknown_gpu_is_guessed():
     [
         (
             "study: {stepz: 8}",
-            ["study.stepz is not a known key (did you mean steps?)", "allowed here: models, prompts"],
+            ["study.stepz is not a known key (did you mean steps?)", "allowed here: models, distilled, prompts"],
         ),
         ("study: {full_size: {stpes: 8}}", ["study.full_size.stpes", "did you mean steps?"]),
         (

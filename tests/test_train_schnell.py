@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from fluxnb.models import embedded, pipelines
+from fluxnb.models import embedded, folders, pipelines
 from fluxnb.training import train, train_schnell
 from fluxnb.training.loop import Run
 from fluxnb.world import scenes
@@ -69,7 +69,7 @@ def test_the_script_makes_a_transformer_that_the_embedded_model_takes_and_goes_o
     assert train_schnell.main(arguments) == 0
     figures = json.loads("{" + capsys.readouterr().out.split("{", 1)[1])
     assert figures["images"] == SMALL.held_out and 0 < figures["st_lpips"] < 1
-    pipe = embedded.as_schnell(pipelines.load(embedded.NAME, device="cpu"), tmp_path / "out")
+    pipe = folders.load(tmp_path / "out", torch.float32, embedded.FOLDER)
     assert not pipe.transformer.config.guidance_embeds and pipe.scheduler.config.shift == 1.0
     about = json.loads((tmp_path / "out/training.json").read_text())
     assert about["settings"]["rollout_steps"] == SMALL.rollout_steps

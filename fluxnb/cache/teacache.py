@@ -40,12 +40,12 @@ def coefficients(model: str) -> tuple[float, ...]:
     Raises:
         UserError: there are none for this model.
     """
-    from fluxnb.models import embedded
+    from fluxnb.models import embedded, full_size
 
-    folder = embedded.FOLDER if model == "embedded" else Path(model).expanduser()
+    folder = embedded.FOLDERS.get(model) or Path(model).expanduser()
     if (folder / FILE).is_file():
         return tuple(json.loads((folder / FILE).read_text())["coefficients"])
-    if "FLUX.1-dev" in model or model == "flux-dev-random":
+    if "FLUX.1-dev" in model or model in full_size.NAMES:  # random ones show time only
         return FLUX_DEV
     if model in FITS:
         return FITS[model]()

@@ -8,14 +8,12 @@ f8 VAE and the flow-matching Euler scheduler with FLUX's resolution-dependent sh
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 NAME = "embedded"  # as a model
 FOLDER = Path(__file__).parent / "weights" / "embedded"
-SCHNELL = (
-    "embedded-schnell"  # the same distilled to four steps without guidance; only transformer and scheduler are its own
-)
-SCHNELL_FOLDER = FOLDER.with_name(SCHNELL)
+SCHNELL = "embedded-schnell"  # the same distilled to four steps without guidance
+SCHNELL_FOLDER = FOLDER.with_name(SCHNELL)  # of transformer and scheduler; the rest is the embedded model's
+FOLDERS = {NAME: FOLDER, SCHNELL: SCHNELL_FOLDER}
 SCHNELL_STEPS = 4
 SCHNELL_SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -172,16 +170,3 @@ def build():
         tokenizer_2=t5,
         transformer=FluxTransformer2DModel(**TRANSFORMER),
     )
-
-
-def as_schnell(pipe, folder: Path = SCHNELL_FOLDER):
-    """The embedded model's pipeline with the transformer and scheduler of its four-step form; the rest is shared."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
-
-    transformer = FluxTransformer2DModel.from_pretrained(
-        folder, subfolder="transformer", dtype=pipe.transformer.dtype, local_files_only=True
-    ).to(pipe.transformer.device)
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-    made: Any = FluxPipeline(**{**pipe.components, "transformer": transformer.eval(), "scheduler": scheduler})
-    made.set_progress_bar_config(disable=True)
-    return made

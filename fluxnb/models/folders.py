@@ -34,19 +34,30 @@ def check(folder: Path) -> None:
     check_channels(config, f"The model in {folder}")
 
 
-def load(folder: Path, dtype):
-    """The FLUX pipeline in a folder, on the CPU. Raises UserError if it can't be read or weights are missing."""
-    import torch
-    from diffusers import FluxPipeline
+def load(folder: Path, dtype, rest: Path | None = None):
+    """The FLUX pipeline in a folder, on the CPU. Raises UserError if it can't be read or weights are missing.
 
-    variants = _variants(folder)
+    Args:
+        rest: the folder of a whole model whose VAE and text encoders it shares; then it has no others.
+    """
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    whole, own = rest or folder, dict[str, object]()
+    variants = _variants(whole)
     if len(variants) > 1:
         raise UserError(
             f"The model in {folder} has weights in several variants ({', '.join(sorted(variants))}): save it as one."
         )
     try:
+        if rest:
+            local = {"local_files_only": True}
+            own["scheduler"] = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", **local)
+            own["transformer"] = FluxTransformer2DModel.from_pretrained(
+                folder, subfolder="transformer", dtype=dtype, **local
+            )
         pipe = FluxPipeline.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, **({"variant": variants.pop()} if variants else {})
+            whole, dtype=dtype, local_files_only=True, **({"variant": variants.pop()} if variants else {}), **own
         )
     except Exception as error:  # whatever a damaged folder makes diffusers raise, it is the folder's fault
         raise UserError(
@@ -54,7 +65,7 @@ def load(folder: Path, dtype):
         ) from error
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            check_complete(part, folder / name)
+            check_complete(part, (folder if name in own else whole) / name)
     return pipe
 
 

@@ -59,9 +59,14 @@ CLIP_L: dict[str, Any] = {
 NUMBERS = 16.9e9  # weights of FLUX.1: transformer 11.9, T5 4.8, CLIP and VAE 0.2 thousand million
 
 
+def guided(name: str) -> bool:
+    """Whether guidance is an input of the transformer of one of `NAMES`: of FLUX.1-dev's, not of FLUX.1-schnell's."""
+    return "dev" in name
+
+
 def transformer(name: str) -> dict:
     """The configuration of the transformer of one of `NAMES`."""
-    return {**TRANSFORMER, "guidance_embeds": "dev" in name}
+    return {**TRANSFORMER, "guidance_embeds": guided(name)}
 
 
 def load(name: str, dtype, device: str, seed: int):
@@ -97,7 +102,7 @@ def load(name: str, dtype, device: str, seed: int):
         randomize(part.to(dtype).eval(), seed)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(
-            **(embedded.SCHEDULER if "dev" in name else {"shift": 1.0, "use_dynamic_shifting": False})
+            **(embedded.SCHEDULER if guided(name) else embedded.SCHNELL_SCHEDULER)
         ),
         tokenizer=clip_tokenizer,
         tokenizer_2=embedded.t5_tokenizer(),

@@ -1,9 +1,9 @@
 """Builds the pipeline for a model name and a use case. No technique in here.
 
-A name is `embedded` (shipped with the package, trained), `flux-dev-random` or `flux-schnell-random` (FLUX's
-full size, seeded random weights: for latency and memory, never for quality), a hub id such as
-`black-forest-labs/FLUX.1-dev`, or a local folder in diffusers' format. A use case is a key of `USE_CASES`: each is
-a pipeline of diffusers, made from the same components.
+A name is `embedded` (shipped with the package, trained) or `embedded-schnell` (the same distilled to four steps),
+`flux-dev-random` or `flux-schnell-random` (FLUX's full size, seeded random weights: for latency and memory, never for
+quality), a hub id such as `black-forest-labs/FLUX.1-dev`, or a local folder in diffusers' format. A use case is a key
+of `USE_CASES`: each is a pipeline of diffusers, made from the same components.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Model:
     height: int
     tokens: int  # T5 tokens of a prompt
     steps: int | None = None  # that an image takes, where that is the model's own and not params/'s
+    guided: bool = True  # whether guidance is an input of its transformer
 
     @property
     def judged(self) -> bool:
@@ -55,38 +56,46 @@ class Model:
         return self.weights == "trained"
 
     @property
+    def small(self) -> bool:
+        """Whether it is one of those that are shipped."""
+        return self.name in embedded.FOLDERS
+
+    @property
     def own(self) -> bool:
         """Whether it is a model of the user's."""
-        return self.judged and self.name != embedded.NAME
+        return self.judged and not self.small
 
     @property
     def checked(self) -> bool:
         """Whether adherence can be read off its images: fluxnb.world.probe knows the embedded world only."""
-        return self.name == embedded.NAME
+        return self.small
 
 
 def describe(name: str) -> Model:
     """The facts of a model by name, without loading it. Raises UserError if they can't be had."""
-    if name == embedded.NAME:
-        return Model(name, "trained", 128, 128, embedded.TOKENS)
+    if name in embedded.FOLDERS:
+        few = {"steps": embedded.SCHNELL_STEPS, "guided": False} if name == embedded.SCHNELL else {}
+        return Model(name, "trained", 128, 128, embedded.TOKENS, **few)
     if name in RANDOM:
-        return Model(name, "random", 1024, 1024, 512 if "dev" in name else 256)
+        few = {} if full_size.guided(name) else {"steps": facts.SCHNELL_STEPS, "guided": False}
+        return Model(name, "random", 1024, 1024, facts.SCHNELL_TOKENS if few else facts.MOST_TOKENS, **few)
     own = facts.asked()
     if own is None or name != own.name:
         own = facts.read(name)
-    return Model(name, "trained", own.width, own.height, own.tokens, own.steps)
+    return Model(name, "trained", own.width, own.height, own.tokens, own.steps, own.guided)
 
 
 def check(name: str) -> None:
     """Raises UserError when it is clear, without loading anything, that `name` can't be loaded."""
-    if name == embedded.NAME:
+    if name in embedded.FOLDERS:
         folders.check(embedded.FOLDER)
+        folders.read(embedded.FOLDERS[name], "transformer/config.json")
     elif facts.is_folder(name):
         folders.check(Path(name).expanduser())
     elif name not in RANDOM:
         if name.count("/") != 1:
             raise UserError(
-                f"There is no model {name!r}: choose embedded, {', '.join(RANDOM)}, a hub id such as "
+                f"There is no model {name!r}: choose {', '.join([*embedded.FOLDERS, *RANDOM])}, a hub id such as "
                 "black-forest-labs/FLUX.1-dev, or a local folder."
             )
         facts.check_id(name)
@@ -114,6 +123,8 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
         pipe = full_size.load(name, DTYPES[dtype], device, seed)
     elif name == embedded.NAME:
         pipe = folders.load(embedded.FOLDER, DTYPES[dtype])
+    elif name == embedded.SCHNELL:
+        pipe = folders.load(embedded.SCHNELL_FOLDER, DTYPES[dtype], embedded.FOLDER)
     elif facts.is_folder(name):
         pipe = folders.load(Path(name).expanduser(), DTYPES[dtype])
     else:
@@ -124,7 +135,7 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
 
 def weights_gib(name: str, dtype: str) -> float:
     """About how many GiB a pipeline's weights take; a model of the hub is taken for one of FLUX's size."""
-    local = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser()
+    local = embedded.FOLDER if name in embedded.FOLDERS else Path(name).expanduser()
     if local.is_dir():  # saved in 16 bits, as FLUX's are
         numbers = sum(path.stat().st_size for path in local.rglob("*.safetensors")) / 2
     else:
@@ -139,8 +150,8 @@ def transformer_config(name: str) -> dict:
     check(name)
     if name in RANDOM:
         return full_size.transformer(name)
-    local = name == embedded.NAME or facts.is_folder(name)
-    source = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser() if local else name
+    local = name in embedded.FOLDERS or facts.is_folder(name)
+    source = embedded.FOLDERS.get(name) or (Path(name).expanduser() if local else name)
     try:
         return FluxTransformer2DModel.load_config(source, subfolder="transformer", local_files_only=local)
     except OSError as error:
@@ -217,6 +228,8 @@ def lacks_controlnet(name: str) -> str:
     """Why a model has no ControlNet here; "" where it has one, as far as can be said without loading it."""
     if name == embedded.NAME or name in RANDOM:
         return ""
+    if name == embedded.SCHNELL:
+        return f"the ControlNet here belongs to {embedded.NAME}, and {name} is distilled to other steps"
     config, sizes = transformer_config(name), ("num_attention_heads", "attention_head_dim", "joint_attention_dim")
     if any(config.get(size) != full_size.TRANSFORMER[size] for size in sizes):
         return f"{CONTROLNET} belongs to FLUX.1-dev, and {name} is built otherwise"
@@ -233,8 +246,8 @@ def generate(
     seeds: list[int],
     *,
     model: Model,
-    steps: int = 28,
-    guidance: float = 3.5,
+    steps: int | None = None,
+    guidance: float = embedded.GUIDANCE,
     width: int | None = None,
     height: int | None = None,
     output_type: str = "pil",
@@ -252,6 +265,8 @@ def generate(
 
     Args:
         pipe: of any use case; it takes what the others ignore.
+        steps: the model's own by default, else 28.
+        guidance: ignored where the model takes none.
         image, mask: PIL images, or one for each prompt; white in the mask is repainted.
         condition: edges or depth (fluxnb.models.control), one PIL image or one for each prompt; for several ControlNets
             a list of that for each of them.
@@ -266,16 +281,17 @@ def generate(
         UserError: something that the use case needs is missing or doesn't fit, before anything runs.
     """
     width, height = model.width if width is None else width, model.height if height is None else height
+    steps = (model.steps or facts.DEV_STEPS) if steps is None else steps
     request.check(prompts, seeds, steps, guidance, width, height, output_type)
     case, seeds, steps = request.use_case(pipe), list(map(int, seeds)), int(steps)
-    if model.name == embedded.NAME:
+    if model.small:
         _warn_of_unknown_words(prompts)
     takes = inspect.signature(type(pipe).__call__).parameters
     given = {
         "width": width,
         "height": height,
         "num_inference_steps": steps,
-        "guidance_scale": guidance,
+        "guidance_scale": guidance if model.guided else 0.0,
         "max_sequence_length": model.tokens,
         "output_type": output_type,
     }

@@ -136,7 +136,7 @@ def chosen(gpu: str, folder: Path | None = None) -> Params:
         return loaded
     for name in ("models", "distilled"):  # the study's own
         loaded.left_out.get("study", {}).pop(name, None)
-    return replace(loaded, model=model, study=replace(loaded.study, models=[model.name]))
+    return replace(loaded, model=model, study=replace(loaded.study, models=[model.name], distilled=None))
 
 
 def overridden(chosen: Params, stem: str, given: dict) -> Params:

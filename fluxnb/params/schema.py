@@ -107,6 +107,7 @@ class StudyParams:
     """What every notebook has in common."""
 
     models: list[str] = _key("models by name: embedded, flux-dev-random, a hub id or a local folder")
+    distilled: list[str] | None = _key("four-step models: embedded-schnell, flux-schnell-random; null = none")
     prompts: list[str] | None = _key("prompts of yours; null = kept out of the embedded model's training")
     judged: int = _key("how many of them judge images: every mean is over these", low=1, high=1000)
     shown: list[str] | None = _key("prompts shown in every grid and counted in no mean; null = the documents' own")

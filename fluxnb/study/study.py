@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +13,6 @@ from fluxnb import families, params
 from fluxnb.errors import UserError
 from fluxnb.families import Family
 from fluxnb.measure import clip, telemetry
-from fluxnb.models import embedded, pipelines
 from fluxnb.study import fitted, kept, serving, spreading
 from fluxnb.study.candidate import Candidate
 from fluxnb.study.comparison import Comparison, by_itself, failure
@@ -23,7 +22,8 @@ from fluxnb.study.pool import Pool
 from fluxnb.study.results import Results
 from fluxnb.study.row import Row
 from fluxnb.study.serving import Load
-from fluxnb.study.subject import Subject, given
+from fluxnb.study.subject import Subject
+from fluxnb.study.subjects import Subjects
 from fluxnb.technique import Unavailable, applied
 
 FORCE = "FLUXNB_FORCE"  # variable of a kernel that `make report` started: on any GPU
@@ -46,7 +46,7 @@ def begin(gpu: str, notebook: str, **overrides) -> Study:
     return s
 
 
-class Study(Rows):
+class Study(Subjects, Rows):
     """The rows, images and traces of one notebook on one GPU configuration."""
 
     def __init__(self, chosen: params.Params, notebook: str, root: Path):
@@ -59,58 +59,6 @@ class Study(Rows):
     def given(self) -> SimpleNamespace:
         """The values of the notebook's own parameters."""
         return self.params.given(self.notebook)
-
-    # --- what is run ------------------------------------------------------------------------------------------
-
-    @cached_property
-    def subjects(self) -> list[Subject]:
-        """Every model of this configuration, in the order of study.models."""
-        return [self.subject(name) for name in self.params.study.models]
-
-    @property
-    def judged(self) -> list[Subject]:
-        """Those whose images mean something."""
-        return [subject for subject in self.subjects if subject.model.judged]
-
-    @property
-    def full_size(self) -> list[Subject]:
-        """Those that aren't the study's own small ones: with random weights, for time and memory, or the user's own."""
-        measured = self.params.study.full_size.own
-        return [s for s in self.subjects if not s.model.judged or (s.model.own and measured)]
-
-    @property
-    def own(self) -> list[Subject]:
-        """Those of `full_size` with weights of the user's: what they decide and draw means something."""
-        return [subject for subject in self.full_size if subject.model.own]
-
-    @property
-    def random(self) -> list[Subject]:
-        """Those of `full_size` that show time and memory only."""
-        return [subject for subject in self.full_size if not subject.model.own]
-
-    def subject(self, name: str, dtype: str | None = None) -> Subject:
-        """A model by name with this configuration's prompts, seeds and size."""
-        dtype = dtype or ("bfloat16" if telemetry.machine()["gpus"] else "float32")
-        return given(pipelines.describe(name), dtype, self.params.study)
-
-    def first_judged(self) -> Subject:
-        """The first of the study's models whose images mean something. Raises UserError if there is none."""
-        if self.judged:
-            return self.judged[0]
-        raise UserError(
-            f"{self.notebook} judges images, and no model of study.models has trained weights: add `{embedded.NAME}`, "
-            f"or a hub id or folder with real weights, to study.models in params/{self.params.name}.yaml."
-        )
-
-    def sized(self, prompts: int, steps: int, few: int) -> list[tuple[Subject, int]]:
-        """`full_size`, each with its steps: the user's as they are judged, random ones at a few steps."""
-        own = [(subject.part(prompts), self.steps(subject, steps)) for subject in self.own]
-        return [*own, *((subject, few) for subject in self.random)]
-
-    def steps(self, subject: Subject, most: int = 200) -> int:
-        """The full number of denoising steps for this model, at most as many."""
-        own, full = self.params.study, self.params.study.full_size
-        return min(most, subject.model.steps or (own.steps if subject.model.name == embedded.NAME else full.steps))
 
     def pipe(self, subject: Subject):
         """The subject's pipeline, ready to run."""

@@ -131,7 +131,7 @@ class Subject:
 
 def given(model: pipelines.Model, dtype: str, study: StudyParams) -> Subject:
     """A model with the prompts, seeds and size that a configuration has for models like it."""
-    full, small = study.full_size, model.name == embedded.NAME
+    full, small = study.full_size, model.small
     size = model if model.judged else full
     prompts = study.prompts or []
     return Subject(
@@ -139,7 +139,7 @@ def given(model: pipelines.Model, dtype: str, study: StudyParams) -> Subject:
         dtype=dtype,
         prompts=tuple(prompts[: full.judged] if model.own else prompts if model.judged else scenes.PROMPTS),
         seeds=tuple(study.seeds[:1] if model.own else study.seeds),
-        guidance=study.guidance_scale,
+        guidance=study.guidance_scale if model.guided else 0.0,
         width=(study.width if small else None) or size.width,
         height=(study.height if small else None) or size.height,
         rounds=study.rounds if small else full.rounds,
@@ -217,11 +217,13 @@ def _material(prompt: str, seed: int, width: int, height: int) -> material.Mater
 
 def fingerprint(name: str) -> str:
     """What identifies a model's weights: a digest of the files of a folder, the name of anything else."""
-    folder = embedded.FOLDER if name == embedded.NAME else Path(name).expanduser()
+    folder = embedded.FOLDERS.get(name) or Path(name).expanduser()
     if not folder.is_dir():
         return name
-    if name == embedded.NAME:  # the probe's weights say what is in its images
-        files = [probe.FOLDER / probe.FILE, *sorted(folder.rglob("*.safetensors"))]
+    if name in embedded.FOLDERS:  # the probe's weights say what is in its images
+        whole = sorted(embedded.FOLDER.rglob("*.safetensors"))
+        shared = [path for path in whole if not (folder / path.relative_to(embedded.FOLDER)).is_file()]
+        files = [probe.FOLDER / probe.FILE, *sorted(folder.rglob("*.safetensors")), *shared]
     else:  # how a model is put together counts as much, and what the study fits to it doesn't
         files = sorted(p for p in folder.rglob("*.*") if p.suffix in (".safetensors", ".bin", ".json", ".model"))
         files = [path for path in files if path.name != teacache.FILE]

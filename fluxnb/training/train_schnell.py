@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from fluxnb.measure import perceptual, quality
-from fluxnb.models import embedded, pipelines
+from fluxnb.models import embedded, folders, pipelines
 from fluxnb.training import train
 from fluxnb.training.loop import OutOfTime, Run, fit
 from fluxnb.world import scenes
@@ -232,7 +232,7 @@ def summary(rows: list[dict]) -> dict[str, float]:
 def write_evaluation(folder: Path, count: int, device: str) -> dict[str, float]:
     """Evaluates the exported model; writes evaluation.csv beside it; returns the summary."""
     teacher = pipelines.load(embedded.NAME, "float32", device)
-    rows = evaluate(embedded.as_schnell(teacher, folder), teacher, count)
+    rows = evaluate(folders.load(folder, torch.float32, embedded.FOLDER).to(device), teacher, count)
     with (folder / "evaluation.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
