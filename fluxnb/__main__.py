@@ -101,12 +101,23 @@ def fit_teacache(options) -> int:
     subject = s.subject(options.model)
     if not subject.model.judged:
         raise UserError(f"{options.model} has random weights, whose trajectories say nothing: name a trained model.")
-    result = teacache.fit(s.loaded(subject), options.steps)
+    result = teacache.fit(s.loaded(subject), options.steps or s.steps(subject))
     print(f"coefficients, highest power first: {', '.join(f'{c:.6g}' for c in result.coefficients)}")
     print(f"R² {result.r2:.3f} over {len(result.changes)} steps of {result.images} images")
-    folder = embedded.FOLDER if options.model == embedded.NAME else Path(options.model).expanduser()
+    folder = embedded.FOLDERS.get(options.model) or Path(options.model).expanduser()
     if folder.is_dir():
         print(f"written to {teacache.save(result, folder)}")
+    return 0
+
+
+def export(options) -> int:
+    """Writes a shipped model as a whole folder in diffusers' format."""
+    from fluxnb.models import embedded
+
+    embedded.export(options.name, options.folder.expanduser())
+    few = f", num_inference_steps={embedded.SCHNELL_STEPS}" if options.name == embedded.SCHNELL else ""
+    print(f"written; without fluxnb, diffusers.FluxPipeline.from_pretrained({str(options.folder)!r}) loads it:")
+    print(f'pipe("a red apple on a white table", width=128, height=128, max_sequence_length={embedded.TOKENS}{few})')
     return 0
 
 
@@ -163,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         ("techniques", techniques, "list every technique"),
         ("clean-caches", clean_caches, "list downloaded models and compiled code, and delete what you agree to"),
         ("fit-teacache", fit_teacache, "fit TeaCache's polynomial to a model"),
+        ("export", export, "write a shipped model as a folder that diffusers loads without fluxnb"),
         ("params", list_params, "list every parameter"),
     ):
         made[name] = commands.add_parser(name, help=words, description=words)
@@ -189,9 +201,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--technique", help="list the rows whose technique, family or stack has this in its name")
     made["recipe"].add_argument("--goal", default="near-lossless", help="such as lossless, balanced")
     made["recipe"].add_argument("--diffusers", action="store_true", help="without fluxnb, as far as diffusers has it")
+    made["export"].add_argument("name", help="embedded, or embedded-schnell: four steps, no guidance")
+    made["export"].add_argument("folder", type=Path, help="where it goes: a new or an empty folder")
     made["analysis"].add_argument("prices", nargs="*", help="what a GPU hour costs, such as h200=3.5")
     made["fit-teacache"].add_argument("--model", default="embedded", help="a model by name")
-    made["fit-teacache"].add_argument("--steps", type=int, default=28, help="denoising steps")
+    made["fit-teacache"].add_argument("--steps", type=int, help="denoising steps; the model's own by default")
     return parser
 
 

@@ -7,7 +7,10 @@ f8 VAE and the flow-matching Euler scheduler with FLUX's resolution-dependent sh
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+
+from fluxnb.errors import UserError
 
 NAME = "embedded"  # as a model
 FOLDER = Path(__file__).parent / "weights" / "embedded"
@@ -170,3 +173,36 @@ def build():
         tokenizer_2=t5,
         transformer=FluxTransformer2DModel(**TRANSFORMER),
     )
+
+
+def export(name: str, target: Path) -> None:
+    """Writes a shipped model as a whole folder in diffusers' format, which needs nothing of fluxnb; all of it or none.
+
+    Raises UserError for a name that isn't one of `FOLDERS`, and for a folder that isn't empty or can't be written.
+    """
+    if name not in FOLDERS:
+        raise UserError(f"There is no model {name!r} to export: choose {' or '.join(FOLDERS)}.")
+    try:
+        _write(FOLDERS[name], target)
+    except OSError as error:
+        raise UserError(f"{target} can't be written ({error.strerror}): give another place.") from error
+
+
+def _write(source: Path, target: Path) -> None:
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent} is no folder: make it first, or give another place.")
+    if (there := target.exists()) and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} is there already and is no empty folder: give a new one.")
+    parts = [source / path.name for path in FOLDER.iterdir() if path.is_dir()]
+    parts = [part if part.is_dir() else FOLDER / part.name for part in parts]
+    files = {path: target / path.parent.name / path.name for part in parts for path in part.iterdir()}
+    about = [FOLDER / "model_index.json", *(path for path in source.iterdir() if path.is_file())]
+    files |= {path: target / path.name for path in about}
+    try:
+        for path, copy in files.items():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)  # not its mode
+    except BaseException:
+        for path in [*target.iterdir()] if there else [target]:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        raise

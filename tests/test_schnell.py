@@ -1,0 +1,191 @@
+"""The four-step model as it is shipped: its size, its committed figures, a sample made again, and its export."""
+
+import csv
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from fluxnb import params, study
+from fluxnb.__main__ import main
+from fluxnb.cache import teacache
+from fluxnb.errors import UserError
+from fluxnb.models import embedded, pipelines
+from fluxnb.study.subject import fingerprint
+from fluxnb.training import train, train_schnell
+from fluxnb.world import scenes
+
+MODEL = pipelines.describe(embedded.SCHNELL)
+SAMPLE = 4  # images of the committed evaluation that are made again
+PROMPT, SEED = "a red apple on a white table", 3
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipelines.load(embedded.SCHNELL, "float32", "cpu")
+
+
+@pytest.fixture(scope="module")
+def image(pipe):
+    return pipelines.generate(pipe, [PROMPT], [SEED], model=MODEL)[0]
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    with (embedded.SCHNELL_FOLDER / "evaluation.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [r | {k: float(r[k]) for k in ("seed", "facts", "right", "psnr_db", "st_lpips")} for r in rows]
+
+
+@pytest.fixture
+def s(tmp_path):
+    return study.Study(params.load("h100"), "01_baseline", tmp_path)
+
+
+# --- what is shipped, and what it was measured to be --------------------------------------------------------
+
+
+def test_only_transformer_and_scheduler_are_its_own_and_they_are_small():
+    files = [path for path in embedded.SCHNELL_FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 15_000_000
+    assert {path.parent.name for path in files} - {embedded.SCHNELL} == {"transformer", "scheduler"}
+
+
+def test_prompts_kept_out_of_training_are_in_its_images(evaluation):
+    figures = train_schnell.summary(evaluation)
+    assert figures["images"] == 200 and figures["adherence"] >= 0.95
+    assert 0 < figures["st_lpips"] < figures["st_lpips_max"] < 1 and figures["psnr_db"] > 25
+    assert [r["prompt"] for r in evaluation] == [scenes.held_out_scene(seed).caption for seed in range(200)]
+
+
+def test_images_made_here_show_what_the_committed_evaluation_says(pipe, evaluation):
+    rows, _ = train.evaluate(pipe, SAMPLE, steps=embedded.SCHNELL_STEPS)
+    assert [(r["facts"], r["right"]) for r in rows] == [(r["facts"], r["right"]) for r in evaluation[:SAMPLE]]
+
+
+def test_four_steps_are_near_to_its_teachers_28(image, embedded_pipe):
+    from fluxnb.measure.quality import psnr
+
+    teacher = pipelines.generate(embedded_pipe, [PROMPT], [SEED], model=pipelines.describe(embedded.NAME))[0]
+    assert psnr(np.asarray(teacher), np.asarray(image)) > 25
+
+
+# --- a model like the others --------------------------------------------------------------------------------
+
+
+def test_it_says_its_own_number_of_steps_and_that_it_takes_no_guidance(pipe, image):
+    assert (MODEL.steps, MODEL.guided, MODEL.weights, MODEL.judged, MODEL.checked) == (4, False, "trained", True, True)
+    assert MODEL.small and not MODEL.own and not pipe.transformer.config.guidance_embeds
+    given = {"model": MODEL, "steps": 4, "guidance": 9.0}
+    assert np.array_equal(pipelines.generate(pipe, [PROMPT], [SEED], **given)[0], image)
+    assert pipelines.transformer_config(embedded.SCHNELL)["guidance_embeds"] is False
+
+
+def test_a_distilled_model_has_no_controlnet():
+    with pytest.raises(UserError, match="belongs to embedded, and embedded-schnell is distilled"):
+        pipelines.load_controlnet(embedded.SCHNELL, device="cpu")
+
+
+def test_the_study_runs_four_step_models_beside_the_others(s):
+    (small,), (full,) = s.distilled, s.distilled_random
+    assert (small.model.name, full.model.name) == (embedded.SCHNELL, "flux-schnell-random")
+    assert [s.steps(subject) for subject in (small, full)] == [4, 4] and s.steps(small, 2) == 2
+    assert (small.width, full.width, full.model.tokens) == (128, 1024, 256)
+    assert small.guidance == full.guidance == 0 and small.rounds == s.subject(embedded.NAME).rounds
+    assert not {embedded.SCHNELL, "flux-schnell-random"} & {subject.model.name for subject in s.subjects}
+    assert small.checked and not full.checked
+
+
+def test_own_weights_come_without_the_studys_four_step_models(monkeypatch):
+    monkeypatch.setenv("FLUXNB_MODEL", str(embedded.FOLDER))
+    assert params.chosen("h100").study.distilled is None
+
+
+def test_the_digest_is_of_its_own_transformer_and_of_what_it_shares(s, monkeypatch, tmp_path):
+    small = s.distilled[0]
+    assert len({small.digest, s.subject(embedded.NAME).digest}) == 2
+    before = fingerprint(embedded.SCHNELL)
+    whole = shutil.copytree(embedded.FOLDER, tmp_path / "whole")
+    monkeypatch.setattr(embedded, "FOLDER", whole)
+    (whole / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"another")
+    assert fingerprint(embedded.SCHNELL) == before
+    (whole / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"another")
+    assert fingerprint(embedded.SCHNELL) != before
+
+
+def test_teacaches_polynomial_is_fitted_to_its_own_four_steps(pipe):
+    own = teacache.coefficients(embedded.SCHNELL)
+    assert own != teacache.coefficients(embedded.NAME) and teacache.of(pipe) == own
+    assert teacache.coefficients("flux-schnell-random") == teacache.FLUX_DEV
+
+
+# --- the whole model as a folder ----------------------------------------------------------------------------
+
+WITHOUT = """
+import sys
+sys.modules["fluxnb"] = None  # importing it is an error from here on
+import numpy, torch
+from diffusers import FluxPipeline
+folder, prompt, seed, tokens, out = sys.argv[1:]
+image = FluxPipeline.from_pretrained(folder)(
+    prompt, generator=torch.Generator().manual_seed(int(seed)), width=128, height=128, num_inference_steps=4,
+    guidance_scale=0.0, max_sequence_length=int(tokens),
+).images[0]
+numpy.save(out, numpy.asarray(image))
+"""
+
+
+def test_diffusers_alone_makes_the_same_image_from_what_was_exported(tmp_path, capsys, image):
+    assert main(["export", embedded.SCHNELL, str(tmp_path / "model")]) == 0
+    assert "num_inference_steps=4" in capsys.readouterr().out
+    given = [str(tmp_path / "model"), PROMPT, str(SEED), str(embedded.TOKENS), str(tmp_path / "image.npy")]
+    command = [sys.executable, "-I", "-c", WITHOUT, *given]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert np.array_equal(np.load(tmp_path / "image.npy"), np.asarray(image))
+
+
+def test_the_embedded_model_is_exported_file_by_file_into_an_empty_folder(tmp_path):
+    embedded.export(embedded.NAME, tmp_path)
+    whole = {p.relative_to(embedded.FOLDER): p for p in embedded.FOLDER.rglob("*") if p.is_file()}
+    assert {p.relative_to(tmp_path) for p in tmp_path.rglob("*") if p.is_file()} == set(whole)
+    assert all((tmp_path / name).read_bytes() == path.read_bytes() for name, path in whole.items())
+
+
+@pytest.mark.parametrize(
+    "name, place, said",
+    [
+        ("embeded", "new", "There is no model 'embeded' to export: choose embedded or embedded-schnell"),
+        (embedded.NAME, "full", "is there already and is no empty folder"),
+        (embedded.NAME, "full/file", "is there already and is no empty folder"),
+        (embedded.NAME, "nowhere/new", "nowhere is no folder: make it first"),
+        (embedded.NAME, "full/file/new", "file is no folder"),
+        (embedded.NAME, "/proc/new", "can't be written"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_in_a_sentence(tmp_path, capsys, name, place, said):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    assert main(["export", name, str(tmp_path / place)]) == 2
+    text = capsys.readouterr().err
+    assert said in text and text.count("\n") == 1 and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_leaves_no_half_of_a_model(tmp_path, capsys, monkeypatch, there):
+    copied, target = [], tmp_path / "model"
+    if there:
+        target.mkdir()
+
+    def copyfile(path, copy):
+        copied.append(copy)
+        if len(copied) == 3:
+            raise OSError(28, "No space left on device")
+        copy.touch()
+
+    monkeypatch.setattr(embedded.shutil, "copyfile", copyfile)
+    assert main(["export", embedded.SCHNELL, str(target)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    assert [*tmp_path.rglob("*")] == ([target] if there else [])
