@@ -14,6 +14,9 @@ PY := .venv/bin/python
 READY := .venv/.ready
 endif
 
+# Says in a sentence what a target's tools lack.
+FIT = @$(PY) -m fluxnb.report.preflight $@
+
 # Notebooks and their kernels import fluxnb from here, whatever the interpreter has installed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
@@ -108,13 +111,13 @@ analysis: $(READY) ## set the configurations beside each other (PRICES="h200=3.5
 	$(PY) -m fluxnb analysis $(PRICES)
 
 explore: $(READY) ## open the live explorer in JupyterLab (ARGS=… is passed on)
-	$(PY) -m jupyterlab $(ARGS) notebooks/explore.ipynb
+	$(FIT) && $(PY) -m jupyterlab $(ARGS) notebooks/explore.ipynb
 
 test: $(READY) ## run the tests, two files at a time (ARGS=… is passed on to pytest)
-	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(FIT) && $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(READY) ## look through the code: ruff and mypy
-	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy fluxnb
+	$(FIT) && $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy fluxnb
 
 train-embedded: $(READY) ## train the embedded model, its probe and its ControlNet from nothing; needs a GPU, resumes where it stopped
 	$(PY) -m fluxnb.training.train && $(PY) -m fluxnb.training.train_probe && $(PY) -m fluxnb.training.train_control

@@ -25,6 +25,11 @@ SEVERAL_GPUS = (ENVIRONMENT, PARALLEL, LOAD)  # what a configuration of several 
 OF_EMBEDDED = (EMBEDDED, SURVIVAL)  # about what ships with the study, and no model of anybody else's
 
 
+def first(gpus: int = 1) -> str:
+    """The notebook that a recommendation rests on, which is made before the others."""
+    return FINAL_STACK if gpus == 1 else PARALLEL
+
+
 def sources(root: Path, gpus: int = 1, model: str = "") -> list[Path]:
     """The notebooks that make reports, in reading order; on several GPUs those that use them.
 

@@ -243,16 +243,18 @@ def spelled(made) -> str:
     return f"{type(made).__name__}({', '.join(said)})"
 
 
-def script(recipe: Recipe, plain_diffusers: bool = False) -> str:
+def script(recipe: Recipe, plain_diffusers: bool = False, coefficients: Sequence[float] | None = None) -> str:
     """A script that runs as it is: loads a model, puts the recipe on, saves an image; what it rests on as comments.
 
     Args:
         plain_diffusers: without fluxnb, what diffusers and PyTorch have of it.
+        coefficients: of TeaCache's polynomial, where nobody finds those of the model.
 
     Raises:
         UserError: they have nothing of it.
     """
-    lines, remarks = _as_diffusers(recipe) if plain_diffusers else (code(recipe.techniques).splitlines(), [])
+    parts = with_coefficients(recipe.techniques, coefficients)
+    lines, remarks = _as_diffusers(recipe) if plain_diffusers else (code(parts).splitlines(), [])
     imports = sorted({"from diffusers import FluxPipeline", *(line for line in lines if line.startswith("from "))})
     body = "\n".join(line for line in lines if line and not line.startswith("from "))
     comments = [f"{recipe.name}: {recipe.goal}, {', '.join(part.label for part in recipe.techniques) or recipe.stack}."]
@@ -291,6 +293,15 @@ image = pipe(
 image.save(options.output)
 """
     )
+
+
+def with_coefficients(parts: tuple[Technique, ...], coefficients: Sequence[float] | None) -> tuple[Technique, ...]:
+    """The parts, in which every TeaCache without a polynomial of its own has got this one; as they are for None."""
+    for gate in (part.gate for part in parts if coefficients and hasattr(part, "gate")):
+        for one in (gate, *getattr(gate, "gates", ())):
+            if getattr(one, "coefficients", one) is None:
+                one.coefficients = tuple(map(float, coefficients or ()))
+    return parts
 
 
 def code(parts: Sequence[Technique]) -> str:

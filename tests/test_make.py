@@ -108,7 +108,7 @@ def test_variables_become_options(fresh):
     assert taken == "p -m fluxnb reference --gpu h100\n"
     assert "--force" not in make("-n", "report", "FORCE=0", "PYTHON=p", folder=fresh).stdout
     tests = make("-n", "test", "ARGS=-k make", "PYTHON=p", folder=fresh).stdout
-    assert tests == "p -m pytest -n 2 --dist loadfile -k make\n"
+    assert tests == "p -m fluxnb.report.preflight test && p -m pytest -n 2 --dist loadfile -k make\n"
     priced = make("-n", "analysis", "PRICES=h200=3.5 cpu=0.1", "PYTHON=p", folder=fresh).stdout
     assert priced == "p -m fluxnb analysis h200=3.5 cpu=0.1\n"
 
@@ -181,7 +181,10 @@ def test_a_model_is_handed_on_as_it_was_written(fresh):
 
 def test_lint_looks_at_everything(fresh):
     (plan,) = make("-n", "lint", "PYTHON=p", folder=fresh).stdout.splitlines()
-    assert plan == "p -m ruff check . && p -m ruff format --check . && p -m mypy fluxnb"
+    assert (
+        plan
+        == "p -m fluxnb.report.preflight lint && p -m ruff check . && p -m ruff format --check . && p -m mypy fluxnb"
+    )
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert script.endswith("make lint\nmake test\n")
 

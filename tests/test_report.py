@@ -52,6 +52,8 @@ class FakeParams:
     steps: int = 28
     extra: tuple = ()  # what papermill puts into every notebook
     values: tuple = ()  # what the notebook 01_good asks for
+    thorough: bool = False
+    left_out: tuple = ()  # of every notebook
 
     @property
     def gpu(self):
@@ -77,6 +79,9 @@ class FakeParams:
 
     def resolved(self):
         return {"gpu": {"match": "cpu"}, "study": {"steps": self.steps}}
+
+    def lacks(self, stem):
+        return list(self.left_out)
 
     def for_notebook(self, stem):
         return {"gpu": self.name, **dict(self.extra)}

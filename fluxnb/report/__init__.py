@@ -150,6 +150,22 @@ def measured(table: Path, stem: str, shown: str) -> dict:
     return {"from": min(moments), "to": max(moments), "commits": list(commits)}
 
 
+def newest_row(table: Path, stem: str) -> str | None:
+    """When the last row of a notebook was measured; None without any."""
+    return max(
+        (row["measured_at"] for row in _rows(table) if row["notebook"] == stem and row.get("measured_at")), default=None
+    )
+
+
+def machine_of(run: dict) -> str:
+    """What a run was measured on, by its provenance."""
+    machine = run.get("machine") or {}
+    gpus = machine.get("gpus") or []
+    if gpus:
+        return f"{len(gpus)} × {gpus[0]['name']}" if len(gpus) > 1 else str(gpus[0]["name"])
+    return str(machine.get("cpu") or "no GPU")
+
+
 def describe_failure(state: dict) -> str:
     """ "FAILED at cell 5: ValueError: …" from the state of a failed notebook."""
     where = f" at cell {state['failed_cell']}" if state.get("failed_cell") else ""

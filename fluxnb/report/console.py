@@ -36,6 +36,7 @@ class Progress:
         self._thread: threading.Thread | None = None
         self._end = threading.Event()
         self._width = 0
+        self.said: set[str] = set()
 
     def skipped(self, stems: list[str]) -> None:
         """Say what needn't be executed."""
@@ -46,6 +47,12 @@ class Progress:
     def note(self, text: str) -> None:
         """Say something that is true of the whole run."""
         self._line(text)
+
+    def once(self, text: str) -> None:
+        """Say something the first time."""
+        if text not in self.said:
+            self.said.add(text)
+            self._line(text)
 
     def start(self, stem: str, events: Path) -> None:
         """Begin to follow the progress file of one notebook."""

@@ -10,7 +10,7 @@ from fluxnb.findings import ledger
 from fluxnb.findings.recommend import Choice
 from fluxnb.findings.rows import is_baseline
 from fluxnb.measure import stats
-from fluxnb.report import html
+from fluxnb.report import html, machine_of
 from fluxnb.report.configurations import Configuration
 from fluxnb.report.index import line
 from fluxnb.report.ledger import entries
@@ -131,10 +131,7 @@ def _section(folder: Path, c: Configuration, own: bool) -> dict:
         where = f'<a href="{_link(folder, c, page.href)}">{html.inline(page.title)}</a>'
         blocks.append(f"<p>{said[:1].upper()}{said[1:]}: what there is stands in {where}.</p>")
     for found in answers(c):
-        table, about = findings.recommendations(found), findings.stands_in(found)
-        caption = ": ".join(filter(None, [f"What to choose on {c.name}, by goal", about]))
-        blocks.append(html.table_html(table, f"{caption}.", table.attrs["formats"]))
-        blocks.append(snippet(c.name, found, own))
+        blocks += [goals(c, found), snippet(c.name, found, own)]
     reports = [line(page) for page in sorted(c.pages, key=lambda p: p.stem)]
     for report in reports:
         there = report["href"] and (c.folder / report["href"]).is_file()
@@ -151,6 +148,13 @@ def _section(folder: Path, c: Configuration, own: bool) -> dict:
         "blocks": [*blocks, *([chart] if chart is not None else [])],
         "reports": reports,
     }
+
+
+def goals(c: Configuration, found: list[Choice]) -> str:
+    """The table of what to choose for each goal."""
+    table, about = findings.recommendations(found), findings.stands_in(found)
+    caption = ": ".join(filter(None, [f"What to choose on {c.name}, by goal", about]))
+    return html.table_html(table, f"{caption}.", table.attrs["formats"])
 
 
 def snippet(name: str, found: list[Choice], own: bool) -> str:
@@ -177,11 +181,7 @@ def snippet(name: str, found: list[Choice], own: bool) -> str:
 
 def machine(c: Configuration) -> str:
     """What it was measured on."""
-    machine = c.run.get("machine") or {}
-    gpus = machine.get("gpus") or []
-    if gpus:
-        return f"{len(gpus)} × {gpus[0]['name']}" if len(gpus) > 1 else str(gpus[0]["name"])
-    return str(machine.get("cpu") or "no GPU")
+    return machine_of(c.run)
 
 
 def _link(folder: Path, c: Configuration, name: str) -> str:

@@ -16,6 +16,8 @@ def index_html(
     explorer: str | None = None,
     model: str = "",
     reference: tuple[str, set[str]] | None = None,
+    answer: list[str] | None = None,
+    command: str = "",
 ) -> str:
     """The page as HTML.
 
@@ -27,8 +29,11 @@ def index_html(
         explorer: address of the explorer, where there is one.
         model: of the user's, that all of it is about.
         reference: of a user's own reports, the address of the folder of the committed reference and its pages' files.
+        answer: the recommendation, as blocks of HTML.
+        command: that makes what isn't there yet, of a user's own reports.
     """
     folder, there = reference or ("", set())
+    missing = [page.title for page in pages if page.status == "missing"]
     return render_template(
         "configuration.html.j2",
         "index.html",
@@ -38,7 +43,11 @@ def index_html(
         model=model,
         reference=folder,
         provenance=provenance_html(run, sum(page.rows for page in pages) or None),
-        troubled=[page for page in pages if page.status != "ok"],
+        answer=answer or [],
+        command=command,
+        troubled=[page for page in pages if page.status not in ("ok", "missing")],
+        missing=missing,
+        short=[page.number for page in pages if page.state.get("left_out")],
         pages=[line(p) | {"reference": f"{folder}/{p.href}" if p.href in there else None} for p in pages],
     )
 

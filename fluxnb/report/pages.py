@@ -95,6 +95,7 @@ def remember(pages: list[Page], place: Place) -> None:
         if page.status in WITH_PAGE:
             commit = page.state.get("provenance", {}).get("commit")
             state = {name: page.state.get(name) for name in ("seconds", "started", "finished")}
+            state |= {name: page.state[name] for name in ("thorough", "left_out") if page.state.get(name)}
             facts = {name: getattr(page, name) for name in ("title", "status", "finding", "problem")}
             facts |= {} if page.measured is None else {"measured": page.measured}
             kept[page.stem] = facts | {"state": state | {"provenance": {"commit": commit}}}

@@ -22,6 +22,11 @@ NEEDED = {m: name for m, name in (CORE | EXTRAS["study"]).items() if m not in SP
 FREE_GIB = 2.0  # of disk: pages, kept images, compiled kernels
 FULL_SIZE_GIB = 38.0  # of a GPU: FLUX.1 in bfloat16 with its text encoders, and one image
 DOWNLOAD_GIB = 32.0  # of disk: its weights
+TOOLS = {  # of a target of the Makefile: module -> what pip calls it, and the extra that has them
+    "explore": ({"jupyterlab": "jupyterlab"}, "study"),
+    "test": ({"pytest": "pytest", "xdist": "pytest-xdist"}, "test"),
+    "lint": ({"ruff": "ruff", "mypy": "mypy"}, "dev"),
+}
 TEMPLATE = Path("base", "display_priority.j2")  # of nbconvert's, that ours starts from
 
 
@@ -76,6 +81,15 @@ def _needed_gib(model: str) -> float:
         return 0.0 if model.startswith("embedded") else FULL_SIZE_GIB
     weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 2**30
     return weights * FULL_SIZE_GIB / DOWNLOAD_GIB
+
+
+def without_tools(target: str) -> str:
+    """What keeps a target of the Makefile's from running on this interpreter; empty if nothing."""
+    tools, extra = TOOLS[target]
+    lacks = [name for module, name in tools.items() if importlib.util.find_spec(module) is None]
+    install = f"{sys.executable} -m {command(extra)}"
+    said = [f"{sys.executable} lacks {', '.join(lacks)} (install with: {install})"] if lacks else []
+    return "; and ".join(_version() + said)
 
 
 def lacking() -> str:
@@ -135,3 +149,8 @@ def _free_gib() -> list[float]:
         return [float(line) / 1024 for line in answer.stdout.split()] if answer.returncode == 0 else []
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
+
+
+if __name__ == "__main__":
+    if trouble := without_tools(sys.argv[1]):
+        sys.exit(print(f"fluxnb: `make {sys.argv[1]}` can't run: {trouble}.", file=sys.stderr) or 2)

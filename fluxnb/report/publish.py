@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fluxnb import params as parameters
 from fluxnb.errors import UserError
-from fluxnb.report import PAGES, RUN, Place, own, read_json, reference, write_atomic, write_changed
+from fluxnb.report import PAGES, RUN, Place, durations, own, read_json, reference, write_atomic, write_changed
 from fluxnb.report.pages import Page, read, remember, write_remembered
 
 INDEX, EXPLORER, LEDGER, PROGRESS = "index.html", "explorer.html", "ledger.html", "progress.md"
@@ -36,6 +36,7 @@ def report(chosen, root: Path, only=None, force: bool = False, replay: bool = Fa
     place = reference(chosen, root) if replay else own(chosen, root)
     if replay:
         _replay(place)
+        chosen = _as_committed(chosen, place)
     if force:
         os.environ["FLUXNB_FORCE"] = "1"
     status = run(
@@ -44,7 +45,8 @@ def report(chosen, root: Path, only=None, force: bool = False, replay: bool = Fa
         prepare=lambda: _prepare(chosen, place, force, launch),
         only=only,
         force=force,
-        jobs=None if replay else lambda stems: _as_jobs(chosen, place, stems, force, launch),
+        jobs=None if replay else lambda stems, ended: _as_jobs(chosen, place, stems, force, launch, ended),
+        after=None if replay else lambda stem: publish_so_far(place, stem),
     )
     if not _is_published(place):
         publish(place)
@@ -60,8 +62,7 @@ def render(chosen, root: Path) -> Path:
     """`make render`: a user's own pages again, from the notebooks last run; the path of their index."""
     place = own(chosen, root)
     if not any(place.build.glob("[0-9]*.ipynb")):
-        again = f"make report GPU={place.gpu}{' MODEL=…' if place.model else ''}"
-        raise UserError(f"No notebook of {place.title} has been executed yet; run '{again}' first.")
+        raise UserError(f"No notebook of {place.title} has been executed yet; run '{_command(place)}' first.")
     return publish(place)[-1]
 
 
@@ -100,6 +101,7 @@ def to_reference(chosen, root: Path) -> Path:
         if (mine.reports / name).is_file():
             shutil.copyfile(mine.reports / name, theirs.reports / name)
     write_remembered(read_json(theirs.reports / PAGES) | kept, theirs)
+    durations.merge(mine.reports, theirs.reports)
     site(root)
     return theirs.reports / INDEX
 
@@ -128,15 +130,28 @@ def publish(place: Place, max_page_mb: float | None = None) -> list[Path]:
     return [*written, index]
 
 
-def _render_pages(place: Place, found: list[Page], max_page_mb: float | None) -> tuple[list[Path], list[str]]:
+def publish_so_far(place: Place, stem: str) -> Path:
+    """The page of a notebook that has just ended and the index, in the middle of a run; the path of the index."""
+    found = read(place)
+    _render_pages(place, found, None, only=stem)
+    remember(found, place)
+    if not (_top(place.root, True) / INDEX).is_file():
+        front(place.root, own=True)
+    _write_progress(place, found)
+    return _write_index(place, found)
+
+
+def _render_pages(
+    place: Place, found: list[Page], max_page_mb: float | None, only: str = ""
+) -> tuple[list[Path], list[str]]:
     from fluxnb.report.audit import MAX_PAGE_MB
     from fluxnb.report.render import page_html
 
     run, written, problems = read_json(place.reports / RUN), [], []
     for page, previous, following in zip(found, [None, *found], [*found[1:], None], strict=False):
-        if page.notebook is None:
-            continue
         target = place.reports / page.href
+        if page.notebook is None or (only not in ("", page.stem) and target.is_file()):
+            continue
         try:
             text = page_html(page, run, place.title, place.root, (previous, following), max_page_mb or MAX_PAGE_MB)
         except UserError as error:
@@ -167,6 +182,7 @@ def _lead_to_what_is_there(place: Place, found: list[Page]) -> None:
 
 
 def _write_index(place: Place, found: list[Page]) -> Path:
+    from fluxnb.report import ending
     from fluxnb.report.audit import check_page
     from fluxnb.report.index import index_html
 
@@ -182,6 +198,8 @@ def _write_index(place: Place, found: list[Page]) -> Path:
         explorer=EXPLORER if (place.reports / EXPLORER).is_file() else None,
         model=place.model,
         reference=reference,
+        answer=ending.blocks(place),
+        command=_command(place) if place.own else "",
     )
     check_page(text, INDEX)
     write_changed(place.reports / INDEX, text)
@@ -263,13 +281,13 @@ def _prepare(chosen, place: Place, force: bool, launch: str) -> dict:
     return telemetry.provenance(chosen, place.root)
 
 
-def _as_jobs(chosen, place: Place, stems: list[str], force: bool, launch: str) -> bool:
+def _as_jobs(chosen, place: Place, stems: list[str], force: bool, launch: str, ended) -> bool:
     """Runs notebooks side by side where there is room for several; whether there is."""
     from fluxnb.report import sweep
 
     if launch == "here" and sweep.places(chosen) == [None]:
         return False
-    sweep.sweep(chosen, place, stems, launch, force)
+    sweep.sweep(chosen, place, stems, launch, force, ended=ended)
     return True
 
 
@@ -282,6 +300,14 @@ def _replay(place: Place) -> None:
             "and take that over with `make reference` first."
         )
     os.environ[telemetry.REPLAY] = str(place.reports / RUN)
+
+
+def _as_committed(chosen, place: Place):
+    """The parameters that the committed pages were made with: of a thorough run where one of them was."""
+    if chosen.thorough or not any(page["state"].get("thorough") for page in read_json(place.reports / PAGES).values()):
+        return chosen
+    os.environ[parameters.THOROUGH] = "1"
+    return parameters.chosen(chosen.name)
 
 
 def _is_published(place: Place) -> bool:
@@ -304,6 +330,10 @@ def _made_from(place: Place) -> str:
 def _several(place: Place) -> bool:
     """Whether it is of several GPUs; what is committed says so by its folder."""
     return place.gpus > 1 or place.reports.parent.parent.name == "multi_gpu"
+
+
+def _command(place: Place) -> str:
+    return f"make report GPU={place.gpu}{' MODEL=…' if place.model else ''}"
 
 
 def _top(root: Path, own: bool) -> Path:

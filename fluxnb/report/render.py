@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fluxnb.measure import telemetry
 from fluxnb.report.audit import MAX_PAGE_MB, check_page
-from fluxnb.report.html import provenance_html
+from fluxnb.report.html import inline, provenance_html
 from fluxnb.report.pages import Page
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -59,6 +59,7 @@ def page_html(
         "page": page,
         "gpu": gpu,
         "contents": prepare(content, root),
+        "left_out": [inline(words) for words in page.state.get("left_out") or []],
         "provenance": provenance_html(about, page.rows or None),
         "style": style_sheet(),
         "previous": around[0],

@@ -22,7 +22,18 @@ from pathlib import Path
 
 from fluxnb import notebooks
 from fluxnb.errors import UserError
-from fluxnb.report import PAGES, RUN, Place, count_rows, read_json, read_state, write_json
+from fluxnb.report import (
+    PAGES,
+    RUN,
+    Place,
+    count_rows,
+    durations,
+    machine_of,
+    read_json,
+    read_state,
+    reference,
+    write_json,
+)
 from fluxnb.report.console import Progress
 
 COMPILED = "torch-compile"  # what torch.compile has made, in build/
@@ -43,9 +54,13 @@ def run(
     only: list[str] | None = None,
     force: bool = False,
     stream=None,
-    jobs: Callable[[list[str]], bool] | None = None,
+    jobs: Callable[[list[str], Callable[[str], None]], bool] | None = None,
+    after: Callable[[str], Path] | None = None,
 ) -> int:
     """Execute the notebooks that changed since their last success; 0 if all of them succeeded, else 1.
+
+    What the recommendation rests on comes first, and once more after the others: it reads the rows of all of them, and
+    finds its own.
 
     params   fluxnb.params.Params of the configuration
     place    where it writes; the committed reference means a replay: nothing is measured, all are executed, one that
@@ -55,12 +70,15 @@ def run(
     only     stems ("05_first_block_cache") or their numbers ("05"); None means all
     force    execute also what hasn't changed
     stream   where progress is printed, sys.stdout by default
-    jobs     may run the notebooks that are due, by their stems, instead of one after the other; says whether it did
+    jobs     may run the notebooks that are due, by their stems, instead of one after the other, and call what it is
+             given with each that has ended; says whether it did
+    after    called with the stem of a notebook that has ended while others are still to come; gives what to read
 
     Raises UserError before anything starts if a notebook is unknown or lacks a parameter it would be given,
     or if another run of the same configuration is going on.
     """
     chosen = _select(notebooks.sources(place.root, 1 if only else place.gpus, place.model), only)
+    chosen.sort(key=lambda n: n.stem != notebooks.first(place.gpus))
     for notebook in chosen:
         check_parameters(notebook, params.for_notebook(notebook.stem))
     place.build.mkdir(parents=True, exist_ok=True)
@@ -69,6 +87,8 @@ def run(
         prints = {n.stem: fingerprint(n, params, shared=shared) for n in chosen}
         always = force or not place.own
         due = [n for n in chosen if always or not _unchanged(n.stem, prints[n.stem], place, rows)]
+        due += [n for n in chosen if n not in due and read_state(place.build, n.stem).get("early")]
+        early = [n for n in due[:-1] if place.own and n.stem == notebooks.first(place.gpus)]
         before = {n.stem: _before(read_state(place.build, n.stem), prints[n.stem]) for n in chosen}
         progress = Progress([n.stem for n in chosen], stream or sys.stdout, before)
         progress.skipped([n.stem for n in chosen if n not in due])
@@ -84,12 +104,36 @@ def run(
         with Zygote(place.root, kernel.environment(place.root / "build" / COMPILED)) as zygote:
             provenance = prepare()  # while it imports
             place.reports.mkdir(parents=True, exist_ok=True)
+            if place.own:
+                _say_how_long([n.stem for n in due], params, place, provenance, rows, progress)
+
+            def ended(stem: str) -> None:
+                if place.own:
+                    _write_run_json(provenance, place)
+                if after and len(due) > 1:
+                    try:
+                        said = f"read what there is so far: {after(stem)}"
+                    except UserError as error:  # a page that can't be made stops no measuring
+                        said = str(error)
+                    progress.once(said)
+
             try:
-                if not (jobs and jobs([n.stem for n in due])):
+                if jobs and jobs([n.stem for n in due], ended):
+                    if early:
+                        jobs([n.stem for n in early], ended)
+                else:
                     if trouble := zygote.trouble():
                         progress.note(f"every notebook imports for itself: {trouble}")
-                    for notebook in due:
-                        failed += _execute(notebook, params, prints[notebook.stem], provenance, place, zygote, progress)
+                    for notebook, before_others in [*((n, n in early) for n in due), *((n, False) for n in early)]:
+                        stem = notebook.stem
+                        if (
+                            before_others
+                            or read_state(place.build, stem).get("status") == "ok"
+                            or notebook not in early
+                        ):
+                            given = (params, prints[stem], provenance, place, zygote, progress)
+                            failed += _execute(notebook, *given, early=before_others)
+                            ended(stem)
             finally:
                 progress.close()
                 if place.own:
@@ -102,14 +146,15 @@ def run(
 def fingerprint(notebook: Path, params, shared: str | None = None) -> str:
     """sha256 of all that an executed notebook depends on.
 
-    That is the source and tags of its cells, the parameters given to it, the gpu and study sections, every
+    That is the source and tags of its cells, the parameters given to it and left out, the gpu and study sections, every
     file of the package (code and embedded weights), the interpreter, the versions of the libraries and the name that
     the user gives to the machine. `shared` is the part that is the same for all notebooks, when it is at hand already.
     """
     cells = _cells(notebook)
     own = [[c.get("cell_type"), _source(c), sorted(c.get("metadata", {}).get("tags", []))] for c in cells]
     values = params.notebooks.get(notebook.stem, {})
-    text = json.dumps([own, values, shared or _shared_digest(params)], sort_keys=True, default=str)
+    said = [own, values, params.lacks(notebook.stem), shared or _shared_digest(params)]
+    text = json.dumps(said, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -227,17 +272,22 @@ def _only_run(place: Place) -> Iterator[None]:
 # --- one notebook ----------------------------------------------------------------------------------------
 
 
-def _execute(notebook: Path, params, print_: str, provenance: dict, place: Place, zygote, progress: Progress) -> bool:
+def _execute(
+    notebook: Path, params, print_: str, provenance: dict, place: Place, zygote, progress: Progress, early: bool
+) -> bool:
     """Execute one notebook and record how it went; whether it failed. Only a kill or Ctrl-C leaves it at "running".
 
-    A replay that fails leaves what is known of the notebook as it was.
+    A replay that fails leaves what is known of the notebook as it was. One that is `early` has to be executed again.
     """
     from fluxnb.report import kernel
 
     stem, build, replay = notebook.stem, place.build, not place.own
     state: dict = {"status": "running", "fingerprint": print_, "started": _now(), "provenance": provenance}
+    state |= {"thorough": params.thorough, "left_out": params.lacks(stem)}
+    before = read_state(build, stem)
+    earlier = durations.carried(before, place, stem)
     if not replay:
-        write_json(build / f"{stem}.json", state | {"before": _last(read_state(build, stem))})
+        write_json(build / f"{stem}.json", state | {"before": _last(before), "measuring_s": earlier})
     start, temporary = time.monotonic(), build / f"{stem}.tmp.ipynb"
     given = {"log": build / f"{stem}.kernel.log", "zygote": zygote, "progress": progress}
     went = kernel.execute(notebook, temporary, params.for_notebook(stem), place.root, **given)
@@ -247,11 +297,25 @@ def _execute(notebook: Path, params, print_: str, provenance: dict, place: Place
         kept = read_json(place.reports / PAGES).get(stem, {}).get("state", {})
         state |= {name: kept[name] for name in ("seconds", "finished") if name in kept}
     state |= {**went, "rows": count_rows(place.table).get(stem, 0)}
+    state |= {"measuring_s": durations.measuring(state, before, earlier)} | ({"early": True} if early else {})
+    if before.get("early") and not (failed or replay):  # the page is of both
+        state["seconds"] = round(spent + before["seconds"], 2)
     if not (replay and failed):
         _keep(notebook, temporary, build, failed)
         write_json(build / f"{stem}.json", state)
+    if not (replay or failed):
+        durations.record(place, stem, state)
     progress.finished(stem, state | {"seconds": spent})
     return failed
+
+
+def _say_how_long(stems: list[str], params, place: Place, provenance: dict, rows: dict, progress: Progress) -> None:
+    folders, here = [place.reports, reference(params, place.root).reports], machine_of(provenance)
+    records = durations.known(stems, folders, params.thorough)
+    for stem, took in records.items():  # of another machine they say nothing of what is left
+        if took["machine"] == here and not took.get("most"):
+            progress.before.setdefault(stem, {})["seconds"] = took["seconds"]
+    progress.note(durations.sentence(stems, records, here, sum(rows.get(stem, 0) for stem in stems)))
 
 
 def _last(state: dict) -> dict:

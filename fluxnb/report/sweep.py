@@ -21,7 +21,7 @@ from fluxnb import params
 from fluxnb.errors import UserError
 from fluxnb.installed import need
 from fluxnb.measure.identity import HOSTS
-from fluxnb.report import Place, own, read_state, write_json
+from fluxnb.report import Place, durations, own, read_state, write_json
 
 MACHINES = Path("reports", "own", HOSTS)
 LAUNCHES = ("here", "slurm")
@@ -55,7 +55,9 @@ def places(chosen: params.Params) -> list[list[int] | None]:
     return [list(range(i, i + each)) for i in range(0, count - each + 1, each)] if count >= 2 * each else [None]
 
 
-def sweep(chosen: params.Params, place: Place, stems: list[str], launch: str, force: bool, say=print) -> dict[str, str]:
+def sweep(
+    chosen: params.Params, place: Place, stems: list[str], launch: str, force: bool, say=print, ended=lambda stem: None
+) -> dict[str, str]:
     """Runs notebooks as jobs and collects what they made; stem -> what kept a job from running, empty if nothing did.
 
     Args:
@@ -63,6 +65,7 @@ def sweep(chosen: params.Params, place: Place, stems: list[str], launch: str, fo
         stems: notebooks, by name.
         launch: one of `LAUNCHES`.
         say: called with a line of progress.
+        ended: called with each that has ended and is collected.
 
     Raises UserError if they can't be started at all.
     """
@@ -78,6 +81,7 @@ def sweep(chosen: params.Params, place: Place, stems: list[str], launch: str, fo
         troubles[job.stem] = trouble
         status = read_state(place.build, job.stem).get("status", "lost")
         say(f"[{len(troubles)}/{len(jobs)}] {job.stem} {status}, {rows} new rows {trouble}".rstrip())
+        ended(job.stem)
     return troubles
 
 
@@ -110,6 +114,7 @@ def _collect(chosen: params.Params, place: Place, job: Job, trouble: str) -> int
 
     there, build = own(chosen, job.folder), place.build
     rows = Results(place.table).merge(there.table) if there.table.is_file() else 0
+    durations.merge(there.reports, place.reports)
     for path in there.build.glob(f"{job.stem}.*"):
         if path.is_file() and not path.name.endswith(".tmp.ipynb"):
             shutil.copy2(path, build / path.name)
