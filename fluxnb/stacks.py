@@ -218,17 +218,20 @@ def shortlist(names: list[str], kind: str, around: list[str], steps: int, comput
 
 # --- use cases at full size (notebook 10) ---------------------------------------------------------------------
 
-CASE_COMPILED, CASE_QUANTIZED, CASE_CACHED = "compiled", "quantized, compiled", "quantized, compiled and cached"
+CASE_COMPILED, CASE_CACHED = "compiled", "quantized, compiled and cached"
 
 
-def of_use_case(kind: str, schedule: Technique) -> list[Stack]:
-    """What a use case is measured with: compiled blocks and VAE, quantized as well, and under a schedule on top."""
-    blocks = (t.Regional(), t.Compiled())
-    found = (
-        (CASE_COMPILED, blocks, ()),
-        (CASE_QUANTIZED, (t.TorchAO(kind), *blocks), ()),
-        (CASE_CACHED, (t.TorchAO(kind), *blocks), (schedule,)),
-    )
+def of_use_case(kinds: list[str], schedule: Technique, compiled: bool = True) -> list[Stack]:
+    """What a use case is measured with: compiled blocks and VAE, quantized as well, the first under a schedule on top.
+
+    Args:
+        kinds: torchao's.
+        compiled: False leaves blocks and VAE as they are: compiling takes minutes on a CPU.
+    """
+    blocks: tuple[Technique, ...] = (t.Regional(), t.Compiled()) if compiled else ()
+    found = [(CASE_COMPILED, blocks, ())] if compiled else []
+    found += [(", ".join([kind, CASE_COMPILED][: 1 + compiled]), (t.TorchAO(kind), *blocks), ()) for kind in kinds]
+    found += [(CASE_CACHED, (t.TorchAO(kind), *blocks), (schedule,)) for kind in kinds[:1]]
     return [
         Stack(name, built, above, f"{name}: {', '.join(part.label for part in (*built, *above))}")
         for name, built, above in found

@@ -126,7 +126,7 @@ def test_what_lies_outside_the_mask_stands_beside_the_vae_alone():
     assert "35.0 dB where most is lost (cached)" in said and said.endswith("the VAE alone keeps 40.0 dB: -5.0 dB.")
     assert findings.kept_sentence({"txt2img": [base()]}) == "Nothing was inpainted here."
     table = of_cases({"inpainting": [kept, replace(lost, status="oom")]}, findings.MASK)
-    assert table.loc["inpainting: 28 steps", "inside"] == 30.0 and len(table) == 1
+    assert table.loc["inpainting: 28 steps", "inside"] == 30.0 and table.loc["inpainting: cached", "status"] == "oom"
     assert table.attrs["units"]["VAE alone"] == "dB"
 
 
@@ -144,3 +144,60 @@ def test_agreement_with_a_condition_in_words(accelerated, end):
     assert said.startswith("ControlNet txt2img: images agree with the given edges to 80%, to 30% without a ControlNet")
     assert said.endswith(end)
     assert "without" not in findings.agreement_with_condition(cases, {}, "edges")
+
+
+# --- number formats ---
+
+
+def quantized(kind, speedup, **changed):
+    """Compiled, in a torchao kind, or in none."""
+    own = {"quantization": f"torchao {kind}"} if kind else {}
+    about = {
+        "label": f"{kind or 'not quantized'}, compiled",
+        "family": "stack",
+        "technique": "stack",
+        "exact": "another image",
+    }
+    settings = {"dtype": "float32", "inputs": "a", "compile": "blocks", **own}
+    return fast(speedup, 0.05, **about | {"settings": settings, "computed_steps": 28.0, "id": kind} | changed)
+
+
+def test_the_best_quantization_reaches_the_floor_and_within_the_noise_is_the_simplest():
+    def chosen(*others):
+        return {line["goal"].split()[0]: line["choose"] for line in findings.best_formats({"a": [base(), *others]}, {})}
+
+    compiled = quantized(None, 1.3, exact="rounding", psnr_min_db=50.0)
+    far, near = quantized("int8", 2.0, psnr_min_db=20.0), quantized("fp8 row", 1.6, psnr_min_db=36.0)
+    best = {"lossless": compiled.label, "near-lossless": near.label, "balanced": near.label}
+    assert chosen(compiled, far, near) == best
+    assert chosen(compiled, far, replace(near, speedup=1.32, speedup_ci_low=1.25)) == dict.fromkeys(
+        best, compiled.label
+    )
+    assert chosen(far, replace(near, status="oom")) == dict.fromkeys(best, "28 steps")
+    cached = replace(near, label="cached", speedup=9.0, speedup_ci_low=8.9, speedup_ci_high=9.1, computed_steps=12.0)
+    assert chosen(compiled, cached, near) == best  # what skips steps is no number format
+
+
+def test_at_full_size_quality_is_that_of_the_very_same_on_trained_weights():
+    random = {"weights": "random", "model": "flux-dev-random", "images": None, "psnr_min_db": None, "ssim": None}
+    full = {"a": [base(**random), quantized("int8", 2.0, **random), quantized("fp8 row", 1.5, **random)]}
+    judged = [base(), quantized("int8", 1.0, psnr_min_db=20.0), quantized("fp8 row", 0.9, psnr_min_db=30.0)]
+    lines = findings.best_formats(full, {"a": judged})
+    assert [line["choose"] for line in lines] == ["28 steps", "28 steps", "fp8 row, compiled"]
+    assert lines[-1]["speedup"] == 1.5 and lines[-1]["worst PSNR"] == 30.0 and lines[-1]["judged"] == 4
+    said = findings.best_formats_sentence(lines)
+    assert said.endswith("**balanced (28 dB)**: fp8 row, compiled in every use case.")
+    assert findings.best_formats(full, {})[-1]["choose"] == "28 steps"  # nobody looked
+    table = findings.best_formats_table([line | {"n": 5} for line in lines])
+    assert "10 rounds, and here are 5" in table.attrs["note"] and len(table) == 3
+
+
+def test_a_slower_number_format_is_said_to_take_longer_and_three_images_are_a_range():
+    slow = fast(0.125, 0.005, n=3, label="float32", family="number format")
+    cases = {"a": [base(), slow], "b": [base(), replace(slow, status="oom", reason="memory", speedup=None)]}
+    said = findings.formats_sentence(cases)
+    range_ = "float32 takes **8.00 times** as long as 28 steps (3 images of each: a range, not an interval)"
+    assert said == f"{range_}; float32 can't be measured in b (memory)."
+    table = of_cases(cases, findings.FORMATS)
+    assert table.loc["b: float32", "why not"] == "memory" and "below n = 6 its range" in table.attrs["note"]
+    assert findings.formats_sentence({"a": [base()]}) == "no other number format was measured here."

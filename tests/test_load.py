@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fluxnb import families, notebooks, params, study
+from fluxnb import families, findings, notebooks, params, study
 from fluxnb.errors import UserError
 from fluxnb.measure import load
 
@@ -191,3 +191,12 @@ def test_arrivals_are_a_share_of_what_all_processes_make(tmp_path, subject, monk
     assert rates == [pytest.approx(0.5 * 2 * user.images_per_s / 2)]
     assert arriving.setting("arrivals_of") == "all processes"
     assert arriving.label == "arrivals at 50% of what all 2 processes make, 2 images each"
+
+
+def test_a_caption_says_which_percentiles_so_few_requests_have():
+    rows = [study.Row(status="ok", n=n) for n in (100, 12, 8)] + [study.Row(status="oom")]
+    said = findings.percentiles_words
+    needs = "Percentiles need 10 requests, the 99th 100"
+    assert said(rows[:1]) == needs
+    assert said(rows) == f"{needs}: 2 of these loads had time for 8 to 12, and have no p99"
+    assert said(rows[1:2]) == f"{needs}: these loads had time for 12, and have no p99"

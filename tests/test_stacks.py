@@ -15,12 +15,13 @@ def parts(stack):
 
 
 def test_a_use_case_is_measured_compiled_quantized_and_cached():
-    compiled, quantized, cached = stacks.of_use_case("int8", SCHEDULE)
-    assert [s.name for s in (compiled, quantized, cached)] == [
-        stacks.CASE_COMPILED, stacks.CASE_QUANTIZED, stacks.CASE_CACHED,
-    ]  # fmt: skip
+    compiled, quantized, other, cached = stacks.of_use_case(["int8", "fp8 row"], SCHEDULE)
+    names = [s.name for s in (compiled, quantized, other, cached)]
+    assert names == [stacks.CASE_COMPILED, "int8, compiled", "fp8 row, compiled", stacks.CASE_CACHED]
     assert parts(cached) == ["TorchAO INT8", *parts(compiled), SCHEDULE.label] and cached.above == (SCHEDULE,)
-    assert quantized.label == "quantized, compiled: TorchAO INT8, compiled blocks, VAE compiled"
+    assert quantized.label == "int8, compiled: TorchAO INT8, compiled blocks, VAE compiled"
+    eager = stacks.of_use_case(["int8"], SCHEDULE, compiled=False)
+    assert [parts(s) for s in eager] == [["TorchAO INT8"], ["TorchAO INT8", SCHEDULE.label]]
 
 
 def test_at_full_size_what_has_the_same_built_in_stands_together():
@@ -92,7 +93,7 @@ def of_one_gpu():
     """Every named stack of one GPU."""
     around = list(stacks.AROUND)
     found = [*stacks.phases("fp8 row", around), *stacks.cached("fp8 row", around, 28, 12)]
-    found += [*stacks.advanced(28, around, 0.4, 0.3), *stacks.of_use_case("int8", SCHEDULE)]
+    found += [*stacks.advanced(28, around, 0.4, 0.3), *stacks.of_use_case(["int8"], SCHEDULE)]
     found += stacks.shortlist(list(stacks.SHORTLIST), "int8", around, 28, 12)
     return [*found, *(stacks.compiled(name, kind) for name in stacks.COMPILED for kind in (None, "int8"))]
 

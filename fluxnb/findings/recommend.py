@@ -161,7 +161,7 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
         return []
 
     def reaching(goal: Goal, of: Sequence[Row]) -> list[Row]:
-        return [r for r in of if _reaches(goal, r, seen[r.id], rows)]
+        return [r for r in of if reaches(goal, r, seen[r.id], rows)]
 
     found = []
     for goal in GOALS:
@@ -176,7 +176,7 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
             best = fastest(pool)
             waiting = fastest(r for r in others if r in whole and r.speedup > best.speedup)
         if pool:
-            row = _simplest(pool, timed, sure)
+            row = simplest(pool, timed, sure)
             found.append(Choice(goal, row, seen[row.id], timed[row.id], waiting))
     return found
 
@@ -313,7 +313,8 @@ def _competes(row: Row, base: Row, reference: Row) -> bool:
     return math.isclose(stats.speedup(base.samples, theirs)[0], row.speedup, rel_tol=1e-6)
 
 
-def _reaches(goal: Goal, row: Row, seen: Row | None, rows: list[Row]) -> bool:
+def reaches(goal: Goal, row: Row, seen: Row | None, rows: list[Row]) -> bool:
+    """Whether no judged image is below a goal's floor; `seen`: the same on trained weights, `rows`: the baselines."""
     if seen is None:  # where nobody looked, what is computed has to be the same
         return same_image(row)
     plain = (r for r in rows if is_baseline(r) and judged(r) and r.model == seen.model)
@@ -324,7 +325,7 @@ def _reaches(goal: Goal, row: Row, seen: Row | None, rows: list[Row]) -> bool:
     return above(seen, goal.floor_db) and kept and (same_image(row) or not goal.exact)
 
 
-def _simplest(pool: list[Row], timed: dict[str, Row], sure: list[Row]) -> Row:
+def simplest(pool: list[Row], timed: dict[str, Row], sure: list[Row]) -> Row:
     """Of the fastest and what is within its noise, the one that differs in the fewest settings from its baseline."""
     best = fastest(pool)
     floors = [r for r in sure if is_baseline(r)]

@@ -9,16 +9,23 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
+from statistics import fmean
 
 from fluxnb.families import BASELINE, Family
 from fluxnb.findings.caches import LEVELS, UNJUDGED, images_words
+from fluxnb.findings.recommend import GOALS, reaches, simplest
 from fluxnb.findings.rows import above, beyond_noise, ends, finished, judged, of, of_one_session, within_noise, worst_db
-from fluxnb.findings.table import P50, PEAK, Column, Columns, table
+from fluxnb.findings.table import P50, PEAK, SPEEDUP, Column, Columns, listed, table
 from fluxnb.findings.words import share, sureness
+from fluxnb.measure import stats
+from fluxnb.models import control
+from fluxnb.models.use_cases import takes_condition
+from fluxnb.study import Study, Subject, candidate
 from fluxnb.study.results import canonical
 from fluxnb.study.row import Row
 
 _OF_THE_CASE = ("inputs", "hold_controlnet")  # settings that differ between use cases of one acceleration
+FORMATS = (P50, *SPEEDUP, PEAK)
 Cases = Mapping[str, list[Row]]
 
 
@@ -121,9 +128,97 @@ def _accelerations(cases: Cases) -> dict[str, dict[str, Row]]:
 
 
 def of_cases(cases: Cases, columns: Columns):
-    """A line for each finished row of every use case, named by both: MASK, AGREEMENT."""
-    rows = [replace(r, label=f"{case}: {r.label}") for case, own in cases.items() for r in finished(own)]
-    return table(rows, columns)
+    """A line for each row of every use case, named by both: MASK, AGREEMENT, FORMATS; of what failed, why."""
+    return table([replace(r, label=f"{case}: {r.label}") for case, own in cases.items() for r in own], columns)
+
+
+# --- number formats, quantized ones among them ------------------------------------------------------------
+
+
+def formats_sentence(cases: Cases) -> str:
+    """How many times as long other number formats take as the use case's own, and where they can't run."""
+    taken: dict[str, list[Row]] = {}
+    failed: dict[str, list[str]] = {}
+    for case, (_, *others) in cases.items():
+        for r in others:
+            if r.ok and r.speedup:
+                taken.setdefault(r.label, []).append(r)
+            else:
+                failed.setdefault(f"{r.label} can't be measured", []).append(f"{case} ({r.reason or r.status})")
+    said = []
+    for label, own in taken.items():
+        times, n = sorted(1 / r.speedup for r in own), min(r.n for r in own)
+        range_ = f"{times[0]:.2f} to {times[-1]:.2f}" if len(own) > 1 else f"{times[0]:.2f}"
+        rounds = f"{n} images of each" + ("" if n >= stats.LEAST else ": a range, not an interval")
+        said.append(f"{label} takes **{range_} times** as long as {next(iter(cases.values()))[0].label} ({rounds})")
+    said += [f"{what} in {', '.join(where)}" for what, where in failed.items()]
+    return "; ".join(said) + "." if said else "no other number format was measured here."
+
+
+def best_formats(cases: Cases, seen: Cases) -> list[dict]:
+    """For each use case what to quantize to, by the rule of recommendations: {use case, goal, choose, speedup, …}.
+
+    Of the plain pipeline and what computes every step, quantized or not: the fastest whose worst judged image reaches
+    the goal's floor, and within the noise the simplest.
+
+    Args:
+        seen: the same on trained weights, where those of `cases` are random.
+    """
+    lines = []
+    for case, (base, *_) in cases.items():
+        if not base.ok:
+            continue
+        known = [*cases[case], *seen.get(case, [])]
+        pool = [base, *(r for r in _timed(cases[case]) if r.computed_steps == r.total_steps)]
+        for goal in (g for g in GOALS if not g.smallest):
+            reaching = [r for r in pool if r is base or reaches(goal, r, _judged_as(r, known), known)]
+            row = simplest(reaching, {r.id: base for r in pool}, [base])
+            quality = _judged_as(row, known)
+            lines.append(
+                {
+                    "use case": case, "goal": goal.text, "choose": row.label, "speedup": row.speedup, "n": row.n,
+                    "peak": row.memory_peak_gib, "judged": quality and quality.images, "row": row.id,
+                    "worst PSNR": quality and worst_db(quality),
+                }
+            )  # fmt: skip
+    return lines
+
+
+def best_formats_table(lines: list[dict]):
+    """A line for each use case and goal, as `best_formats` found them."""
+    frame = listed(({k: v for k, v in line.items() if k != "row"} for line in lines), "use case")
+    frame.attrs |= {"units": {"speedup": "×", "peak": "GiB", "judged": "images", "worst PSNR": "dB"}}
+    frame.attrs["formats"] = {"n": ".0f", "judged": ".0f"}
+    frame.attrs["ids"] = [line["row"] for line in lines]
+    few = min((line["n"] or 0 for line in lines), default=0)
+    if few < stats.HEADLINE:
+        frame.attrs["note"] = f"A recommendation rests on {stats.HEADLINE} rounds, and here are {few}: a shortlist"
+    return frame
+
+
+def best_formats_sentence(lines: list[dict]) -> str:
+    """What is best for each goal, and in which use cases it is that."""
+    said = []
+    for goal in dict.fromkeys(line["goal"] for line in lines):
+        own: dict[str, list[str]] = {}
+        for line in (line for line in lines if line["goal"] == goal):
+            own.setdefault(line["choose"], []).append(line["use case"])
+        where = (f"{what} in {'every use case' if len(own) == 1 else ', '.join(of)}" for what, of in own.items())
+        said.append(f"**{goal}**: {'; '.join(where)}")
+    return ". ".join(said) + "." if said else "no use case was measured quantized."
+
+
+def _judged_as(row: Row, rows: list[Row]) -> Row | None:
+    """The row on trained weights with the same settings at as many steps; itself, where its weights are."""
+    if row.weights == "trained":
+        return row if judged(row) else None
+
+    def what(r: Row) -> tuple:
+        settings = {k: str(v) for k, v in r.settings.items() if k != "inputs"}
+        return r.steps, r.family == BASELINE.name, canonical(settings)
+
+    same = (r for r in finished(rows) if r.weights == "trained" and judged(r) and what(r) == what(row))
+    return next(same, None)
 
 
 def kept_sentence(cases: Cases) -> str:
@@ -138,11 +233,16 @@ def kept_sentence(cases: Cases) -> str:
     )
 
 
-def mean_agreement(images: list, conditions: list, kind: str) -> float:
-    """Mean agreement of images with conditions (fluxnb.models.control)."""
-    from fluxnb.models import control
+def agreement_without(s: Study, plain: Subject, kind: str) -> dict[str, float]:
+    """Model -> mean agreement of images without a ControlNet with the conditions of their prompts.
 
-    return sum(control.agreement(i, c, kind) for i, c in zip(images, conditions, strict=True)) / len(images)
+    Empty where what is plain has a ControlNet itself.
+    """
+    if takes_condition(plain.use_case):
+        return {}
+    wanted = [plain.material(*given).condition(kind) for given in plain.inputs]
+    images = s.images(plain, candidate.plain(s.steps(plain)))
+    return {plain.model.name: fmean(map(control.agreement, images, wanted, [kind] * len(images)))}
 
 
 def agreement_with_condition(cases: Cases, free: Mapping[str, float], kind: str) -> str:

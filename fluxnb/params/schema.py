@@ -208,13 +208,16 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     },
     nb.USE_CASES: {
         "use_cases": Key(list[str], "use cases, each a pipeline of diffusers", choices=_USE_CASES),
-        "condition": Key(str, "what the ControlNet is given", choices=CONDITIONS),
+        "full_size_use_cases": Key(list[str], "use cases measured at full size", choices=_USE_CASES),
+        "conditions": Key(list[str], "what a ControlNet is given; of random weights the first", choices=CONDITIONS),
         "strength": Key(float, "share of the steps run where a picture is the start", low=0.05, high=1),
         "threshold": Key(float, "threshold of both caches: the balanced preset", low=0),
         "attention": Key(str | None, "an attention kernel beside the caches; null = none", choices=_KERNELS),
-        "quantization": Key(str | None, "the torchao kind whose quality is judged; null = none", choices=_TORCHAO),
-        "full_quantization": Key(str, "the torchao kind at full size, compiled", choices=_TORCHAO),
-        "computed": Key(int, "steps that the schedule computes at full size", low=1, high=200),
+        "quantizations": Key(
+            list[str] | None, "torchao kinds, the first also under the schedule; null = no stacks", choices=_TORCHAO
+        ),
+        "compiled": Key(bool, "whether these stacks are compiled, which takes minutes on a CPU"),
+        "computed": Key(int, "steps that the schedule computes", low=1, high=200),
         "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
     },
     nb.PARALLEL: {
@@ -232,6 +235,11 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "users": Key(list[int], "people who ask at the same time", low=1, high=1000),
         "images": Key(list[int], "images of one request", low=1, high=64),
         "requests": Key(int, "requests of one load, warm-up not counted", low=4, high=100000),
+        "formats": Key(
+            list[str] | None, "number formats of the plain pipeline, in every use case; null = none",
+            choices=NUMBER_FORMATS,
+        ),
+        "full_size_formats_steps": Key(int, "steps of an image in these at full size", low=1, high=200),
         "arrivals": Key(list[float], "rates of random arrivals, as shares of what all GPUs can make", low=0.05, high=2),
         "batch": Key(int, "waiting requests that are made together; 1 = none", low=1, high=64),
         "use_cases": Key(list[str], "use cases that are served", choices=_USE_CASES),
@@ -253,8 +261,11 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "around": Key(list[str], "what is spared before and after the steps", choices=tuple(stacks.AROUND)),
     },
     nb.EMBEDDED: {
+        "full_size_images": Key(list[int], "images of one request at full size", low=1, high=64),
+        "full_size_use_cases": Key(list[str], "use cases that are served at full size", choices=_USE_CASES),
         "check_images": Key(int, "committed evaluation images that are recomputed", low=1, high=500),
     },
+        "soak": Key(float | None, "seconds that the recommended stack is run for; null = not at all", low=1, high=86400),
     nb.SURVIVAL: {
         "steps": Key(int, "denoising steps of an image", low=3, high=50),
         "cases": Key(list[str] | None, "what happens to a pipeline; null = everything"),
