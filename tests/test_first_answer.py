@@ -148,7 +148,7 @@ def test_how_long_it_takes_in_all_is_what_was_recorded(tmp_path):
 
 def test_what_is_not_recorded_is_not_made_up(tmp_path):
     assert said(tmp_path, {}, {}, ["a", "b"]) == (
-        "how long it takes in all isn't known: nothing is recorded of a, b",
+        "how long it takes in all isn't known: no run of it is recorded yet",
         {},
     )
     slow = {"short": {"seconds": 60.0, **H100, "machine": "A slow CPU"}}
@@ -162,10 +162,14 @@ def test_what_is_not_recorded_is_not_made_up(tmp_path):
 
 def test_a_thorough_run_is_the_most_that_a_short_one_takes(tmp_path):
     theirs = {"a": {"thorough": {"seconds": 600.0, **H100}}}
-    assert said(tmp_path, {}, theirs, ["a"])[0].startswith("at most 10:00 min in all")
-    assert said(tmp_path, {}, theirs, ["a"], thorough=True)[0].startswith("about 10:00 min in all")
+    more = {"left_out": (LEFT_OUT,)}
+    assert said(tmp_path, {}, theirs, ["a"], **more)[0].startswith("at most 10:00 min in all")
+    assert said(tmp_path, {}, theirs, ["a"], thorough=True, **more)[0].startswith("about 10:00 min in all")
     short = {"a": {"short": {"seconds": 60.0, **H100}}}
-    assert "isn't known" in said(tmp_path, short, {}, ["a"], thorough=True)[0]
+    assert "isn't known" in said(tmp_path, short, {}, ["a"], thorough=True, **more)[0]
+    for thorough in (True, False):  # where there is nothing more to do they are the same
+        assert said(tmp_path, {}, theirs, ["a"], thorough=thorough)[0].startswith("about 10:00 min in all")
+        assert said(tmp_path, short, {}, ["a"], thorough=thorough)[0].startswith("about 1:00 min in all")
 
 
 def test_a_run_records_how_long_all_of_it_took(answered):

@@ -231,8 +231,8 @@ def test_thorough_is_yes_or_no(folder, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_file_of_the_project_is_fit_for_a_thorough_run(name):
     short, full = params.load(name), params.load(name, thorough=True)
-    assert full.thorough and not full.left_out
-    assert bool(short.left_out) == (short.digest != full.digest)
+    assert full.thorough and full.more == short.more
+    assert bool(short.more) == (short.digest != full.digest)
 
 
 @pytest.mark.parametrize("name", ["h10", "base", "", "../params/h100", "H100", "h100.yaml"])

@@ -80,8 +80,11 @@ class FakeParams:
     def resolved(self):
         return {"gpu": {"match": "cpu"}, "study": {"steps": self.steps}}
 
-    def lacks(self, stem):
+    def added(self, stem):
         return list(self.left_out)
+
+    def lacks(self, stem):
+        return [] if self.thorough else self.added(stem)
 
     def for_notebook(self, stem):
         return {"gpu": self.name, **dict(self.extra)}

@@ -33,7 +33,7 @@ class Params:
     """The checked parameters of one GPU configuration, and the model of the user's that they are used for, if any.
 
     Args:
-        left_out: section -> key -> what a thorough run has more, in words; empty for a thorough run.
+        more: section -> key -> what a thorough run has instead, in words.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Params:
     notebooks: dict[str, dict]
     model: facts.Facts | None = None
     thorough: bool = False
-    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    more: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def report_dir(self) -> Path:
@@ -76,9 +76,13 @@ class Params:
         """What papermill puts into notebook `stem`: the GPU's name; the notebook itself asks for its values."""
         return {"gpu": self.name}
 
+    def added(self, stem: str) -> list[str]:
+        """What a thorough run of notebook `stem` has more than a short one, in words."""
+        return [words for section in ("study", stem) for words in self.more.get(section, {}).values()]
+
     def lacks(self, stem: str) -> list[str]:
         """What the page of notebook `stem` leaves out, which a thorough run measures."""
-        return [words for section in ("study", stem) for words in self.left_out.get(section, {}).values()]
+        return [] if self.thorough else self.added(stem)
 
     def given(self, stem: str) -> types.SimpleNamespace:
         """The values of notebook `stem` (a copy), by name; none where it has no section."""
@@ -126,7 +130,7 @@ def load(gpu: str, folder: Path | None = None, thorough: bool = False) -> Params
     layers = [(base_file, "", base), (own_file, "", own)]
     _check_complete(_merged(base, own), SCHEMA, base_file, own_file)
     short, full = (_laid(gpu, found) for found in (layers, layers + more))
-    return replace(full, thorough=True) if thorough else replace(short, left_out=_left_out(short, full))
+    return replace(full if thorough else short, thorough=thorough, more=_more(short, full))
 
 
 def chosen(gpu: str, folder: Path | None = None) -> Params:
@@ -135,7 +139,7 @@ def chosen(gpu: str, folder: Path | None = None) -> Params:
     if model is None:
         return loaded
     for name in ("models", "distilled"):  # the study's own
-        loaded.left_out.get("study", {}).pop(name, None)
+        loaded.more.get("study", {}).pop(name, None)
     return replace(loaded, model=model, study=replace(loaded.study, models=[model.name], distilled=None))
 
 
@@ -229,7 +233,7 @@ def _laid(name: str, layers: list[tuple[Path, str, dict]]) -> Params:
     return params
 
 
-def _left_out(short: Params, full: Params) -> dict[str, dict[str, str]]:
+def _more(short: Params, full: Params) -> dict[str, dict[str, str]]:
     """Section -> key -> what of a thorough run's values a short one lacks, in words."""
 
     def walk(schema, ours, theirs, path=""):

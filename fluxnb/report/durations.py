@@ -61,17 +61,19 @@ def merge(mine: Path, theirs: Path) -> None:
         write_json(theirs / FILE, dict(sorted(kept.items())))
 
 
-def known(stems: list[str], folders: list[Path], thorough: bool) -> dict[str, dict]:
+def known(stems: list[str], folders: list[Path], params) -> dict[str, dict]:
     """Notebook -> its record: that of the first of the folders that has one.
 
-    Where there is none of a short run a thorough one's has `most`: the short one takes no longer.
+    Where there is none of a short run a thorough one's has `most`, unless they are the same: the short takes no longer.
     """
     kept, found = [read_json(folder / FILE) for folder in folders], dict[str, dict]()
     for stem in stems:
         own = [one.get(stem, {}) for one in kept]
-        same = next((r[mode] for r in own if (mode := THOROUGH if thorough else SHORT) in r), None)
-        more = next((r[THOROUGH] | {"most": True} for r in own if THOROUGH in r), None)
-        found |= {stem: took} if (took := same or more) else {}
+        modes = (THOROUGH, SHORT) if params.thorough else (SHORT, THOROUGH)
+        more = {"most": True} if params.added(stem) else {}
+        same = next((r[modes[0]] for r in own if modes[0] in r), None)
+        other = next((r[modes[1]] | more for r in own if modes[1] in r), None)
+        found |= {stem: took} if (took := same or (other if not (more and params.thorough) else None)) else {}
     return found
 
 
@@ -86,7 +88,7 @@ def sentence(stems: list[str], records: dict[str, dict], machine: str, rows: int
     """
     missing = [stem for stem in stems if stem not in records]
     if not records:
-        return f"how long it takes in all isn't known: nothing is recorded of {', '.join(missing)}"
+        return "how long it takes in all isn't known: no run of it is recorded yet"
     about = "at most" if any(took.get("most") for took in records.values()) else "about"
     of = f" for {len(records)} of {len(stems)} notebooks" if missing else " in all"
     where = sorted({took["machine"] for took in records.values()})

@@ -311,7 +311,7 @@ def _execute(
 
 def _say_how_long(stems: list[str], params, place: Place, provenance: dict, rows: dict, progress: Progress) -> None:
     folders, here = [place.reports, reference(params, place.root).reports], machine_of(provenance)
-    records = durations.known(stems, folders, params.thorough)
+    records = durations.known(stems, folders, params)
     for stem, took in records.items():  # of another machine they say nothing of what is left
         if took["machine"] == here and not took.get("most"):
             progress.before.setdefault(stem, {})["seconds"] = took["seconds"]
