@@ -269,6 +269,10 @@ def _of_quality(claim: Claim, theirs: Timed, lost: float, at: str = "") -> Entry
 
 def _taken(claim: Claim) -> str:
     """What would make a row for it."""
+    if claim.model == SCHNELL and (claim.anything or claim.about == published.QUALITY):
+        own = f"a judged row of {claim.family or _listed(_plain(claim.configuration))} on {embedded.SCHNELL}"
+        at = f", and as many computed steps timed on {claim.setting}" if claim.anything else ""
+        return f"it takes {own}{at}"
     parts = ", ".join(filter(None, [claim.family, _listed(_plain(claim.configuration))]))
     beside = f", beside {claim.over} in one session" if _plain(claim.over_configuration) and claim.gpus == 1 else ""
     return f"it takes a row of {claim.setting}{f' with {parts}' if parts else ''}{beside}"

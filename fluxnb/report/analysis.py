@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fluxnb import families, notebooks, stacks
 from fluxnb.errors import UserError
+from fluxnb.findings import documents
 from fluxnb.findings.rows import divided, ends, is_baseline, of, peak_gib
 from fluxnb.installed import need
 from fluxnb.measure import stats
@@ -16,7 +17,7 @@ from fluxnb.report.render import render_template
 from fluxnb.study.row import Row
 from fluxnb.techniques import kinds
 
-FOLDER = "reports/analysis"
+FOLDER, SUMMARIES = "reports/analysis", "summaries"
 CRUMBS = [("../index.html", "fluxnb"), ("index.html", "Analysis")]
 BF16, BY_HOST = "BF16", "BF16, set off by the host"
 FP8, CACHED = "with quantization", "with quantization and a schedule"
@@ -151,7 +152,7 @@ def _scaling_blocks(found: list[Configuration], folder: Path) -> tuple[list[str]
     said = "; ".join(f"{r.series} {r.speedup:.2f}× on {r.GPUs}" for r in frame.itertuples())
     figure, path = charts.scaling(frame), folder / "charts" / "scaling.svg"
     write_atomic(path, html.svg(figure).decode())
-    write_atomic(folder / "scaling.csv", frame.to_csv(index=False, lineterminator="\n"))
+    write_atomic(folder / SUMMARIES / "scaling.csv", frame.to_csv(index=False, lineterminator="\n"))
     blocks = [
         "<h2>One image on several GPUs</h2>",
         html.callout_html(scaling_sentence(frame)),
@@ -168,7 +169,27 @@ def _scaling_blocks(found: list[Configuration], folder: Path) -> tuple[list[str]
             units={"p50": "s", "alone": "s", "speedup": "×"},
         ),
     ]
-    return blocks, [folder / "scaling.csv", path]
+    return blocks, [folder / SUMMARIES / "scaling.csv", path]
+
+
+def _summaries(found: list[Configuration], frame, folder: Path) -> list[Path]:
+    """The final stack's table, and every line of the documents with the rows that answer it, as a table and a page."""
+    folder.mkdir(parents=True, exist_ok=True)
+    answered = documents.answers([r for c in found for r in c.rows])
+    lines = documents.tables(answered)
+    whole = need("pandas", "The analysis").concat(lines, names=["document"])
+    for name, table_ in (("summary.csv", frame), ("documents.csv", whole.reset_index())):
+        write_atomic(folder / name, table_.to_csv(index=False, lineterminator="\n"))
+    blocks = [html.callout_html(documents.sentence(answered))]
+    for document, own in lines.items():
+        title = document[:1].upper() + document[1:]
+        blocks += [f"<h2>{html.inline(title)}</h2>", html.table_html(own.replace("`", "", regex=True), f"{title}.")]
+    crumbs = [("documents.html", "Documents"), *((f"../{address}", title) for address, title in reversed(CRUMBS))]
+    title = "The five documents, line by line"
+    text = render_template("blocks.html.j2", "documents.html", crumbs, title=title, blocks=blocks)
+    check_page(text, "documents")
+    write_atomic(folder / "documents.html", text)
+    return [folder / name for name in ("summary.csv", "documents.csv", "documents.html")]
 
 
 def write(root: Path, given: list[str]) -> list[Path]:
@@ -183,8 +204,8 @@ def write(root: Path, given: list[str]) -> list[Path]:
         raise UserError(f"No configuration has finished {notebooks.FINAL_STACK}: run `make report` first.")
     folder = root / FOLDER
     (folder / "charts").mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "summary.csv", frame.to_csv(index=False, lineterminator="\n"))
-    written, blocks = [folder / "summary.csv"], ["<h2>Everything together, part by part</h2>"]
+    written = _summaries(found, frame, folder / SUMMARIES)
+    blocks = ["<h2>Everything together, part by part</h2>"]
     for model, rows in frame.dropna(subset="speedup").groupby("model", sort=False):
         labels = [f"{c}: {t}" for c, t in zip(rows.configuration, rows.technique, strict=True)]
         low, high = (rows[end].astype(float).fillna(rows.speedup) for end in ("low", "high"))
@@ -207,6 +228,7 @@ def write(root: Path, given: list[str]) -> list[Path]:
             units={k: v for k, v in units.items() if k in shown},
         )
     )
+    blocks.append(f'<p><a href="{SUMMARIES}/documents.html">Every line of the five documents</a>, with its rows.</p>')
     more, files = _scaling_blocks(found, folder)
     blocks, written = [*blocks, *more], [*written, *files]
     text = render_template("blocks.html.j2", "index.html", CRUMBS, title="Configurations side by side", blocks=blocks)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from fluxnb.findings import machine
 from fluxnb.report import duration
-from fluxnb.report.html import provenance_html
+from fluxnb.report.html import provenance_html, table_html
 from fluxnb.report.pages import STATUS, WITH_PAGE, Page
 from fluxnb.report.render import render_template
+from fluxnb.study.row import Row
 
 
 def index_html(
@@ -16,6 +20,7 @@ def index_html(
     explorer: str | None = None,
     model: str = "",
     reference: tuple[str, set[str]] | None = None,
+    rows: Sequence[Row] = (),
     answer: list[str] | None = None,
     command: str = "",
 ) -> str:
@@ -29,11 +34,13 @@ def index_html(
         explorer: address of the explorer, where there is one.
         model: of the user's, that all of it is about.
         reference: of a user's own reports, the address of the folder of the committed reference and its pages' files.
+        rows: of its results.csv, for what was out of the ordinary.
         answer: the recommendation, as blocks of HTML.
         command: that makes what isn't there yet, of a user's own reports.
     """
     folder, there = reference or ("", set())
     missing = [page.title for page in pages if page.status == "missing"]
+    odd = machine.anomalies(rows)
     return render_template(
         "configuration.html.j2",
         "index.html",
@@ -48,6 +55,8 @@ def index_html(
         troubled=[page for page in pages if page.status not in ("ok", "missing")],
         missing=missing,
         short=[page.number for page in pages if page.state.get("left_out")],
+        odd=0 if odd is None else int(odd["rows"].sum()),
+        anomalies="" if odd is None else table_html(odd, f"By rule, the furthest of each. {machine.RULES}."),
         pages=[line(p) | {"reference": f"{folder}/{p.href}" if p.href in there else None} for p in pages],
     )
 

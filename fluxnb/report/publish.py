@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from fluxnb import params as parameters
 from fluxnb.errors import UserError
-from fluxnb.report import PAGES, RUN, Place, durations, own, read_json, reference, write_atomic, write_changed
+from fluxnb.report import PAGES, RUN, TABLE, Place, durations, own, read_json, reference, write_atomic, write_changed
 from fluxnb.report.pages import Page, read, remember, write_remembered
 
 INDEX, EXPLORER, LEDGER, PROGRESS = "index.html", "explorer.html", "ledger.html", "progress.md"
@@ -68,7 +69,7 @@ def render(chosen, root: Path) -> Path:
 
 def site(root: Path) -> Path:
     """`make site`: indexes, progress files, front page, ledger, README's tables and recipes from what is committed."""
-    from fluxnb.report import catalogue, readme, recipes
+    from fluxnb.report import analysis, catalogue, readme, recipes, unrun
     from fluxnb.report.configurations import configurations
 
     for found in configurations(root):
@@ -80,6 +81,9 @@ def site(root: Path) -> Path:
     readme.write(root)
     recipes.write(root)
     catalogue.write(root)
+    unrun.write(root)
+    with suppress(UserError):  # nothing to set side by side yet
+        analysis.write(root, [])
     if (root / "reports" / "own").is_dir():
         front(root, own=True)
     return front(root)[0]
@@ -188,7 +192,7 @@ def _write_index(place: Place, found: list[Page]) -> Path:
 
     within = place.reports.relative_to(_top(place.root, place.own))
     theirs, reference = _top(place.root, False) / within, None
-    if place.own and not place.model and (theirs / INDEX).is_file():
+    if place.own and not place.model and (theirs / TABLE).is_file():
         reference = (_relative(theirs, place.reports), {path.name for path in theirs.glob("*.html")})
     text = index_html(
         found,
@@ -198,6 +202,7 @@ def _write_index(place: Place, found: list[Page]) -> Path:
         explorer=EXPLORER if (place.reports / EXPLORER).is_file() else None,
         model=place.model,
         reference=reference,
+        rows=_rows(place),
         answer=ending.blocks(place),
         command=_command(place) if place.own else "",
     )
@@ -222,14 +227,18 @@ def _write_explorer(place: Place) -> None:
 
 
 def _write_progress(place: Place, found: list[Page]) -> None:
-    from fluxnb.findings import ledger
     from fluxnb.report.progress import progress_md
+
+    if not place.model:  # the documents are about the study's own
+        write_changed(place.reports / PROGRESS, progress_md(place.title, _rows(place), found, _several(place)))
+
+
+def _rows(place: Place) -> list:
+    """The rows that a reader of its pages finds there."""
+    from fluxnb.findings import ledger
     from fluxnb.study.results import Results
 
-    if place.model:  # the checklists are about the study's own
-        return
-    rows = ledger.latest(Results(place.table).rows()) if place.table.is_file() else []
-    write_changed(place.reports / PROGRESS, progress_md(place.title, rows, found, _several(place)))
+    return ledger.latest(Results(place.table).rows()) if place.table.is_file() else []
 
 
 # --- above all configurations -----------------------------------------------------------------------------

@@ -5,48 +5,78 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fluxnb.findings import ledger, published
 from fluxnb.findings.recommend import Choice, stands_in
 from fluxnb.findings.rows import is_baseline, peak_gib
 from fluxnb.findings.words import sureness
+from fluxnb.models import facts
 from fluxnb.report import write_changed
 from fluxnb.report.configurations import Configuration, configurations
 from fluxnb.report.front import answers, soonest, unanswered
+from fluxnb.report.ledger import entries
 from fluxnb.study.row import Row
 
-MARKS = ("<!-- results: written by `make site` -->", "<!-- end of results -->")
+MARKS = {
+    "results": ("<!-- results: written by `make site` -->", "<!-- end of results -->"),
+    "schnell": ("<!-- schnell: written by `make site` -->", "<!-- end of schnell -->"),
+}
 
 
 def write(root: Path) -> bool:
-    """Puts the table between the README's marks; whether the README has them."""
+    """Puts the tables between the README's marks; whether the README has them."""
     path = root / "README.md"
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if not all(mark in text for mark in MARKS):
+    if not all(mark in text for marks in MARKS.values() for mark in marks):
         return False
-    before, rest = text.split(MARKS[0], 1)
-    after = rest.split(MARKS[1], 1)[1]
-    write_changed(path, f"{before}{MARKS[0]}\n{results_table(configurations(root), root)}\n{MARKS[1]}{after}")
+    found = configurations(root)
+    for name, made in (("results", results_table(found, root)), ("schnell", schnell_tables(found, root))):
+        begin, end = MARKS[name]
+        text = f"{text.split(begin, 1)[0]}{begin}\n{made}\n{end}{text.split(end, 1)[1]}"
+    write_changed(path, text)
     return True
 
 
-def results_table(found: list[Configuration], root: Path) -> str:
-    """For each configuration the best choice for each goal, as Markdown; where there is none, a line that says so."""
+def schnell_tables(found: list[Configuration], root: Path) -> str:
+    """The plans' marks for FLUX.1-schnell with the verdict of four-step rows, and what to choose for four steps."""
+    head = "mark", "set by", "ours", "verdict", "row"
+    lines = [list(head), ["---"] * len(head)]
+    for e in entries(found):
+        if e.claim.model == ledger.SCHNELL and e.claim.kind == published.CRITERION:
+            why = f"{e.verdict}: {e.reason}" if e.reason else e.verdict
+            lines.append([f"{e.claim.technique}: {e.claim.text}", e.claim.source.partition(":")[0], e.text, why,
+                          f"`{e.row.id}`" if e.row else "–"])  # fmt: skip
+    chosen = results_table(found, root, few=True)
+    return _markdown(lines) + (f"\n\n{chosen}" if chosen else "")
+
+
+def results_table(found: list[Configuration], root: Path, few: bool = False) -> str:
+    """For each configuration the best choice for each goal, as Markdown; where there is none, a line that says so.
+
+    Args:
+        few: for models of four steps instead of for all others; "" where there is none.
+    """
     head = "configuration", "goal", "choose", "speedup", "per image", "memory", "worst image", "row"
     lines, notes = [list(head), ["---"] * len(head)], []
     for c in found:
-        if (missing := unanswered(c)) is not None:
+        if not few and (missing := unanswered(c)) is not None:
             said, page = missing
             where = Path(os.path.relpath(c.folder / page.href, root)).as_posix()
             lines.append([c.name, said, f"[what was measured]({where})"])
-        if (row := soonest(c)) is not None:
+        if not few and (row := soonest(c)) is not None:
             goal = f"one image on {row.gpus} GPUs, over the same on one"
             lines.append([c.name, goal, row.label, *_figures(row), "–", f"`{row.id}`"])
-        for choices in answers(c):
+        for choices in (own for own in answers(c) if (own[0].base.steps == facts.SCHNELL_STEPS) == few):
             for choice in choices:
                 figures = _figures(choice.row) if not is_baseline(choice.row) else ["–"] * 3
                 lines.append([c.name, choice.goal.text, choice.label, *figures, _quality(choice), f"`{choice.row.id}`"])
             notes += [f"On `{c.name}` {said}." for said in [stands_in(choices)] if said]
-    table = (f"| {' | '.join(line + [''] * (len(head) - len(line)))} |" for line in lines)
-    return "\n".join([*table, *(f"\n{note}" for note in notes)])
+    if few and len(lines) == 2:
+        return ""
+    return "\n".join([_markdown([line + [""] * (len(head) - len(line)) for line in lines]), *(f"\n{n}" for n in notes)])
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _figures(row: Row) -> list[str]:

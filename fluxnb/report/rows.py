@@ -81,6 +81,18 @@ def listed(root: Path, notebook: str | None = None, gpu: str | None = None, tech
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (heads, *lines))
 
 
+def of_documents(root: Path) -> str:
+    """Every line of the documents with the ids of the committed rows that answer it, or the reason."""
+    from fluxnb.findings import documents
+    from fluxnb.report.configurations import configurations
+
+    found, lines = documents.answers([r for c in configurations(root) for r in c.rows]), []
+    for (document, part), own in itertools.groupby(found, key=lambda a: (a.line.document, a.line.part)):
+        lines += ["", f"{document}: {part}"]
+        lines += [f"  {a.state}: {a.line.item}: {': '.join(filter(None, [a.ids, a.said]))}" for a in own]
+    return "\n".join([documents.sentence(found), *lines])
+
+
 def _line(found: Found) -> tuple[str, ...]:
     row = found.row
     speedup = "–" if row.speedup is None else f"{row.speedup:.2f}×"
