@@ -219,6 +219,11 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "compiled": Key(bool, "whether these stacks are compiled, which takes minutes on a CPU"),
         "computed": Key(int, "steps that the schedule computes", low=1, high=200),
         "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
+        "formats": Key(
+            list[str] | None, "number formats of the plain pipeline, in every use case; null = none",
+            choices=NUMBER_FORMATS,
+        ),
+        "full_size_formats_steps": Key(int, "steps of an image in these at full size", low=1, high=200),
     },
     nb.PARALLEL: {
         "ranks": Key(int | None, "processes that share an image; null = gpu.count", low=2, high=64),
@@ -235,18 +240,16 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "users": Key(list[int], "people who ask at the same time", low=1, high=1000),
         "images": Key(list[int], "images of one request", low=1, high=64),
         "requests": Key(int, "requests of one load, warm-up not counted", low=4, high=100000),
-        "formats": Key(
-            list[str] | None, "number formats of the plain pipeline, in every use case; null = none",
-            choices=NUMBER_FORMATS,
-        ),
-        "full_size_formats_steps": Key(int, "steps of an image in these at full size", low=1, high=200),
         "arrivals": Key(list[float], "rates of random arrivals, as shares of what all GPUs can make", low=0.05, high=2),
         "batch": Key(int, "waiting requests that are made together; 1 = none", low=1, high=64),
         "use_cases": Key(list[str], "use cases that are served", choices=_USE_CASES),
         "steps": Key(int, "denoising steps of one image of the embedded model", low=1, high=200),
         "full_size_users": Key(list[int], "people who ask at the same time, at full size", low=1, high=1000),
+        "full_size_images": Key(list[int], "images of one request at full size", low=1, high=64),
+        "full_size_use_cases": Key(list[str], "use cases that are served at full size", choices=_USE_CASES),
         "full_size_requests": Key(int, "requests of one load at full size", low=4, high=100000),
         "full_size_arrivals": Key(list[float], "rates of random arrivals at full size", low=0.05, high=2),
+        "soak": Key(float | None, "seconds that the recommended stack is run for; null = not at all", low=1, high=86400),
     },
     nb.FINAL_STACK: {
         "quantization": Key(str, "the torchao kind of the stack", choices=_TORCHAO),
@@ -261,11 +264,8 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "around": Key(list[str], "what is spared before and after the steps", choices=tuple(stacks.AROUND)),
     },
     nb.EMBEDDED: {
-        "full_size_images": Key(list[int], "images of one request at full size", low=1, high=64),
-        "full_size_use_cases": Key(list[str], "use cases that are served at full size", choices=_USE_CASES),
         "check_images": Key(int, "committed evaluation images that are recomputed", low=1, high=500),
     },
-        "soak": Key(float | None, "seconds that the recommended stack is run for; null = not at all", low=1, high=86400),
     nb.SURVIVAL: {
         "steps": Key(int, "denoising steps of an image", low=3, high=50),
         "cases": Key(list[str] | None, "what happens to a pipeline; null = everything"),
