@@ -119,11 +119,21 @@ def _spelled(name: str, built: tuple, above: tuple = (), before: str = "") -> St
 
 
 def cache(steps: int, computed: int):
-    """The stack's cache: six computed steps, then every n-th and the last, about `computed` in all. It doesn't look."""
+    """The stack's cache: six computed steps, then every n-th and the last, about `computed` in all. It doesn't look.
+
+    Of eight steps or fewer, where six leave nothing to reuse, it computes the first, every second and the last.
+    """
     from fluxnb.cache import Cache, Interval, Taylor
 
+    warm_up = 6 if steps > 8 else 1
     every = max(2, -(-(steps - 6) // max(1, computed - 6)))
-    return Cache(Interval(every, warm_up=6, compute_last=True), Taylor(2))
+    return Cache(Interval(every, warm_up=warm_up, compute_last=True), Taylor(2))
+
+
+def caches(steps: int, computed: Iterable[int]) -> list:
+    """The stack's cache for several counts of computed steps; what comes to the same rule once."""
+    found = {made.gate.every: made for made in (cache(steps, count) for count in computed)}
+    return list(found.values())
 
 
 CACHED, CACHED_RECORDED = "quantized stack and cache", "quantized stack and cache, CUDA graph of the blocks"
@@ -144,7 +154,7 @@ def cached(kind: str, around: list[str], steps: int, computed: int) -> list[Stac
 
 BF16_COMPILED, BF16_STACK = "BF16 compiled", "BF16 stack"
 FLASH_TEACACHE, FLASH_FIRST_BLOCK = "BF16+FA2+TeaCache (0.6)", "BF16+FA2+FBCache (0.3)"
-FLASH_TEACACHE_FP8 = f"{FLASH_TEACACHE}+TorchAO FP8"
+FLASH_TEACACHE_FP8, FLASH_TEACACHE_INT8 = f"{FLASH_TEACACHE}+TorchAO FP8", f"{FLASH_TEACACHE}+TorchAO INT8"
 FLASH_FIRST_BLOCK_FP8 = f"{FLASH_FIRST_BLOCK}+TorchAO FP8"
 FLASH_FIRST_BLOCK_INT8 = f"{FLASH_FIRST_BLOCK}+TorchAO INT8"
 
@@ -173,6 +183,7 @@ def advanced(steps: int, around: list[str], teacache_share: float, first_block_s
                 (FLASH_FIRST_BLOCK, (flash,), first),
                 (FLASH_TEACACHE_FP8, fp8, tea),
                 (FLASH_FIRST_BLOCK_FP8, fp8, first),
+                (FLASH_TEACACHE_INT8, int8, tea),
                 (FLASH_FIRST_BLOCK_INT8, int8, first),
             )
         ),
@@ -203,16 +214,24 @@ AS_PUBLISHED: dict[str, Parts] = {  # what torchao's own figures are of, no more
 SHORTLIST = (*LEAN, BF16_STACK, CACHED_RECORDED, *AS_PUBLISHED)
 
 
-def shortlist(names: list[str], kind: str, around: list[str], steps: int, computed: int) -> list[Stack]:
+def shortlist(
+    names: list[str], kind: str, around: list[str], steps: int, computed: list[int], gentler: Iterable[str] = ()
+) -> list[Stack]:
     """Stacks by name, the lean ones also under the stack's cache.
 
     Args:
         kind, around: of those that have everything, as in `cached`.
+        computed: steps of the cache; the first is that of all stacks.
+        gentler: lean stacks that get the others, too.
     """
-    known = {stack.name: [stack] for stack in (*cached(kind, around, steps, computed), _whole(around))}
+    known = {stack.name: [stack] for stack in (*cached(kind, around, steps, computed[0]), _whole(around))}
     known |= {name: [_spelled(name, parts())] for name, parts in AS_PUBLISHED.items()}
     for name, parts in LEAN.items():
-        known[name] = [_spelled(name, parts()), _spelled(f"{name}, cached", parts(), (cache(steps, computed),))]
+        above = caches(steps, computed if name in gentler else computed[:1])
+        known[name] = [_spelled(name, parts())]
+        for one in above:  # the first that there was has no number in its name
+            number = "" if one.gate.every == 4 else f", every {one.gate.every}"
+            known[name].append(_spelled(f"{name}, cached{number}", parts(), (one,)))
     return [stack for name in names for stack in _of(known, name)]
 
 

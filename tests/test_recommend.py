@@ -55,8 +55,8 @@ def seen(label, worst, settings, **changed):
 
 def test_what_was_judged_on_fewer_images_than_others_is_not_known():
     few, many = seen("cached", 38.8, CACHE), seen("14 steps", 30.0, {}, steps=14, images=48)
-    assert findings.quality_of(timed("cached", 3.2, CACHE, BASE), [few]) == few
-    assert findings.quality_of(timed("cached", 3.2, CACHE, BASE), [few, many]) is None  # the worst may be missing
+    assert findings.quality_of(timed("cached", 3.2, CACHE, BASE), [few], BASE) == few
+    assert findings.quality_of(timed("cached", 3.2, CACHE, BASE), [few, many], BASE) is None  # the worst may be missing
 
 
 BASE = plain()
@@ -304,6 +304,39 @@ def test_what_nobody_judged_has_to_compute_the_same():
 
 
 # --- which baseline ---
+
+
+SCHNELL = {"model": "flux-schnell-random", "steps": 4, "total_steps": 4}
+OF_SCHNELL = SCHNELL | {"model": "embedded-schnell"}
+
+
+def test_models_of_four_steps_have_an_answer_of_their_own_and_images_of_their_own():
+    """The 28-step model at four steps is a control: it judges nothing that takes four steps by itself."""
+    four = plain(**SCHNELL, label="4 steps", seconds=0.8, seed=80)
+    lean, fast = (
+        timed(label, speedup, settings, four, **SCHNELL)
+        for label, speedup, settings in (("lean", 1.4, BLOCKS), ("cached", 1.3 * 1.4, BLOCKS | CACHE))
+    )
+    control = timed("4 steps, 28-step model", 6.5, {}, BASE, steps=4, total_steps=4, exact=ANOTHER)
+    rows = [*TIMED, four, lean, fast, control, *SEEN, seen("4 steps", 20.0, {}, steps=4)]
+    stranger = seen("cached", 45.0, BLOCKS | CACHE, steps=4)  # of the 28-step model
+    assert [r.model for r in findings.references(rows)] == ["flux-dev-random", "flux-schnell-random"]
+    assert chosen([*rows, stranger], four)["balanced (28 dB)"] == "lean"
+    own = [seen("4 steps", None, {}, family=families.BASELINE.name, **OF_SCHNELL)]
+    own += [seen("lean", 46.0, BLOCKS, **OF_SCHNELL), seen("cached", 30.0, BLOCKS | CACHE, **OF_SCHNELL)]
+    found = {c.goal.text: c for c in findings.choices([*rows, stranger, *own], four)}
+    assert [found[goal].label for goal in ("near-lossless (35 dB)", "balanced (28 dB)")] == ["lean", "cached"]
+    assert {c.seen.model for c in found.values() if c.seen} == {"embedded-schnell"}
+    assert chosen([*rows, *own]) == chosen(rows) == chosen(TIMED + SEEN)
+    far = seen("4 steps", 33.0, {}, id="four", **OF_SCHNELL)  # the distilled model's is not the 28-step one's at four
+    assert findings.quality_of(control, [*SEEN, far], BASE) is None
+
+
+def test_without_models_of_full_size_each_trained_one_has_its_answer():
+    small = {"weights": "trained", "seed": 60}
+    both = [plain(model="embedded", **small), plain(**small, **OF_SCHNELL, seconds=0.1)]
+    assert [r.steps for r in findings.references(both)] == [28, 4]
+    assert [r.model for r in findings.references([*both, BASE])] == ["flux-dev-random", "embedded-schnell"]
 
 
 def test_recommendations_are_over_the_plain_baseline_of_the_whole_page():

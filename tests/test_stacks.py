@@ -2,7 +2,7 @@
 
 import pytest
 
-from fluxnb import params, stacks, techniques
+from fluxnb import params, recipes, stacks, techniques
 from fluxnb.cache import even_mask, prescribed
 from fluxnb.errors import UserError
 from fluxnb.study import candidate
@@ -53,7 +53,7 @@ def test_a_stack_that_nobody_defines_is_refused():
 
 
 def test_the_shortlist_has_lean_stacks_alone_and_cached_and_those_that_have_everything():
-    found = stacks.shortlist(list(stacks.SHORTLIST), "fp8 row", list(stacks.AROUND), 28, 12)
+    found = stacks.shortlist(list(stacks.SHORTLIST), "fp8 row", list(stacks.AROUND), 28, [12])
     names = [stack.name for stack in found]
     assert len(set(names)) == len(names) == 2 * len(stacks.LEAN) + 2 + len(stacks.AS_PUBLISHED)
     lean = found[: 2 * len(stacks.LEAN)]
@@ -65,7 +65,25 @@ def test_the_shortlist_has_lean_stacks_alone_and_cached_and_those_that_have_ever
         assert not {"fused QKV", "modulation ahead", "CUDA graph", *around} & set(parts(stack)), stack.name
     assert around and around <= set(parts(found[len(lean) + 1]))
     with pytest.raises(UserError, match="There is no stack 'lean': choose one of"):
-        stacks.shortlist(["lean"], "fp8 row", [], 28, 12)
+        stacks.shortlist(["lean"], "fp8 row", [], 28, [12])
+
+
+def test_a_lean_stack_comes_with_gentler_caches_where_they_are_asked_for():
+    first, other = list(stacks.LEAN)[:2]
+    found = stacks.shortlist([first, other], "fp8 row", [], 28, [12, 14, 18], [first])
+    assert [stack.name for stack in found] == [
+        first, f"{first}, cached", f"{first}, cached, every 3", f"{first}, cached, every 2", other, f"{other}, cached",
+    ]  # fmt: skip
+    every = [stack.techniques[-1].gate.every for stack in found if stack.above]
+    assert every == [4, 3, 2, 4] and len({stack.label for stack in found}) == len(found)
+    computed = [recipes.blind(stack.techniques[-1].gate, 28) for stack in found if stack.above]
+    assert computed == [12, 14, 18, 12]
+    assert len(stacks.caches(4, [12, 14, 18])) == 1  # which come to the same of four steps
+
+
+@pytest.mark.parametrize("steps, computed", [(4, 3), (8, 5), (9, 8), (28, 12), (50, 13)])
+def test_the_stacks_cache_reuses_something_at_any_number_of_steps(steps, computed):
+    assert recipes.blind(stacks.cache(steps, 12).gate, steps) == computed
 
 
 def test_everything_is_what_its_word_says():
@@ -83,7 +101,10 @@ def test_everything_is_what_its_word_says():
 def test_a_label_leaves_no_technique_out():
     around, schedule = list(stacks.AROUND), stacks.cache(28, 12).label
     found = [*stacks.phases("fp8 row", around), *stacks.cached("fp8 row", around, 28, 12)]
-    found += [*stacks.advanced(28, around, 0.4, 0.3), *stacks.shortlist(list(stacks.SHORTLIST), "int8", around, 28, 12)]
+    found += [
+        *stacks.advanced(28, around, 0.4, 0.3),
+        *stacks.shortlist(list(stacks.SHORTLIST), "int8", around, 28, [12]),
+    ]
     for stack in found:
         assert stack.label.endswith(", ".join(parts(stack))), stack.name
     assert "every 4th step after the first 6, and the last + Taylor 2" in schedule
@@ -94,7 +115,7 @@ def of_one_gpu():
     around = list(stacks.AROUND)
     found = [*stacks.phases("fp8 row", around), *stacks.cached("fp8 row", around, 28, 12)]
     found += [*stacks.advanced(28, around, 0.4, 0.3), *stacks.of_use_case(["int8"], SCHEDULE)]
-    found += stacks.shortlist(list(stacks.SHORTLIST), "int8", around, 28, 12)
+    found += stacks.shortlist(list(stacks.SHORTLIST), "int8", around, 28, [12, 14, 18], list(stacks.LEAN))
     return [*found, *(stacks.compiled(name, kind) for name in stacks.COMPILED for kind in (None, "int8"))]
 
 

@@ -129,11 +129,15 @@ class Choice:
 
 
 def references(rows: Iterable[Row]) -> list[Row]:
-    """The plain baselines that recommendations are over: of every model of full size, or else of every other one."""
+    """The plain baselines that recommendations are over, of every model that of most steps; the most come first.
+
+    Of models that take as many steps only those of full size, where there is one: the others are for its images.
+    """
     own = [r for r in finished(rows) if r.notebook == notebooks.FINAL_STACK and is_baseline(r) and _one_image(r)]
-    own = [r for r in own if r.weights == "random"] or own
-    last = {r.model: r for r in sorted(own, key=lambda r: (r.steps or 0, r.measured_at or ""))}
-    return list(last.values())
+    last = {r.model: r for r in sorted(own, key=lambda r: (r.steps or 0, r.measured_at or "")) if r.n}
+    found = sorted(last.values(), key=lambda r: -(r.steps or 0))
+    full = {r.steps for r in found if r.weights == "random"}
+    return [r for r in found if r.weights == "random" or r.steps not in full]
 
 
 def stack_of(row: Row, base: Row) -> stacks.Stack | None:
@@ -154,7 +158,7 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
     bases = {r.id: r for r in rows if is_baseline(r)}
     timed = {r.id: base for r in rows if (base := _base(r, bases)) is not None and _competes(r, base, reference)}
     own = [r for r in rows if r.id in timed]
-    seen = {r.id: quality_of(r, rows, reference.steps if _full(r, timed[r.id]) else r.steps) for r in own}
+    seen = {r.id: quality_of(r, rows, reference, reference.steps if _full(r, timed[r.id]) else r.steps) for r in own}
     whole = [r for r in own if timed[r.id].steps == reference.steps]
     sure = [r for r in whole if r.n >= stats.HEADLINE and stack_of(r, timed[r.id]) is not None]
     if not any(map(is_baseline, sure)):
@@ -181,28 +185,33 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
     return found
 
 
-def quality_of(row: Row, rows: Iterable[Row], steps: int | None = None) -> Row | None:
+def quality_of(row: Row, rows: Iterable[Row], reference: Row, steps: int | None = None) -> Row | None:
     """The row on trained weights that shows what the very same does to images; None if it wasn't judged.
 
-    The same settings in the same number format at as many steps, judged on as many images as any other of its model; of
-    several the one with the worst image. A row of trained weights shows it itself.
+    The same settings in the same number format at as many steps, on a model that takes as many as the row's own; judged
+    on as many images as any other of its model; of several the one with the worst image. A row of trained weights shows
+    it itself.
 
     Args:
+        reference: the plain baseline, which has all steps of its model: four of a model distilled to four.
         steps: that the judged images have; as many as the row's by default.
     """
     if row.weights == "trained":
         return row if judged(row) else None
     seen = [r for r in finished(rows) if r.weights == "trained" and judged(r) and _one_image(r)]
     steps = steps or row.steps
-    most = {model: max(r.images for r in seen if r.model == model) for model in {r.model for r in seen}}
-    seen = [r for r in seen if r.images == most[r.model]]  # of fewer images the worst may be missing
+    of = {model: [r for r in seen if r.model == model] for model in {r.model for r in seen}}
+    most = {model: max(r.images for r in own) for model, own in of.items()}
+    takes = {model: max(r.steps or 0 for r in own) for model, own in of.items()}
+    # of fewer images the worst may be missing
+    seen = [r for r in seen if r.images == most[r.model] and takes[r.model] == reference.steps]
     same = [r for r in seen if (is_baseline(r), r.steps, _set(r)) == (is_baseline(row), steps, _set(row))]
     return min(same, key=lambda r: worst_db(r) or 0.0, default=None)
 
 
 def quality_of_phases(rows: list[Row], judged_rows: list[Row]) -> list[float | None]:
     """PSNR of each phase's worst image on trained weights; None where it wasn't judged or all are identical."""
-    found = (quality_of(r, judged_rows) for r in rows)
+    found = (quality_of(r, judged_rows, rows[0]) for r in rows)
     return [None if seen is None else seen.psnr_min_db for seen in found]
 
 

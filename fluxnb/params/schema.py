@@ -253,9 +253,15 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     },
     nb.FINAL_STACK: {
         "quantization": Key(str, "the torchao kind of the stack", choices=_TORCHAO),
-        "cache_steps": Key(int, "computed steps of the stack's cache", low=2, high=200),
+        "cache_steps": Key(list[int], "computed steps of the stack's caches; all stacks have the first", low=2, high=200),
+        "gentler": Key(
+            list[str] | None, "lean stacks that get all of these caches; null = none", choices=tuple(stacks.LEAN)
+        ),
         "rounds": Key(int, "interleaved rounds of the shortlist: what is recommended rests on 10", low=3, high=1000),
         "shortlist": Key(list[str] | None, "stacks of the shortlist; null = none", choices=stacks.SHORTLIST),
+        "few_step_shortlist": Key(
+            list[str] | None, "the same for models of four steps; null = none", choices=stacks.SHORTLIST
+        ),
         "fewer_steps": Key(list[int], "step counts of the control in the shortlist", low=1, high=199),
         "solver_steps": Key(list[int], "step counts of the second-order solver in the shortlist", low=1, high=199),
         "first_block_thresholds": Key(list[float], "First Block Cache in the shortlist, on trained weights", low=0),

@@ -56,7 +56,8 @@ def _set_timesteps(solver, num_inference_steps=None, device=None, sigmas=None, m
         num_inference_steps = len(sigmas)
         if not np.allclose(sigmas, np.linspace(1, 1 / num_inference_steps, num_inference_steps)):
             raise UserError("DPM-Solver++ has sigmas of its own: leave yours out, or take the solver off.")
-    type(solver).set_timesteps(solver, num_inference_steps, device, mu, timesteps)
+    shift = mu if solver.config.use_dynamic_shifting else None  # FLUX.1-schnell's scheduler has a fixed one
+    type(solver).set_timesteps(solver, num_inference_steps, device, shift, timesteps)
 
 
 def _scale_noise(solver, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
