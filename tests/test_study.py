@@ -432,11 +432,11 @@ def test_pipelines_of_ones_own_are_compared_like_any_other(begin, embedded_pipe)
     again_from_the_table(rows)
 
 
-def test_a_batch_is_one_measurement_of_several_images(begin, made):
+def test_a_batch_is_one_measurement_of_several_images_and_each_is_judged(begin, made):
     s, subject = begin()
     row = s.compare(subject, study.plain(STEPS, batch=3), [])[0]
     assert row.batch == 3 and row.images_per_s == pytest.approx(3 * row.n / sum(row.samples))
-    assert len(made) % 3 == 0 and row.psnr_identical is None  # quality is judged one image at a time
+    assert len(made) % 3 == 0 and row.psnr_identical == row.images == len(subject.inputs)
     made.clear()
     assert s.compare(subject, study.plain(STEPS, batch=3), []) == [row] and made == []
 

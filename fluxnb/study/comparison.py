@@ -178,7 +178,7 @@ class Comparison:
         """What a runner took, with the columns that come from its images and from what the machine did meanwhile."""
         candidate, loaded = runner.prepared.candidate, runner.prepared.loaded
         columns = {**runner.prepared.columns, **latency.median_stages(runner.stages)}
-        if self.judged and candidate.batch == 1:
+        if self.judged:
             baseline = candidate is self.baseline
             references, _ = self.images(self.baseline, runner.made if baseline else {})
             images, traces = (references, []) if baseline else self.images(candidate, runner.made)
@@ -295,7 +295,7 @@ class Comparison:
             "memory_avg_gib": memory.average_gib - beside,
             "proof": self._proof(candidate, loaded, before) or None,
         }
-        return row, {inputs[0]: (latest[0], trace)} if candidate.batch == 1 else {}
+        return row, {given: (image, trace) for given, image in zip(inputs, latest, strict=True)}
 
     def _proof(self, candidate: Candidate, loaded: Loaded, before: dict[str, int]) -> dict:
         """What shows that the techniques did something: what they say, what was compiled, which kernels ran."""
@@ -319,7 +319,7 @@ class Runner:
     def __init__(self, prepared: Prepared):
         self.prepared = prepared
         self.stages: list[latency.Stages] = []
-        self.made: dict = dict(prepared.made)  # input -> (image, trace), with a batch of 1
+        self.made: dict = dict(prepared.made)  # input -> (image, trace)
         self.windows: list[tuple[float, float]] = []
         self.host = telemetry.Host()
         self._order: Iterator = itertools.cycle(prepared.loaded.inputs)
@@ -334,9 +334,8 @@ class Runner:
             yield
             self.windows.append((start, time.perf_counter()))
         self.stages.append(stages)
-        (given, *others), (image, *_) = self._latest
-        if not others:
-            self.made[given] = image, trace_of(candidate)
+        trace = trace_of(candidate)  # one for a whole batch
+        self.made |= {given: (image, trace) for given, image in zip(*self._latest, strict=True)}
 
     def run(self) -> None:
         """One image, or one batch."""

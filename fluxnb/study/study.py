@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from dataclasses import replace
@@ -205,7 +206,7 @@ class Study(Subjects, Rows):
         def enough(row: Row) -> bool:
             if not row.ok:
                 return candidate.patience_s <= row.shown("patience_s", math.inf)  # the more patient try again
-            if (timed and (row.n or 0) < subject.rounds) or (judged and candidate.batch == 1 and row.images is None):
+            if (timed and (row.n or 0) < subject.rounds) or (judged and row.images is None):
                 return False  # surveyed before, timed in fewer rounds, or without a look at its images
             seen = not profiled or not telemetry.machine()["gpus"] or row.computed_steps != row.total_steps
             return seen or row.shown("step_ms") is not None
@@ -238,8 +239,10 @@ class Study(Subjects, Rows):
         if missing := [given for given in own.inputs if given not in made]:
             loaded = self.pool.get(own)
             with applied(loaded.pipe, *candidate.above):
-                for given in missing:
-                    made[given] = loaded.generate(*given, candidate.steps), trace_of(candidate)
+                for at in range(0, len(missing), candidate.batch):
+                    batch = list(itertools.islice(itertools.cycle(missing[at:]), candidate.batch))
+                    images = loaded.batch(batch, candidate.steps)
+                    made |= {given: (image, trace_of(candidate)) for given, image in zip(batch, images, strict=True)}
         images, traces = (list(column) for column in zip(*(made[given] for given in own.inputs), strict=True))
         kept.keep(self.images_dir, key, candidate.meaning["label"], own.inputs, images, traces)
         return images, traces
