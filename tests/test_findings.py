@@ -381,7 +381,7 @@ def test_a_variant_has_its_first_image_cold_and_warm():
     )
     assert table.attrs["formats"]["graphs"] == ".0f"  # a count, though another row has none
     assert findings.waits_sentence(rows, {}) == "no wait for a first image was measured here."
-    assert findings.formats_sentence([replace(rows[0], status="oom")]).startswith("no format can run here")
+    assert findings.baseline_sentence([replace(rows[0], status="oom")]).startswith("no format can run here")
 
 
 def test_what_the_machine_reaches_by_itself():
@@ -424,13 +424,13 @@ def test_the_fastest_number_format_is_faster_beyond_the_noise():
     full = row(BASELINE, "float32, 28 steps", 28, 1.002, None, width=256, height=256)
     few = row(BASELINE, "float32, 8 steps", 28, 1.01, None, steps=8)
     half = row(families.NUMBER_FORMAT, "bfloat16, 8 steps", 28, 1.5, 40.0, steps=8)
-    said = findings.formats_sentence([full, few, half])
+    said = findings.baseline_sentence([full, few, half])
     assert said == (
         "float32, 28 steps at 256×256 take 0.399 s per image; bfloat16, 8 steps is the fastest, **1.50 times** as fast "
         "as the baseline, “float32, 8 steps” (95 % interval [1.40, 1.60], n = 10), 0.267 s instead of 0.4 s per image. "
         "The baseline over itself, timed twice in turn: 1.010 times (95 % interval [0.91, 1.11], n = 10)."
     )
-    within = findings.formats_sentence([full, few, replace(half, speedup_ci_low=1.05)])
+    within = findings.baseline_sentence([full, few, replace(half, speedup_ci_low=1.05)])
     assert "nothing is faster than the baseline, “float32, 8 steps”, beyond the noise" in within
 
 

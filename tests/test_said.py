@@ -112,6 +112,7 @@ GIVEN = {
     "cache_sentence": (families.FIRST_BLOCK,),
     "interval_sentence": (families.FIRST_BLOCK,),
     "waits_sentence": ({},),
+    "few_steps_sentence": ([BASE],),
 }
 OF_ROWS = [
     name for name in dir(findings)

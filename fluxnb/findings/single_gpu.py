@@ -146,7 +146,7 @@ def kernels_sentence(rows: list[Row]) -> str:
 # --- speed --------------------------------------------------------------------------------------------------
 
 
-def formats_sentence(rows: list[Row]) -> str:
+def baseline_sentence(rows: list[Row]) -> str:
     """What an image takes, which number format is fastest beyond the noise, and how large the noise is."""
     ok = finished(rows)
     compared = [r for r in ok if r.steps == ok[-1].steps]
@@ -157,6 +157,41 @@ def formats_sentence(rows: list[Row]) -> str:
         said += f"; {fastest_words(compared[1:], compared[0])}"
     if (own := compared[0]).speedup:
         said += f". The baseline over itself, timed twice in turn: {own.speedup:.3f} times ({sureness(own)})"
+    return f"{said}."
+
+
+def few_steps_sentence(rows: list[Row], many: list[Row]) -> str:
+    """What an image takes that is made for a few steps, and what it shows, beside the model of many steps.
+
+    Args:
+        many: rows of that model, the baseline first; not timed in turn with these.
+    """
+    if not finished(rows[:1]) or not finished(many[:1]):
+        return "what a few steps gain can't be said: a baseline can't run here; the table says why."
+
+    def words(row: Row) -> str:
+        facts = ""
+        if row.adherence is not None and row.adherence_min is not None and judged(row):
+            mean, worst = f"{row.adherence:.0%}", f"{row.adherence_min:.0%}"
+            facts = f" ({mean} of the prompts' facts, {worst} in the worst of {row.images} images)"
+        return f"`{row.model}` takes {row.latency_p50:.3g} s per image in {row.steps} steps{facts}"
+
+    few, full = rows[0], many[0]
+    times = f"{full.latency_p50 / few.latency_p50:.3g} times as long, not timed in turn"
+    return f"{words(few)}; {words(full)}: {times}."
+
+
+def batches_sentence(rows: list[Row]) -> str:
+    """Which batch makes the most images per second, beside the smallest of the same format."""
+    timed = [r for r in finished(rows) if r.images_per_s and r.batch]
+    if not timed:
+        return "no batch was timed here; the table says why."
+    best = max(timed, key=lambda r: r.images_per_s)
+    least = min((r for r in timed if r.label == best.label), key=lambda r: r.batch)
+    said = f"most images per second come from {best.label} {best.batch} at once, {best.images_per_s:.3g}"
+    if least.batch < best.batch:
+        times = best.images_per_s / least.images_per_s
+        said += f", {times:.2f} times as many as {least.batch} at once (not timed in turn)"
     return f"{said}."
 
 

@@ -32,6 +32,13 @@ def __getattr__(name: str):
     return getattr(importlib.import_module(f"{__name__}.{_OWNERS[name]}"), name)
 
 
+def matrix(kind: str):
+    """The quantizer of a kind whose products are fast enough to be worth compiling, dense or sparse."""
+    from fluxnb.techniques import kinds, precision, sparsity
+
+    return sparsity.SparseInt8() if kind == kinds.SPARSE_INT8 else precision.TorchAO(kind)
+
+
 def quantizers() -> list:
     """Every format that weights can be quantized to, one technique each."""
     from fluxnb.techniques import kinds, precision, sparsity, svdquant

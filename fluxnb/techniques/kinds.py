@@ -25,6 +25,7 @@ TORCHAO = {
     "int4 weight-only": ("TorchAO INT4 weight-only", (8, 0), True),
     "fp8 row, 2:4 sparse": ("TorchAO FP8 per row, 2:4 sparse", (9, 0), True),
 }
+SPARSE_INT8 = "int8, 2:4 sparse"  # which torchao has no more
 BITSANDBYTES = ("nf4", "fp4", "int8")
 GGUF = ("Q8_0", "Q5_0", "Q4_0")  # the K formats can't be written by the gguf package
 QUANTO = {"int8": "qint8", "fp8": "qfloat8", "int4": "qint4"}  # kind -> Quanto's type

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fluxnb.technique import Unavailable
+from fluxnb.techniques import kinds
 from fluxnb.techniques.precision import Quantizer
 
 ROWS = 32  # cuSPARSELt's INT8 kernels want a multiple of it
@@ -58,7 +59,7 @@ class SparseInt8(Quantizer):
     """2:4 sparse INT8 in every linear layer of the blocks that has many rows. Source: diffusers-torchao; cuSPARSELt."""
 
     name = label = "INT8, 2:4 sparse"
-    settings = {"quantization": "int8, 2:4 sparse"}
+    settings = {"quantization": kinds.SPARSE_INT8}
     takes_loras = False
 
     def check(self, pipe):
