@@ -42,7 +42,7 @@ def test_smoke_tests_and_a_users_own_runs_are_no_reference(committed, tmp_path):
 def test_configurations_stand_beside_each_other_with_what_an_image_costs(committed):
     pages = analysis.write(committed, ["h200=3.6"])
     check_page(pages[-1].read_text(encoding="utf-8"), "analysis")
-    frame = pd.read_csv(committed / "reports/analysis/summary.csv")
+    frame = pd.read_csv(committed / "reports/analysis/summaries/summary.csv")
     assert {"cpu", "h200"} <= set(frame.configuration)
     own = frame[frame.configuration == "h200"].iloc[0]
     assert own["images per GPU hour"] == pytest.approx(3600 / own.p50)

@@ -3,9 +3,11 @@
 import time
 from dataclasses import dataclass, field, replace
 
+import measured
 import pytest
 
 from fluxnb import families, findings
+from fluxnb.findings import machine as of_machine
 from fluxnb.measure import ceilings, telemetry
 from fluxnb.study import comparison
 from fluxnb.study.row import Row
@@ -138,3 +140,59 @@ def test_the_plainest_variant_stands_beside_the_fastest():
     )
     gone = Row(label="gone", status="unavailable", reason="needs a GPU")
     assert findings.plainest_sentence([eager, gone]).startswith("no variant can run here")
+
+
+# --- what is out of the ordinary ---
+
+
+def timed(**changed):
+    """A row of a session with nothing odd about it."""
+    own = {"session": "s", "samples": [1.0] * 10, "n": 10, "stable": 1, "baseline": "b", "id": "a", "warmup_s": 3.0}
+    own |= {"speedup": 1.5, "speedup_ci_low": 1.45, "speedup_ci_high": 1.55, "family": families.FIRST_BLOCK.name}
+    own["telemetry"] = {"sm_clock_avg_mhz": 1900, "throttle_reasons": [], "power_limited": 0.1, "other_load_cores": 0.1}
+    return measured.row(**own | changed)
+
+
+def noted(**changed):
+    return timed(telemetry=timed().telemetry | changed, id="odd")
+
+
+@pytest.mark.parametrize(
+    ("odd", "what", "most"),
+    [
+        (timed(speedup_ci_low=1.2, id="odd"), "wide interval", "1.20× to 1.55×"),
+        (timed(speedup=0.9, speedup_ci_low=0.88, speedup_ci_high=0.92, id="odd"), "slower", "0.90×"),
+        (timed(stable=0, id="odd"), "unsteady", "3 s of warm-up"),
+        (noted(throttle_reasons=["hardware slowdown"]), "throttled", "hardware slowdown"),
+        (noted(power_limited=0.8), "power limit", "80% of the samples"),
+        (noted(sm_clock_avg_mhz=1600), "low clock", "1,600 MHz"),
+        (noted(other_load_cores=1.25), "other load", "1.2 cores"),
+    ],
+)
+def test_what_is_out_of_the_ordinary_is_found_by_rule(odd, what, most):
+    found = of_machine.anomalies([timed(), odd, timed()])
+    assert list(found.index) == [what] and what in of_machine.RULES
+    assert dict(found.iloc[0]) == {
+        "notebook": odd.notebook, "session": "s", "rows": 1, "most": most, "of": odd.label, "row": "odd",
+    }  # fmt: skip
+
+
+def test_a_baseline_that_takes_another_time_in_another_session_has_drifted():
+    base = timed(family=families.BASELINE.name, speedup=1.0, speedup_ci_low=0.99, speedup_ci_high=1.01, latency_p50=4.0)
+    later = replace(base, session="t", latency_p50=4.4, id="later")
+    (found,) = of_machine.anomalies([base, later]).itertuples()
+    assert (found.Index, found.most, found.row) == ("drift", "4 s and 4.4 s", "later")
+    assert of_machine.anomalies([base, replace(later, latency_p50=4.1)]) is None
+    assert of_machine.anomalies([base, replace(later, steps=4)]) is None  # another baseline
+
+
+def test_rows_that_show_nothing_odd_have_no_table():
+    for rows in ([], [timed()], [timed(stable=0, session=None)], [timed(stable=0, status="oom")], [timed(samples=None)],
+                 [timed(telemetry=None, speedup=None, speedup_ci_low=None, stable=None)]):  # fmt: skip
+        assert of_machine.anomalies(rows) is None
+
+
+def test_of_what_is_odd_several_times_the_furthest_is_shown():
+    rows = [noted(other_load_cores=load) for load in (1.0, 3.0)]
+    (found,) = of_machine.anomalies(rows).itertuples()
+    assert (found.rows, found.most) == (2, "3 cores")

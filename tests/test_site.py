@@ -12,7 +12,8 @@ from measured import cached, row, stacked
 from test_browser import BROWSER, Tab, browser
 
 from fluxnb import families, notebooks, stacks
-from fluxnb.report import disk, front, publish, readme
+from fluxnb.findings import documents
+from fluxnb.report import disk, front, publish, readme, unrun
 from fluxnb.report.audit import check_page
 from fluxnb.report.configurations import Configuration, configurations
 from fluxnb.report.pages import Page
@@ -59,6 +60,34 @@ def test_the_table_of_the_readme_is_what_the_rows_say(committed):
     assert (committed / "README.md").read_text(encoding="utf-8") == before, "the README's table is old: run make site"
     assert "| h200 |" in before and "| cpu |" in before
     assert not readme.write(committed / "notebooks")  # no README, no marks
+
+
+def test_what_was_not_run_has_a_page_that_says_so_and_the_command(tmp_path):
+    shutil.copytree(ROOT / "params", tmp_path / "params")
+    ran = tmp_path / "reports/single_gpu/h100"
+    ran.mkdir(parents=True)
+    (ran / "results.csv").write_text("id\n")
+    made = {str(path.parent.relative_to(tmp_path / "reports")): path for path in unrun.write(tmp_path)}
+    assert {"single_gpu/a100", "single_gpu/a6000", "multi_gpu/2gpu/h100", "multi_gpu/8gpu/a100"} <= set(made)
+    assert not {"single_gpu/h100", "single_gpu/smoke", "single_gpu/base"} & set(made)
+    text = made["multi_gpu/4gpu/h100"].read_text(encoding="utf-8")
+    assert "make report GPU=h100x4" in text and "no machine with so many H100s" in text
+    assert 'href="../../../index.html"' in text and "no rows of it yet" in made["multi_gpu/2gpu/h100"].read_text()
+
+
+def test_the_tree_of_results_is_the_one_that_the_plan_draws(committed):
+    drawn = {line.by for line in documents.lines() if line.part == "Results storage"}
+    assert len(drawn) == 7 and all((ROOT / folder).is_dir() and any((ROOT / folder).iterdir()) for folder in drawn)
+    made = {path.name for path in (committed / "reports/analysis/summaries").iterdir()}
+    assert {"summary.csv", "documents.csv", "documents.html"} <= made
+    for name in ("documents.csv", "documents.html"):
+        both = [(root / "reports/analysis/summaries" / name).read_text(encoding="utf-8") for root in (committed, ROOT)]
+        assert both[0] == both[1], f"{name} is old: run make site"
+
+
+def test_the_marks_of_schnell_stand_in_the_readme(committed):
+    text = (committed / "README.md").read_text(encoding="utf-8").split(readme.MARKS["schnell"][0])[1]
+    assert "| FBCache: ≥ 2.00× | plan 1 |" in text and "| FBCache + TeaCache: ≥ 3.00× | plan 1 |" in text
 
 
 def test_every_row_of_the_final_stack_has_a_label_of_its_own(committed):
