@@ -57,7 +57,9 @@ def rows(options) -> int:
     """One row with everything about it, or a list of rows."""
     from fluxnb.report import rows as tables
 
-    if options.id:
+    if options.documents:
+        print(tables.of_documents(_root()))
+    elif options.id:
         print(tables.one(_root(), options.id))
     else:
         print(tables.listed(_root(), options.notebook, options.gpu, options.technique))
@@ -199,6 +201,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--notebook", help="list the rows of a notebook, by name or number")
     add("--gpu", help="list the rows of a configuration")
     add("--technique", help="list the rows whose technique, family or stack has this in its name")
+    words = "list every line of the documents with the rows that answer it, or the reason"
+    add("--documents", action="store_true", help=words)
     made["recipe"].add_argument("--goal", default="near-lossless", help="such as lossless, balanced")
     made["recipe"].add_argument("--diffusers", action="store_true", help="without fluxnb, as far as diffusers has it")
     made["export"].add_argument("name", help="embedded, or embedded-schnell: four steps, no guidance")
