@@ -95,15 +95,22 @@ def clean_caches(options) -> int:
 
 def fit_teacache(options) -> int:
     """Fits TeaCache's polynomial to a model's own trajectories."""
+    from dataclasses import replace
+
     from fluxnb import study
     from fluxnb.cache import teacache
     from fluxnb.models import embedded
+    from fluxnb.world import scenes
 
     s = study.begin(options.gpu, "fit-teacache")
     subject = s.subject(options.model)
     if not subject.model.judged:
         raise UserError(f"{options.model} has random weights, whose trajectories say nothing: name a trained model.")
+    if subject.model.small:  # what judges it is kept out of its polynomial, too
+        prompts = tuple(scenes.training_scene(seed).caption for seed in range(teacache.PROMPTS))
+        subject = replace(subject, prompts=prompts, seeds=subject.seeds[:1])
     result = teacache.fit(s.loaded(subject), options.steps or s.steps(subject))
+    result = replace(result, prompts="training" if subject.model.small else "the study's")
     print(f"coefficients, highest power first: {', '.join(f'{c:.6g}' for c in result.coefficients)}")
     print(f"R² {result.r2:.3f} over {len(result.changes)} steps of {result.images} images")
     folder = embedded.FOLDERS.get(options.model) or Path(options.model).expanduser()

@@ -59,10 +59,11 @@ def test_equals_diffusers_bit_for_bit(pipe, threshold):
 def test_equals_para_attn_bit_for_bit(pipe, threshold):
     pytest.importorskip("para_attn")
     before = {*vars(pipe.transformer), "_diffusers_hook"}  # which diffusers leaves there, after any image
-    with applied(pipe, ParaAttention(threshold)):
-        theirs = latents(pipe)
-    with applied(pipe, first_block(threshold)):
-        assert torch.equal(latents(pipe), theirs)
+    with applied(pipe, theirs := ParaAttention(threshold)):
+        expected = latents(pipe)
+    with applied(pipe, ours := first_block(threshold)):
+        assert torch.equal(latents(pipe), expected)
+    assert theirs.trace.mask == ours.trace.mask and len(ours.trace.steps) == 10
     assert {*vars(pipe.transformer)} == before
 
 

@@ -83,7 +83,7 @@ def test_random_weights_have_no_quality_in_any_table_or_chart():
     """Should such a row ever carry figures: what random weights draw means nothing."""
     figures = {"psnr_db": 50.0, "psnr_min_db": 49.0, "ssim": 1.0, "ssim_min": 1.0, "st_lpips": 0.0, "flip": 0.0}
     random = row(weights="random", model="flux-dev-random", psnr_identical=0, session="a", **figures)
-    for columns in (findings.QUALITY, findings.MATRIX, findings.CACHE, findings.SHAPE, findings.AGREEMENT):
+    for columns in (findings.QUALITY, findings.MATRIX, findings.CACHE, findings.AGREEMENT):
         shown = findings.table([random], columns)
         assert not [n for n in shown if re.search("PSNR|SSIM|LPIPS|FLIP|adherence|judged", n)], list(shown)
     assert charts.on_frontier([random]) == []
@@ -111,6 +111,7 @@ SHAPES = {
 GIVEN = {
     "cache_sentence": (families.FIRST_BLOCK,),
     "interval_sentence": (families.FIRST_BLOCK,),
+    "skipping_sentence": (families.FIRST_BLOCK,),
     "waits_sentence": ({},),
     "few_steps_sentence": ([BASE],),
 }

@@ -14,8 +14,9 @@ from importlib import metadata
 import torch
 
 from fluxnb.cache.engine import flux_transformer
-from fluxnb.cache.gates.base import checked_threshold
+from fluxnb.cache.gates.base import RESIDUAL, checked_threshold
 from fluxnb.cache.passes import CONTROL, around
+from fluxnb.cache.trace import Step, Trace
 from fluxnb.errors import UserError
 from fluxnb.families import FIRST_BLOCK
 from fluxnb.installed import needs
@@ -37,6 +38,7 @@ class ParaAttention(Technique):
 
     def __post_init__(self):
         self.threshold = checked_threshold(self.threshold)
+        self.trace = Trace()  # what was decided in the image that began last, in its first pass
 
     @property
     def exact(self) -> str:
@@ -57,7 +59,7 @@ class ParaAttention(Technique):
             Unavailable: para-attn isn't installed, or isn't the version that this adapter was written for.
             UserError: the pipeline isn't FLUX, or has a cache already.
         """
-        utils = _utils()
+        utils, ran = _utils(), threading.local()
         transformer = flux_transformer(pipe)
         if getattr(pipe, "controlnet", None) is not None:
             raise Unavailable(f"needs a pipeline without ControlNet: it {_CONTROL} (Cache(FirstBlock(…)) doesn't)")
@@ -66,7 +68,7 @@ class ParaAttention(Technique):
             """para-attn's decision, around single blocks that take and return text and image apart."""
 
             def call_remaining_transformer_blocks(self, image, text, *args, **kwargs):
-                image_before, text_before = image, text
+                image_before, text_before, ran.computed = image, text, True
                 for block in (*self.transformer_blocks[1:], *self.single_transformer_blocks):
                     text, image = block(image, text, *args, **kwargs)
                 image, text = image.contiguous(), text.contiguous()
@@ -82,19 +84,27 @@ class ParaAttention(Technique):
         def run(image, mine, given, call):
             if any(given.get(key) is not None for key in CONTROL):
                 raise UserError(f"{self.label} {_CONTROL}: take it off, or use Cache(FirstBlock({self.threshold:g})).")
+            context, trace = mine.state
             if not mine.sure:
-                mine.state.clear_buffers()
+                context.clear_buffers()
             with (
                 _ONE_AT_A_TIME,
-                utils.cache_context(mine.state),
+                utils.cache_context(context),
+                attribute(ran, "computed", False),
                 attribute(transformer, "transformer_blocks", torch.nn.ModuleList([blocks])),
                 attribute(transformer, "single_transformer_blocks", torch.nn.ModuleList()),
             ):
-                return call()
+                made = call()
+                trace.steps.append(Step(mine.step, None if ran.computed else RESIDUAL, threshold=self.threshold))
+            return made
 
         def new(image):
-            return utils.create_cache_context(residual_diff_threshold=self.threshold)
+            trace = Trace()
+            if not image.passes:
+                self.trace = trace
+            return utils.create_cache_context(residual_diff_threshold=self.threshold), trace
 
+        self.trace = Trace()
         with Changes(self.label) as changes:
             around(pipe, run, new, changes)
             changes.put(transformer, CACHED, self)

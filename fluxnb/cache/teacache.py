@@ -20,6 +20,7 @@ from fluxnb.errors import UserError
 FLUX_DEV = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)  # TeaCache4FLUX, highest power first
 FILE = "teacache.json"
 DEGREE = 4
+PROMPTS = 40  # of its training, that a shipped model's polynomial is fitted to
 FITS: dict[str, Callable[[], tuple[float, ...]]] = {}  # models without any that a study fits them to, and how
 
 
@@ -32,6 +33,15 @@ class Fit:
     steps: int
     images: int
     changes: tuple[tuple[float, float], ...]  # (of the modulated input, of the output), relative, step by step
+    prompts: str = ""  # training or the study's, where that is known
+
+
+def shipped(model: str) -> Fit | None:
+    """The fit in a model's folder, by the model's name or its folder; None where there is none."""
+    from fluxnb.models import embedded
+
+    file = (embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE
+    return Fit(**json.loads(file.read_text())) if file.is_file() else None
 
 
 def coefficients(model: str) -> tuple[float, ...]:
@@ -40,11 +50,10 @@ def coefficients(model: str) -> tuple[float, ...]:
     Raises:
         UserError: there are none for this model.
     """
-    from fluxnb.models import embedded, full_size
+    from fluxnb.models import full_size
 
-    folder = embedded.FOLDERS.get(model) or Path(model).expanduser()
-    if (folder / FILE).is_file():
-        return tuple(json.loads((folder / FILE).read_text())["coefficients"])
+    if found := shipped(model):
+        return tuple(found.coefficients)
     if "FLUX.1-dev" in model or model in full_size.NAMES:  # random ones show time only
         return FLUX_DEV
     if model in FITS:

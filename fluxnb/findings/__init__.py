@@ -10,6 +10,7 @@ from fluxnb.findings.machine import *
 from fluxnb.findings.masks import *
 from fluxnb.findings.parallel import *
 from fluxnb.findings.phases import *
+from fluxnb.findings.planned import *
 from fluxnb.findings.recommend import *
 from fluxnb.findings.rows import *
 from fluxnb.findings.serving import *

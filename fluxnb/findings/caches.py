@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from fluxnb import families
+from fluxnb.cache import teacache
 from fluxnb.families import COMBINED, FEWER_STEPS, FIRST_BLOCK, INTERVAL, SECOND_ORDER, TEACACHE, Family
 from fluxnb.findings import published
 from fluxnb.findings.rows import (
@@ -35,7 +36,6 @@ PRESETS = {  # name -> (least PSNR of the worst image in dB, the plan's threshol
     "balanced": (BALANCED_DB, 0.12, 2.0),
     "aggressive": (-math.inf, 0.2, 2.5),
 }
-CRITERIA = {FIRST_BLOCK: 2.0, TEACACHE: 1.3, COMBINED: 3.0}  # the plan's least speedups
 NEAR = 0.1  # of the uncached run: shares that are no further apart are called near
 UNJUDGED = "These rows don't say how many images were judged, so nothing is chosen from them."
 
@@ -51,7 +51,7 @@ def told(rows: Sequence[Row]) -> tuple[Row, list[Row]]:
     return next(own, baseline_of(rows)), ranked
 
 
-def _unranked(rows: Sequence[Row]) -> str:
+def unranked(rows: Sequence[Row]) -> str:
     """Why nothing may be ranked."""
     timed = any(r.speedup is not None and not is_baseline(r) for r in rows)
     return UNJUDGED if timed else "no setting was timed here, so nothing is chosen."
@@ -123,7 +123,7 @@ def cache_sentence(rows: list[Row], family: Family) -> str:
     """At each floor the fastest setting of a cache and the fastest control, and how they stand at equal steps."""
     (baseline, ranked), parts = told(rows), []
     if not ranked:
-        return _unranked(rows)
+        return unranked(rows)
     controls = FEWER_STEPS, SECOND_ORDER
     there = of(ranked, *controls)
     none = f"no fewer steps timed here ({labels(there)})" if there else "fewer steps weren't timed here"
@@ -145,12 +145,12 @@ def cache_sentence(rows: list[Row], family: Family) -> str:
             )
     solvers = zip(controls, ("fewer Euler steps", "fewer steps of the second-order solver"), strict=True)
     gaps = {what: against_control(ranked, family, control) for control, what in solvers}
-    if equal := "; ".join(_gaps(found, what) for what, found in gaps.items() if found):
+    if equal := "; ".join(gaps_words(found, what) for what, found in gaps.items() if found):
         parts.append(f"At equal computed steps its worst image is {equal}")
-    return _sentences(parts)
+    return sentences(parts)
 
 
-def _sentences(parts: Sequence[str]) -> str:
+def sentences(parts: Sequence[str]) -> str:
     """Parts as sentences; the first may stand behind a colon, so it begins as it is."""
     first, *others = parts
     return ". ".join([first, *(part[:1].upper() + part[1:] for part in others)]) + "."
@@ -161,7 +161,7 @@ def interval_sentence(rows: list[Row], family: Family) -> str:
     gaps = against_control(rows, family, INTERVAL)
     if not gaps:
         return f"no setting of {family.name} computes as many steps as a fixed interval here."
-    said = _gaps(gaps, "a fixed interval, which does not look")
+    said = gaps_words(gaps, "a fixed interval, which does not look")
     return f"at equal hit rate, the worst image of {family.name} is {said}."
 
 
@@ -183,7 +183,7 @@ def against_control(rows: Iterable[Row], family: Family, control: Family = FEWER
     return [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
 
 
-def _gaps(gaps: list[float], what: str) -> str:
+def gaps_words(gaps: list[float], what: str) -> str:
     """Differences of the worst images' PSNR to a control's, in words that hold for all of them."""
     low, high, mean = min(gaps), max(gaps), sum(gaps) / len(gaps)
     if max(-low, high) < 0.05:
@@ -246,25 +246,6 @@ def best_at_equal_steps(rows: list[Row]):
     return table([b for _, b, _ in found], columns, Column("steps", [c.steps for c, *_ in found]))
 
 
-def criteria_sentence(rows: list[Row]) -> str:
-    """The plan's criteria for speed, each met, not met or not to be told by settings that keep the balanced floor."""
-    (baseline, ranked), parts = told(rows), []
-    if not ranked:
-        return _unranked(rows)
-    for family, least in CRITERIA.items():
-        kept = [r for r in of(ranked, family) if above(r, BALANCED_DB)]
-        if best := next(iter(leaders(kept, baseline)), None):
-            marks = {met(r, least) for r in kept}  # one that may reach it keeps the others from saying no
-            verdict = "met" if met(best, least) == "met" else "not met" if marks == {"not met"} else "can't be told"
-            parts.append(f"{family.name} (asked: {least:g}×): {verdict}; {words_of(best)}")
-        else:
-            parts.append(f"{family.name} (asked: {least:g}×): no setting here is that near and faster beyond the noise")
-    asked = f"The plan's speedups, asked of settings whose worst image keeps {BALANCED_DB:g} dB"
-    few = min(r.n for r in ranked)
-    why = f" A verdict takes {stats.HEADLINE} rounds, and these have {few}." if few < stats.HEADLINE else ""
-    return _sentences([f"{asked}, on `{baseline.model}` over {baseline.label}", *parts]) + why
-
-
 def combined_sentence(rows: list[Row]) -> str:
     """Whether combining the two gates pays: at each floor the fastest combination beside every other kind.
 
@@ -272,7 +253,7 @@ def combined_sentence(rows: list[Row]) -> str:
     """
     (baseline, ranked), parts = told(rows), []
     if not ranked:
-        return _unranked(rows)
+        return unranked(rows)
     others = [family for family in (*CACHES, FEWER_STEPS, SECOND_ORDER) if family is not COMBINED]
     for name, floor in LEVELS.items():
         said, together = (
@@ -302,7 +283,7 @@ def combined_sentence(rows: list[Row]) -> str:
         parts.append(
             f"{said}{verdict}: {words_of_fastest(together)}; {words or 'nothing else is that near and faster'}"
         )
-    return _sentences(parts)
+    return sentences(parts)
 
 
 def strategies_sentence(rows: list[Row]) -> str:
@@ -390,6 +371,17 @@ def polynomial_sentence(fit, coefficients: Sequence[float]) -> str:
         f"{fit.images} image{'s' * (fit.images != 1)}). FLUX.1-dev's published one never falls below {least:.2f} for "
         f"changes up to 0.5: a threshold T then allows at most T / {least:.2f} reused steps in a row, whatever the "
         "image."
+    )
+
+
+def shipped_sentence(model: str) -> str:
+    """What a model's shipped polynomial was fitted to, and how much of the output's change it explains."""
+    if (fit := teacache.shipped(model)) is None:
+        return "no polynomial is shipped with this model."
+    whose = f" of {fit.prompts} prompts" * bool(fit.prompts)
+    return (
+        f"the polynomial that is shipped with it explains R² = {fit.r2:.2f} of the output's change, over "
+        f"{len(fit.changes)} steps of {fit.images} images{whose}, {fit.steps} steps each."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fluxnb.cache import Cache, even_mask, prescribed
 from fluxnb.errors import UserError
@@ -35,6 +35,12 @@ def recorded(s, subject, candidates: list, steps: int) -> dict[str, str]:
             together.setdefault(mask, []).append(value)
     where = f"as threshold{{}} {{}} decided on {subject.model.name}"
     return {where.format("s" * (len(values) > 1), " and ".join(values)): mask for mask, values in together.items()}
+
+
+def even_schedules(steps: int, first_blocks: Iterable[bool] = (True, False)) -> list[Cache]:
+    """Every count of computed steps below all, evenly spread: reused with the first block run, and without any."""
+    masks = {f"{count} of {steps}": even_mask(count, steps) for count in range(steps - 1, 0, -1)}
+    return [cache for block in first_blocks for cache in schedules(masks, {}, steps, block)]
 
 
 def schedules(

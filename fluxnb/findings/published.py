@@ -304,3 +304,9 @@ def time_shares(family: families.Family, gpu: str) -> dict[float, float]:
 def first_block_shares() -> dict[float, float]:
     """Threshold -> share of the uncached time, in the Nunchaku FB-Cache experiment (second inference)."""
     return time_shares(families.FIRST_BLOCK, "A6000")
+
+
+def inference_seconds() -> dict[float, dict[str, float]]:
+    """Threshold -> latency_first, latency_second and latency_total in seconds, in the Nunchaku FB-Cache experiment."""
+    found = (f for f in table() if f.metric == "latency_second")
+    return {float(read(f.settings)["threshold"]): _times(f, f.technique) for f in found}

@@ -221,11 +221,9 @@ LATENCY = (
     Column("load", "load_s", "s"), FIRST, Column("warm-up", "warmup_s", "s"), Column("min", "latency_min", "s"),
     P25, P50, P90, P99, Column("mean", "latency_avg", "s"), IMAGES, PEAK, *CARD, *SPEEDUP, *CLOCKS,
 )
-CACHE = (FIRST, SECOND, P50, P90, *SPEEDUP, COMPUTED, STEPS, *QUALITY, *CLOCKS)
+CACHE = (P50, P90, *SPEEDUP, COMPUTED, STEPS, *QUALITY, *CLOCKS)
 MATRIX = (FIRST, P50, PER_STEP, *SPEEDUP, COMPUTED, LOADED, PEAK, *QUALITY, *CLOCKS, APPLIED)
 BATCHES = (BATCH, P50, IMAGES, PEAK, *SPEEDUP, *CLOCKS)
-TOTAL = Column("total", lambda r: r.first_s + r.samples[0] if r.first_s and r.samples else None, "s")
-SHAPE = (FIRST, SECOND, TOTAL, COMPUTED, JUDGED, PSNR, WORST_PSNR, ADHERENCE, WORST_ADHERENCE)  # as one is published
 KERNELS = (
     MILLISECONDS, N, Column("rate", teraflops, "TFLOP/s"), Column("error", lambda r: r.shown("error"), format=".1e"),
     WHAT_RAN,

@@ -147,6 +147,9 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     nb.COMPILATION: {
         "variants": Key(list[str], "what is compiled how", choices=_COMPILED),
         "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
+        "few_step_variants": Key(
+            list[str] | None, "what of four-step models is compiled how; null = nothing", choices=_COMPILED
+        ),
         "patience": Key(float, "seconds until a variant's first image, after which it is given up", low=10, high=86400),
         "prompts": Key(int, "prompts of the embedded model that quality is judged on", low=1, high=100),
         "quantized": Key(list[str], "torchao kinds compiled too, full size", choices=_TORCHAO),
@@ -157,9 +160,12 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
         "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
         "compiled": Key(list[str], "torchao kinds that are also measured compiled, full size", choices=_TORCHAO),
-        "batches": Key(list[int], "batch sizes of the scaling, full size", low=1, high=64),
-        "batch_steps": Key(int, "steps of the images of the batches", low=1, high=200),
-        "batch_kinds": Key(list[str], "torchao kinds whose batches are measured, compiled", choices=_TORCHAO),
+        "batches": Key(list[int], "batch sizes of the scaling", low=1, high=64),
+        "batch_steps": Key(int, "steps of the images of the batches, of random weights", low=1, high=200),
+        "batch_kinds": Key(
+            list[str], "kinds whose batches are measured, at full size compiled", choices=(*_TORCHAO, kinds.SPARSE_INT8)
+        ),
+        "few_step_kinds": Key(list[str], "torchao kinds of four-step models, compiled at full size", choices=_TORCHAO),
     },
     nb.FIRST_BLOCK: {
         "thresholds": Key(list[float], "thresholds of the first block's relative change", low=0),
@@ -168,6 +174,10 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
             list[int], "step counts of the fewer-steps control, each below study.steps", low=1, high=199
         ),
         "grid_thresholds": Key(list[float], "thresholds shown in the image grid, each also in thresholds", low=0),
+        "package_thresholds": Key(list[float], "thresholds of ParaAttention's own, those of ours among them", low=0),
+        "few_steps_thresholds": Key(list[float], "thresholds of a model of four steps", low=0),
+        "inferences": Key(list[float], "thresholds that a first and a second image are made at", low=0),
+        "compiled_thresholds": Key(list[float] | None, "thresholds over compiled blocks; null = none", low=0),
     },
     nb.TEACACHE: {
         "thresholds": Key(list[float], "thresholds of the accumulated change", low=0),
@@ -176,6 +186,8 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "fewer_steps": Key(list[int], "step counts of the fewer-steps control", low=1, high=199),
         "fit_images": Key(int, "images whose trajectories the polynomial is fitted to", low=1, high=100),
         "mag_thresholds": Key(list[float], "thresholds of MagCache's foretold error", low=0),
+        "few_steps_thresholds": Key(list[float], "thresholds of a model of four steps", low=0),
+        "compiled_thresholds": Key(list[float] | None, "thresholds over compiled blocks; null = none", low=0),
     },
     nb.COMBINED: {
         "tea_thresholds": Key(list[float], "TeaCache thresholds of the grid", low=0),
@@ -186,6 +198,10 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "intervals": Key(list[int], "fixed intervals of the control: compute every n-th step", low=1, high=50),
         "fewer_steps": Key(list[int], "step counts of the fewer-steps controls", low=1, high=199),
         "batches": Key(list[int], "batch sizes whose one decision is compared", low=1, high=64),
+        "few_step_tea": Key(list[float], "TeaCache thresholds of a model of four steps, alone and combined", low=0),
+        "few_step_first_block": Key(list[float], "First Block Cache thresholds of a model of four steps", low=0),
+        "attention": Key(str, "an attention kernel below either cache", choices=_KERNELS),
+        "quantization": Key(str | None, "a torchao kind below either cache; null = none", choices=_TORCHAO),
         "full_size_steps": Key(int, "steps at which the engine's cost is measured at full size", low=2, high=200),
     },
     nb.QUANTIZED_CACHE: {

@@ -11,6 +11,7 @@ from fluxnb.measure import perceptual, quality, telemetry
 from fluxnb.models import pipelines
 from fluxnb.report import html
 from fluxnb.report.captions import conditions, sentences, taken
+from fluxnb.study.inferences import both_images
 from fluxnb.study.row import Row
 from fluxnb.technique import Unavailable
 from fluxnb.world import scenes
@@ -59,6 +60,21 @@ def grid(
         f"In the heads: speedup over the baseline, {taken(rows)}" if rows else "",
     )
     _show(columns, [*shown.prompts, *LAST], _dial(candidates) or "setting", by, caption=caption, width=width)
+
+
+def both(s, rows: list[Row]) -> None:
+    """The first and the second image of rows of `study.first_and_second`, below each other for each setting."""
+    made = [both_images(s, row) for row in rows]
+    if not any(made):
+        html.callout("The first and the second images are not here: they were not kept with the rows.", "not-measured")
+        return
+    cells: list[list] = [[], []]
+    for row, images in zip(rows, made, strict=True):
+        for i, line in enumerate(cells):
+            line.append((images[i], f"{row.samples[i]:.3g} s") if images else row.reason or "not kept")
+    heads = [row.label for row in rows]
+    caption = "One prompt and seed, made twice with a pipeline that was loaded for it. Under each image: what it took"
+    html.image_grid(["first", "second"], heads, cells, corner="image \\ setting", caption=f"{caption}.")
 
 
 def _columns(subject, head: str, pairs: list[tuple], difference: bool) -> list[tuple[str, list]]:

@@ -24,7 +24,7 @@ from fluxnb.measure import telemetry
 from fluxnb.report import charts, html
 from fluxnb.report.captions import about, floors, left_out, number, sentences, valued, with_unit
 from fluxnb.report.decisions import fired, fit, polynomial, spread, steps  # noqa: F401  notebooks take them from here
-from fluxnb.report.grids import grid  # noqa: F401
+from fluxnb.report.grids import both, grid  # noqa: F401
 from fluxnb.report.series import lines
 from fluxnb.study.row import Row
 

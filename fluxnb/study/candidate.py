@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from fluxnb.stacks import Stack
 from fluxnb.study import code
 from fluxnb.study.subject import Subject
 from fluxnb.technique import ANOTHER, Technique, least_exact
+from fluxnb.techniques import DPMSolver
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,17 @@ def fewer_steps(steps: int, solver: Technique | None = None, on: Stack | None = 
     return Candidate(steps, above, built, family, family.name, label, str(steps), changes=True)
 
 
-def using(technique: Technique, steps: int, under: tuple[Technique, ...] = (), label: str = "") -> Candidate:
+def controls(counts: Iterable[int], steps: int) -> list[Candidate]:
+    """Fewer steps than `steps`, each count with the pipeline's own solver and then with one of second order."""
+    return [fewer_steps(n, solver) for solver in (None, DPMSolver()) for n in counts if n < steps]
+
+
+def using(
+    technique: Technique, steps: int, under: tuple[Technique, ...] = (), label: str = "", batch: int = 1
+) -> Candidate:
     """The pipeline with one technique, on top of those that its baseline has too."""
     label = label or ", ".join(t.label for t in (technique, *under))
-    return Candidate(steps, (*under, technique), label=label)
+    return Candidate(steps, (*under, technique), label=label, batch=batch)
 
 
 def built(
