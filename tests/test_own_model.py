@@ -317,7 +317,7 @@ def test_the_live_explorer_is_about_it(asked, small_flux, user_root, monkeypatch
 def reported(small_flux, copy_project, tmp_path_factory):
     """(root, what the command said) of one page, with the smallest parameters."""
     root = copy_project(tmp_path_factory.mktemp("own"))
-    return root, run(root, "--model", str(small_flux), "--only", "02")
+    return root, run(root, "--model", str(small_flux), "--only", "02", "--thorough")
 
 
 def run(root, *options):
@@ -339,6 +339,9 @@ def test_the_report_is_about_the_model(reported, small_flux):
         assert table.parent.name in page.read_text(encoding="utf-8")
     assert f"about {small_flux}, so without what is about the study's own models: " in done.stdout
     assert not (table.parent / f"{notebooks.EMBEDDED}.html").exists()
+    state = json.loads((root / "build/smoke/models" / table.parent.name / f"{notebooks.ATTENTION}.json").read_text())
+    assert state["thorough"] and not state["left_out"]
+    assert f"What to switch on for {small_flux}: " in done.stdout  # a thorough run ends with it, too
     (configuration,) = configurations(root, own=True)
     assert configuration.model == table.parent.name
     assert notebooks.EMBEDDED not in [page.stem for page in configuration.pages]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 from fluxnb import findings, recipes
@@ -45,7 +46,7 @@ def blocks(place: Place) -> list[str]:
         elif written := _write(c, found, place, of):
             links = ", ".join(f'<a href="{path.name}">{path.name}</a>' for path in written)
             label = f"The recipe as a script, {written[0].stem.removeprefix('recipe-')}"
-            script = html.inline(written[0].read_text(encoding="utf-8"))
+            script = escape(written[0].read_text(encoding="utf-8"))
             region = f'<div class="fx-scroll" role="region" tabindex="0" aria-label="{label}">'
             made.append(f"<h2>{label}</h2>{region}<pre><code>{script}</code></pre></div><p>As files: {links}.</p>")
             scripts -= set(written)

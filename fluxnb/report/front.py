@@ -115,8 +115,7 @@ def not_measured(found: list[Configuration]) -> list[str]:
     for c in found:
         missing: dict[str, list[str]] = {}
         for page in (page for page in c.pages if page.status != "ok"):
-            title = page.title.removeprefix("Appendix: ").split(":")[0]
-            missing.setdefault(page.problem or page.status, []).append(title)
+            missing.setdefault(page.problem or page.status, []).append(page.short_title)
         lines += [f"{c.name}, {why}: {', '.join(titles)}." for why, titles in missing.items()]
         cannot = cannot_run([r for r in c.rows if r.model])  # without a model it is no technique: a kernel by itself
         if cannot:

@@ -39,7 +39,7 @@ def index_html(
         command: that makes what isn't there yet, of a user's own reports.
     """
     folder, there = reference or ("", set())
-    missing = [page.title for page in pages if page.status == "missing"]
+    missing = [page.short_title for page in pages if page.status == "missing"]
     odd = machine.anomalies(rows)
     return render_template(
         "configuration.html.j2",

@@ -61,6 +61,11 @@ class Page:
         return self.href if self.status in WITH_PAGE else f"index.html#{self.stem}"
 
     @property
+    def short_title(self) -> str:
+        """Its title without what follows a colon."""
+        return self.title.removeprefix("Appendix: ").split(":")[0]
+
+    @property
     def number(self) -> str:
         """Of the notebook, in reading order."""
         return self.stem.partition("_")[0]
