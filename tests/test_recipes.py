@@ -26,7 +26,7 @@ from fluxnb.findings.rows import is_baseline
 from fluxnb.models import embedded
 from fluxnb.report import front
 from fluxnb.report import recipes as writer
-from fluxnb.report.configurations import configurations
+from fluxnb.report.configurations import Configuration, configurations
 from fluxnb.study import candidate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -356,6 +356,19 @@ def test_the_front_page_has_the_call_beside_what_it_recommends():
     mine = front.snippet("h200", found, own=True)  # which the package has no recipe of
     assert "h200/" not in mine.split("<pre>")[1] and "Cache(Interval(4, warm_up=6, compute_last=True)" in mine
     assert front.snippet("h200", [c for c in found if is_baseline(c.row)], own=False) == ""
+
+
+def test_recipes_are_named_for_the_model_of_most_steps_and_never_for_one_of_four():
+    four = test_recommend.plain(**test_recommend.SCHNELL, label="4 steps", seconds=0.8, seed=80)
+    lean = test_recommend.timed("lean, four", 1.4, test_recommend.BLOCKS, four, **test_recommend.SCHNELL)
+    both = Configuration("h200", ROOT, {}, [], [four, lean, *test_recommend.TIMED, *test_recommend.SEEN])
+    assert [front.has_recipes(both, found) for found in front.answers(both)] == [True, False]
+    first, second = front.headlines([both])
+    assert "at 28 steps (`flux-dev-random`): " in first and "at 4 steps (`flux-schnell-random`): " in second
+    assert {choice.row.model for choice in front.named(both)} == {"flux-dev-random"}
+    three = [test_recommend.plain(n=3, seed=40), four, lean]  # too few rounds of 28 steps
+    few = Configuration("h200", ROOT, {}, [], three)
+    assert front.named(few) == [] and [front.has_recipes(few, found) for found in front.answers(few)] == [False]
 
 
 # --- TeaCache's coefficients ---

@@ -276,7 +276,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "rounds": Key(int, "interleaved rounds of the shortlist: what is recommended rests on 10", low=3, high=1000),
         "shortlist": Key(list[str] | None, "stacks of the shortlist; null = none", choices=stacks.SHORTLIST),
         "few_step_shortlist": Key(
-            list[str] | None, "the same for models of four steps; null = none", choices=stacks.SHORTLIST
+            list[str] | None, "stacks of the shortlist of four-step models; null = none", choices=stacks.SHORTLIST
         ),
         "fewer_steps": Key(list[int], "step counts of the control in the shortlist", low=1, high=199),
         "solver_steps": Key(list[int], "step counts of the second-order solver in the shortlist", low=1, high=199),

@@ -42,7 +42,7 @@ def blocks(place: Place) -> list[str]:
         of = re.sub(r"[^\w.-]+", "-", f"{found[0].row.model}-") * (i > 0)  # the first is what most ask for
         made.append(front.goals(c, found))
         if not place.own:
-            made.append(front.snippet(c.name, found, own=False))
+            made.append(front.snippet(c.name, found, own=not front.has_recipes(c, found)))
         elif written := _write(c, found, place, of):
             links = ", ".join(f'<a href="{path.name}">{path.name}</a>' for path in written)
             label = f"The recipe as a script, {written[0].stem.removeprefix('recipe-')}"

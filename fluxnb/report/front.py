@@ -53,6 +53,18 @@ def answers(c: Configuration) -> list[list[Choice]]:
     return [found for base in findings.references(c.rows) if (found := findings.choices(c.rows, base))]
 
 
+def named(c: Configuration) -> list[Choice]:
+    """The answer that recipes have the names of: that of the model of most steps, as FLUX.1-dev; [] without any."""
+    bases = findings.references(c.rows)
+    return findings.choices(c.rows, bases[0]) if bases else []
+
+
+def has_recipes(c: Configuration, found: list[Choice]) -> bool:
+    """Whether the package's recipes are of this answer; that of a model of four steps has none by name."""
+    first = named(c)
+    return bool(first) and found[0].base.model == first[0].base.model
+
+
 def unanswered(c: Configuration) -> tuple[str, Page] | None:
     """Why a configuration has no headline, and the page that shows what was measured; None where it has one."""
     stem = notebooks.PARALLEL if _several(c) else notebooks.FINAL_STACK
@@ -80,7 +92,9 @@ def _answers(c: Configuration) -> list[str]:
     if (row := soonest(c)) is not None:
         over = f"**{row.speedup:.2f}×** the same on one of them ({findings.sureness(row)})"
         return [f"one image on {row.gpus} GPUs with {row.label}: {over}, {row.latency_p50:.3g} s."]
-    return [findings.recommendation_sentence(found, c.ok) for found in answers(c)]
+    found = answers(c)
+    of = [f"at {own[0].base.label} (`{own[0].base.model}`): " if len(found) > 1 else "" for own in found]
+    return [said + findings.recommendation_sentence(own, c.ok) for said, own in zip(of, found, strict=True)]
 
 
 def frontier(c: Configuration) -> str | None:
@@ -90,7 +104,9 @@ def frontier(c: Configuration) -> str | None:
 
     own = [r for r in c.ok if r.notebook == notebooks.COMBINED and r.weights == "trained" and r.batch == 1]
     first = max((r.steps or 0 for r in own), default=0)  # of the baseline that the others are over
-    rows = charts.on_frontier([r for r in own if r.steps == first or r.family in CONTROLS])
+    models = {r.model for r in own if r.steps == first}  # a model of four steps has controls of its own
+    rows = [r for r in own if r.steps == first or (r.family in CONTROLS and r.model in models)]
+    rows = charts.on_frontier(rows)
     if sum(not is_baseline(r) for r in rows) < 3:
         return None
     points = "; ".join(f"{r.label} {valued(r, 'speedup')}, {valued(r, charts.WORST)}" for r in rows)
@@ -130,7 +146,7 @@ def _section(folder: Path, c: Configuration, own: bool) -> dict:
         where = f'<a href="{_link(folder, c, page.href)}">{html.inline(page.title)}</a>'
         blocks.append(f"<p>{said[:1].upper()}{said[1:]}: what there is stands in {where}.</p>")
     for found in answers(c):
-        blocks += [goals(c, found), snippet(c.name, found, own)]
+        blocks += [goals(c, found), snippet(c.name, found, own or not has_recipes(c, found))]
     reports = [line(page) for page in sorted(c.pages, key=lambda p: p.stem)]
     for report in reports:
         there = report["href"] and (c.folder / report["href"]).is_file()

@@ -11,7 +11,7 @@ from fluxnb.findings.rows import is_baseline
 from fluxnb.models import embedded, pipelines
 from fluxnb.report import write_changed
 from fluxnb.report.configurations import Configuration, configurations
-from fluxnb.report.front import answers, machine
+from fluxnb.report.front import machine, named
 
 _STAND_FOR = {
     "flux-dev-random": "black-forest-labs/FLUX.1-dev",
@@ -29,7 +29,7 @@ def write(root: Path) -> Path:
 
 def of(c: Configuration) -> dict:
     """The words in a GPU's name that the configuration is for, and for each goal a recipe or why there is none."""
-    found = {choice.goal.key: choice for choice in next(iter(answers(c)), [])}
+    found = {choice.goal.key: choice for choice in named(c)}
     nothing = "no memory that counts was measured" if found else findings.no_headline(c.ok)
     said = {key: choice.label if is_baseline(choice.row) else recipe(c, choice) for key, choice in found.items()}
     made = {goal.key: said.get(goal.key, nothing) for goal in GOALS}

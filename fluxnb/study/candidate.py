@@ -107,8 +107,12 @@ def fewer_steps(steps: int, solver: Technique | None = None, on: Stack | None = 
 
 
 def controls(counts: Iterable[int], steps: int) -> list[Candidate]:
-    """Fewer steps than `steps`, each count with the pipeline's own solver and then with one of second order."""
-    return [fewer_steps(n, solver) for solver in (None, DPMSolver()) for n in counts if n < steps]
+    """Fewer steps than `steps`, each count with the pipeline's own solver and then with one of second order.
+
+    Where no count is below, half of the steps.
+    """
+    less = [n for n in counts if n < steps] or [max(1, steps // 2)]
+    return [fewer_steps(n, solver) for solver in (None, DPMSolver()) for n in less]
 
 
 def using(
