@@ -173,7 +173,7 @@ def test_the_best_quantization_reaches_the_floor_and_within_the_noise_is_the_sim
     assert chosen(compiled, far, replace(near, speedup=1.32, speedup_ci_low=1.25)) == dict.fromkeys(
         best, compiled.label
     )
-    assert chosen(far, replace(near, status="oom")) == dict.fromkeys(best, "28 steps")
+    assert chosen(far, replace(near, status="oom")) == dict.fromkeys(best, "28 steps, as it is")
     cached = replace(near, label="cached", speedup=9.0, speedup_ci_low=8.9, speedup_ci_high=9.1, computed_steps=12.0)
     assert chosen(compiled, cached, near) == best  # what skips steps is no number format
 
@@ -183,11 +183,12 @@ def test_at_full_size_quality_is_that_of_the_very_same_on_trained_weights():
     full = {"a": [base(**random), quantized("int8", 2.0, **random), quantized("fp8 row", 1.5, **random)]}
     judged = [base(), quantized("int8", 1.0, psnr_min_db=20.0), quantized("fp8 row", 0.9, psnr_min_db=30.0)]
     lines = findings.best_formats(full, {"a": judged})
-    assert [line["choose"] for line in lines] == ["28 steps", "28 steps", "fp8 row, compiled"]
+    assert [line["choose"] for line in lines] == ["28 steps, as it is", "28 steps, as it is", "fp8 row, compiled"]
     assert lines[-1]["speedup"] == 1.5 and lines[-1]["worst PSNR"] == 30.0 and lines[-1]["judged"] == 4
     said = findings.best_formats_sentence(lines)
+    assert said.startswith("**lossless (40 dB), near-lossless (35 dB)**: 28 steps, as it is in every use case. ")
     assert said.endswith("**balanced (28 dB)**: fp8 row, compiled in every use case.")
-    assert findings.best_formats(full, {})[-1]["choose"] == "28 steps"  # nobody looked
+    assert findings.best_formats(full, {})[-1]["choose"] == "28 steps, as it is"  # nobody looked
     table = findings.best_formats_table([line | {"n": 5} for line in lines])
     assert "10 rounds, and here are 5" in table.attrs["note"] and len(table) == 3
 

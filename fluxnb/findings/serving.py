@@ -90,9 +90,10 @@ def to_soak(s: study.Study, subject: study.Subject) -> tuple[study.Candidate, st
 def soak_sentence(rows: list[Row]) -> str:
     """Whether what was run for minutes stayed as it was: its latency, its memory, the clocks, every image."""
     own = [r for r in finished(rows) if r.technique == SOAK]
-    if not own:
+    if not own or min(r.n for r in own) < 2 * PARTS:
+        few = f": {own[0].n} of {own[0].label} are too few images to tell" if own else ""
         failed = next((r for r in rows if r.technique == SOAK), None)
-        return f"nothing was run for minutes{f': {failed.reason}' if failed else ''}."
+        return f"nothing was run for minutes{few or (f': {failed.reason}' if failed else '')}."
     return "; ".join(map(_soaked, own)) + "."
 
 

@@ -173,10 +173,10 @@ def best_formats(cases: Cases, seen: Cases) -> list[dict]:
         for goal in (g for g in GOALS if not g.smallest):
             reaching = [r for r in pool if r is base or reaches(goal, r, _judged_as(r, known), known)]
             row = simplest(reaching, {r.id: base for r in pool}, [base])
-            quality = _judged_as(row, known)
+            quality, chosen = _judged_as(row, known), f"{row.label}{', as it is' * (row is base)}"
             lines.append(
                 {
-                    "use case": case, "goal": goal.text, "choose": row.label, "speedup": row.speedup, "n": row.n,
+                    "use case": case, "goal": goal.text, "choose": chosen, "speedup": row.speedup, "n": row.n,
                     "peak": row.memory_peak_gib, "judged": quality and quality.images, "row": row.id,
                     "worst PSNR": quality and worst_db(quality),
                 }
@@ -197,15 +197,16 @@ def best_formats_table(lines: list[dict]):
 
 
 def best_formats_sentence(lines: list[dict]) -> str:
-    """What is best for each goal, and in which use cases it is that."""
-    said = []
-    for goal in dict.fromkeys(line["goal"] for line in lines):
-        own: dict[str, list[str]] = {}
-        for line in (line for line in lines if line["goal"] == goal):
-            own.setdefault(line["choose"], []).append(line["use case"])
+    """What is best for each goal, and in which use cases it is that; goals of one answer together."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for line in lines:
+        found.setdefault(line["goal"], {}).setdefault(line["choose"], []).append(line["use case"])
+    alike: dict[str, list[str]] = {}
+    for goal, own in found.items():
         where = (f"{what} in {'every use case' if len(own) == 1 else ', '.join(of)}" for what, of in own.items())
-        said.append(f"**{goal}**: {'; '.join(where)}")
-    return ". ".join(said) + "." if said else "no use case was measured quantized."
+        alike.setdefault("; ".join(where), []).append(goal)
+    said = ". ".join(f"**{', '.join(goals)}**: {what}" for what, goals in alike.items())
+    return f"{said}." if said else "no use case was measured quantized."
 
 
 def _judged_as(row: Row, rows: list[Row]) -> Row | None:
