@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from test_report import FakeParams, cell, run, write_notebook
@@ -115,6 +116,32 @@ def test_a_run_that_was_killed_before_the_answer_came_again_brings_it_up_to_date
         assert not json.loads(state.read_text()).get("early")
     finally:
         state.write_text(before)
+
+
+def test_on_a_gpu_the_answer_is_shown_while_its_notebook_still_runs(tmp_path, monkeypatch):
+    from fluxnb.report import run as running
+
+    monkeypatch.setattr(running, "LIVE_S", 0.05)
+    place, shown = own(FakeParams(), tmp_path), []
+    place.reports.mkdir(parents=True)
+    with running._shown_live(place, lambda: shown.append(count_rows(place.table))):
+        time.sleep(0.2)
+        assert not shown
+        place.table.write_text("notebook\na\n")
+        time.sleep(0.5)
+    assert shown == [{"a": 1}]  # once, for nothing more was added
+
+
+def test_of_a_notebook_that_is_being_measured_the_index_says_so(answered):
+    root, _ = answered
+    copy, stem = root / "copy", notebooks.FINAL_STACK
+    (copy / "build/cpu").mkdir(parents=True)
+    (copy / "notebooks").symlink_to(root / "notebooks")
+    (copy / TABLE).parent.mkdir(parents=True)
+    (copy / TABLE).write_bytes((root / TABLE).read_bytes())
+    (copy / f"build/cpu/{stem}.json").write_text('{"status": "running"}')
+    text = publish.publish_so_far(own(FakeParams(), copy), stem).read_text()
+    assert "being measured" in text and "lean, cached" in text and "Not complete: 3 of 3 reports" in text
 
 
 # --- how long -----------------------------------------------------------------------------------------------

@@ -15,9 +15,11 @@ import importlib.metadata
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from fluxnb import notebooks
@@ -37,6 +39,7 @@ from fluxnb.report import (
 from fluxnb.report.console import Progress
 
 COMPILED = "torch-compile"  # what torch.compile has made, in build/
+LIVE_S = 20.0  # between two looks at whether there are new rows
 PACKAGE = Path(__file__).resolve().parents[1]
 # What can change a measurement or a report without any file of the project changing.
 VERSIONED = (
@@ -72,7 +75,8 @@ def run(
     stream   where progress is printed, sys.stdout by default
     jobs     may run the notebooks that are due, by their stems, instead of one after the other, and call what it is
              given with each that has ended; says whether it did
-    after    called with the stem of a notebook that has ended while others are still to come; gives what to read
+    after    called with the stem of a notebook that has ended while others are still to come, and on a GPU while rows
+             of the first are added; gives what to read
 
     Raises UserError before anything starts if a notebook is unknown or lacks a parameter it would be given,
     or if another run of the same configuration is going on.
@@ -107,7 +111,7 @@ def run(
             if place.own:
                 _say_how_long([n.stem for n in due], params, place, provenance, rows, progress)
 
-            def ended(stem: str) -> None:
+            def show(stem: str) -> None:
                 if place.own:
                     _write_run_json(provenance, place)
                 if after and len(due) > 1:
@@ -118,9 +122,9 @@ def run(
                     progress.once(said)
 
             try:
-                if jobs and jobs([n.stem for n in due], ended):
+                if jobs and jobs([n.stem for n in due], show):
                     if early:
-                        jobs([n.stem for n in early], ended)
+                        jobs([n.stem for n in early], show)
                 else:
                     if trouble := zygote.trouble():
                         progress.note(f"every notebook imports for itself: {trouble}")
@@ -132,8 +136,10 @@ def run(
                             or notebook not in early
                         ):
                             given = (params, prints[stem], provenance, place, zygote, progress)
-                            failed += _execute(notebook, *given, early=before_others)
-                            ended(stem)
+                            live = before_others and (provenance.get("machine") or {}).get("gpus")
+                            with _shown_live(place, partial(show, stem)) if live else contextlib.nullcontext():
+                                failed += _execute(notebook, *given, early=before_others)
+                            show(stem)
             finally:
                 progress.close()
                 if place.own:
@@ -307,6 +313,27 @@ def _execute(
         durations.record(place, stem, state)
     progress.finished(stem, state | {"seconds": spent})
     return failed
+
+
+@contextlib.contextmanager
+def _shown_live(place: Place, show: Callable[[], None]) -> Iterator[None]:
+    """Show what there is whenever rows have been added, in a thread; not on a CPU, whose timings it would disturb."""
+    end = threading.Event()
+
+    def follow() -> None:
+        shown = count_rows(place.table)
+        while not end.wait(LIVE_S):
+            if (now := count_rows(place.table)) != shown:
+                shown = now
+                show()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()
 
 
 def _say_how_long(stems: list[str], params, place: Place, provenance: dict, rows: dict, progress: Progress) -> None:
