@@ -248,6 +248,7 @@ def of_use_case(kinds: list[str], schedule: Technique, compiled: bool = True) ->
         compiled: False leaves blocks and VAE as they are: compiling takes minutes on a CPU.
     """
     blocks: tuple[Technique, ...] = (t.Regional(), t.Compiled()) if compiled else ()
+    found: list[tuple[str, tuple[Technique, ...], tuple[Technique, ...]]]
     found = [(CASE_COMPILED, blocks, ())] if compiled else []
     found += [(", ".join([kind, CASE_COMPILED][: 1 + compiled]), (t.TorchAO(kind), *blocks), ()) for kind in kinds]
     found += [(CASE_CACHED, (t.TorchAO(kind), *blocks), (schedule,)) for kind in kinds[:1]]

@@ -24,7 +24,7 @@ from fluxnb.study import Study, Subject, candidate
 from fluxnb.study.results import canonical
 from fluxnb.study.row import Row
 
-_OF_THE_CASE = ("inputs", "hold_controlnet")  # settings that differ between use cases of one acceleration
+_OF_THE_CASE = ("inputs", "hold_controlnet", "condition")  # settings that differ between use cases of one acceleration
 FORMATS = (P50, *SPEEDUP, PEAK)
 Cases = Mapping[str, list[Row]]
 

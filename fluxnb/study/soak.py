@@ -52,7 +52,9 @@ def soak(s: Study, subject: Subject, candidate: Candidate, seconds: float, origi
 
 def _soaked(loaded: Loaded, candidate: Candidate, seconds: float) -> dict:
     """The columns of the row; in `proof` what each part of the time was like, and how many images were others."""
-    device, latest, seen = loaded.pipe.transformer.device, [], []
+    device = loaded.pipe.transformer.device
+    latest: list = []
+    seen: list[tuple] = []  # of each image: when it was there, seconds, digest, GiB of the GPU, GiB of the process
 
     def run() -> None:
         latest[:] = loaded.batch(loaded.inputs[:1], candidate.steps)
