@@ -4,12 +4,13 @@ import sys
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from fluxnb.cache import first_block
-from fluxnb.models import pipelines
+from fluxnb.models import embedded, pipelines
 from fluxnb.study import Subject
 from fluxnb.study.pool import Pool
-from fluxnb.technique import Unavailable, applied
+from fluxnb.technique import Unavailable, applied, attribute
 from fluxnb.techniques import precision, svdquant
 from fluxnb.techniques.precision import GGUF, BitsAndBytes, Nunchaku, Quanto, TorchAO, block_layers, gguf_blocks
 from fluxnb.techniques.schedulers import DPMSolver
@@ -78,6 +79,14 @@ def test_solver_is_reversible_and_converges_to_the_same_image(pipe):
     assert torch.equal(latents(pipe, 28), fine)
     assert (near - fine).abs().mean() < (far - fine).abs().mean()
     assert (near - fine).abs().mean() < 0.1 * fine.abs().mean()
+
+
+def test_the_solver_takes_the_fixed_shift_of_flux_schnell(pipe):
+    """FLUX's pipelines give a shift to every scheduler, also to one that has its own."""
+    schnell = FlowMatchEulerDiscreteScheduler(**embedded.SCHNELL_SCHEDULER)
+    with attribute(pipe, "scheduler", schnell), applied(pipe, DPMSolver()):
+        found = latents(pipe, 2)
+        assert torch.isfinite(found).all() and pipe.scheduler.config.flow_shift == schnell.config.shift
 
 
 ON_A_CPU = [  # and the largest relative error of a layer's output
