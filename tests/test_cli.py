@@ -135,8 +135,9 @@ def test_a_missing_token(user_root, capsys, no_hub):
     assert "HF_TOKEN" in text and "https://huggingface.co/black-forest-labs/FLUX.1-dev" in text
 
 
-def test_an_unknown_model(user_root, capsys):
-    configure(user_root, "study:\n  models: [embeded]\n")
+@pytest.mark.parametrize("key", ["models", "distilled"])
+def test_an_unknown_model(user_root, capsys, key):
+    configure(user_root, f"study:\n  {key}: [embeded]\n")
     assert "There is no model 'embeded'" in refused(capsys, "report", "--gpu", "mine")
 
 

@@ -74,11 +74,12 @@ class Model:
 def describe(name: str) -> Model:
     """The facts of a model by name, without loading it. Raises UserError if they can't be had."""
     if name in embedded.FOLDERS:
-        few = {"steps": embedded.SCHNELL_STEPS, "guided": False} if name == embedded.SCHNELL else {}
-        return Model(name, "trained", 128, 128, embedded.TOKENS, **few)
+        schnell, tokens = name == embedded.SCHNELL, embedded.TOKENS
+        return Model(name, "trained", 128, 128, tokens, embedded.SCHNELL_STEPS if schnell else None, not schnell)
     if name in RANDOM:
-        few = {} if full_size.guided(name) else {"steps": facts.SCHNELL_STEPS, "guided": False}
-        return Model(name, "random", 1024, 1024, facts.SCHNELL_TOKENS if few else facts.MOST_TOKENS, **few)
+        guided = full_size.guided(name)
+        tokens, steps = (facts.MOST_TOKENS, None) if guided else (facts.SCHNELL_TOKENS, facts.SCHNELL_STEPS)
+        return Model(name, "random", 1024, 1024, tokens, steps, guided)
     own = facts.asked()
     if own is None or name != own.name:
         own = facts.read(name)

@@ -283,7 +283,7 @@ def _prepare(chosen, place: Place, force: bool, launch: str) -> dict:
             parameters.check_gpu(chosen, name, force=force, detected_count=count)
             if not force:
                 preflight.check_memory(chosen)
-        for model in chosen.study.models:
+        for model in [*chosen.study.models, *(chosen.study.distilled or [])]:
             pipelines.check(model)
         if chosen.model:
             preflight.check_download(chosen.model.name)

@@ -8,7 +8,7 @@ from pathlib import Path
 from fluxnb import findings, params, recipes
 from fluxnb.findings.recommend import GOALS, Choice, quality_words, speed_words
 from fluxnb.findings.rows import is_baseline
-from fluxnb.models import embedded, pipelines
+from fluxnb.models import pipelines
 from fluxnb.report import write_changed
 from fluxnb.report.configurations import Configuration, configurations
 from fluxnb.report.front import machine, named
@@ -38,7 +38,7 @@ def of(c: Configuration) -> dict:
 
 def recipe(c: Configuration, choice: Choice) -> dict:
     """Of a choice that isn't the baseline all that `recipes.Recipe` has besides its name."""
-    row, seen = choice.row, choice.seen
+    row, seen, model = choice.row, choice.seen, pipelines.describe(choice.row.model)
     other = f", judged on `{seen.model}`, a stand-in" if seen is not None and seen.model != row.model else ""
     return {
         "goal": choice.goal.text,
@@ -49,10 +49,10 @@ def recipe(c: Configuration, choice: Choice) -> dict:
         "plain_steps": choice.base.steps,
         "computed_steps": row.computed_steps,
         "model": row.model,
-        "load": None if row.model == embedded.NAME else _STAND_FOR.get(row.model, row.model),
+        "load": None if model.small else _STAND_FOR.get(row.model, row.model),
         "width": row.width,
         "height": row.height,
-        "tokens": pipelines.describe(row.model).tokens,
+        "tokens": model.tokens,
         "dtype": row.setting("dtype"),
         "machine": machine(c),
         "cuda": bool((c.run.get("machine") or {}).get("gpus")),
