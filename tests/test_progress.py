@@ -73,7 +73,7 @@ def test_every_line_names_what_there_is():
     """A selector with a wrong name would keep its line open for ever."""
     stems, ways = {p.stem for p in notebooks.sources(ROOT)}, {f.name for f in families.ALL}
     committed = [r for c in configurations.configurations(ROOT) for r in c.rows]
-    settings = {name for r in committed for name in r.settings} | {"backend", "soak_s", "control"}
+    settings = {name for r in committed for name in r.settings} | {"backend", "soak_s", "condition", "loaded"}
     configured = {p.stem for p in (ROOT / "params").glob("*.yaml")}
     targets = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in documents.lines():

@@ -92,9 +92,9 @@ class _Spread:
         }
         if self.replicas:
             return None, columns[ALONE] | watched(sampler.result, host) | {"proof": self._said() | by_one}
-        row = columns[TOGETHER] | watched(sampler.result, host)
-        row |= stats.compared(taken[ALONE], taken[TOGETHER])
-        return columns[ALONE], row | self._proved(by_one, made)
+        noted = watched(sampler.result, host)
+        row = columns[TOGETHER] | noted | stats.compared(taken[ALONE], taken[TOGETHER])
+        return columns[ALONE] | noted, row | self._proved(by_one, made)
 
     def _warm(self, part: str) -> timing.WarmUp:
         """Until two images take the same time, by one clock: all ranks have to stop after the same image."""

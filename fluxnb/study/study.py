@@ -76,7 +76,7 @@ class Study(Subjects, Rows):
     def key(self, subject: Subject, candidate: Candidate) -> dict:
         """What determines a row."""
         own = candidate.of(subject)
-        settings = replace(candidate, built=own.built).settings | {"dtype": own.dtype, "inputs": own.digest}
+        settings = replace(candidate, built=own.built).settings | own.said
         return {
             "notebook": self.notebook,
             "technique": candidate.meaning["technique"],

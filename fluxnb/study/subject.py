@@ -89,6 +89,12 @@ class Subject:
         return canonical({"of": [self.model.name, self.dtype, self.use_case, controlnet, techniques]})
 
     @property
+    def said(self) -> dict:
+        """What a row's settings say of it; of a ControlNet's condition only where it isn't the usual one."""
+        other = pipelines.takes_condition(self.use_case) and self.kind != "edges"
+        return {"dtype": self.dtype, "inputs": self.digest} | ({"condition": self.kind} if other else {})
+
+    @property
     def digest(self) -> str:
         """Changes when prompts, seeds, guidance, weights, what the use case starts from or a CLIP that judges do."""
         determines = [self.prompts, self.seeds, self.guidance, fingerprint(self.model.name)]
