@@ -80,7 +80,11 @@ def skipping_sentence(rows: list[Row], family: Family) -> str:
         said = f"{some}, and none of these keeps {floor} and is faster beyond the noise"
         said += f"; nearest is {near.label}, {near.speedup:.2f}× at {images_words(near)}"
         said += f"; fewer steps do both, {briefly(control)}" if control else ""
-    said += "" if control else f"; no fewer steps keep {floor} and are faster" * bool(of(ranked, FEWER_STEPS))
+    said += (
+        ""
+        if control
+        else f"; no fewer steps keep {floor} and are faster beyond the noise" * bool(of(ranked, FEWER_STEPS))
+    )
     gaps = against_control(ranked, family)
     equal = [f"At equal computed steps its worst image is {gaps_words(gaps, FEWER_STEPS.name)}"] if gaps else []
     verdict = _criterion(ranked, baseline, family)[1]
