@@ -30,9 +30,9 @@ def test_each_point_and_each_order_keeps_a_tensor(subject):
     table = findings.kept_table(caches, subject)
     assert list(table["kept tensors"]) == [1, 2, 6]
     assert list(table.index) == [
-        "FBCache 0.2, hold",
-        "TeaCache 0.1, Taylor 1",
-        "TeaCache 0.1 then FBCache 0.2, Taylor 2",
+        "FBCache, hold",
+        "TeaCache, Taylor 1",
+        "TeaCache then FBCache, Taylor 2",
     ]
     here = table["here, float32"].iloc[0] * 2**20
     config = pipelines.transformer_config("embedded")

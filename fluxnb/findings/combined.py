@@ -103,7 +103,9 @@ def kept_table(caches: list[Cache], subject: Subject, rows: Sequence[Row] = ()):
         size = tokens * width * pipelines.DTYPES[subject.dtype].itemsize
         of = {here: kept * size / 2**20, there: kept * FULL_SIZE / 2**20}
         of |= {} if extra is None else {peak: extra}
-        lines.append({"cache": f"{cache.gate.rule}, {cache.predictor.name}", "kept tensors": kept, **of})
+        word = f" {getattr(cache.gate, 'word', '')} "
+        gates = word.join(gate.name for gate in getattr(cache.gate, "gates", [cache.gate]))  # whatever their thresholds
+        lines.append({"cache": f"{gates}, {cache.predictor.name}", "kept tensors": kept, **of})
     return listed(lines, "cache", {title: "MiB" for title in (here, there, peak) if any(title in one for one in lines)})
 
 

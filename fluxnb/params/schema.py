@@ -200,7 +200,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "batches": Key(list[int], "batch sizes whose one decision is compared", low=1, high=64),
         "few_step_tea": Key(list[float], "TeaCache thresholds of a model of four steps, alone and combined", low=0),
         "few_step_first_block": Key(list[float], "First Block Cache thresholds of a model of four steps", low=0),
-        "attention": Key(str, "an attention kernel below either cache", choices=_KERNELS),
+        "attention": Key(str | None, "an attention kernel below either cache; null = none", choices=_KERNELS),
         "quantization": Key(str | None, "a torchao kind below either cache; null = none", choices=_TORCHAO),
         "full_size_steps": Key(int, "steps at which the engine's cost is measured at full size", low=2, high=200),
     },
@@ -269,7 +269,9 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     },
     nb.FINAL_STACK: {
         "quantization": Key(str, "the torchao kind of the stack", choices=_TORCHAO),
-        "cache_steps": Key(list[int], "computed steps of the stack's caches; all stacks have the first", low=2, high=200),
+        "cache_steps": Key(
+            list[int], "computed steps of the stack's caches; all stacks have the first", low=2, high=200
+        ),
         "gentler": Key(
             list[str] | None, "lean stacks that get all of these caches; null = none", choices=tuple(stacks.LEAN)
         ),
