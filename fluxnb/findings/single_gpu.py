@@ -22,6 +22,7 @@ from fluxnb.findings.rows import (
 )
 from fluxnb.findings.table import (
     BATCH,
+    CLOCKS,
     MILLISECONDS,
     P50,
     PEAK,
@@ -332,7 +333,7 @@ def decoding_table(rows: list[Row]):
     """Every way of decoding beside the first of its size and batch, if that was timed in the same session."""
     note = "over the first: over the VAE as it is, at the same size and batch, in the same session"
     over_first = Column("over the first", _over_first(rows), "×", note=note)
-    columns = (SIDE, BATCH, MILLISECONDS, over_first, N, PEAK, WHAT_RAN)
+    columns = (SIDE, BATCH, MILLISECONDS, over_first, N, PEAK, *CLOCKS, WHAT_RAN)
     return table(rows, columns, "option")
 
 
