@@ -175,6 +175,9 @@ def test_the_best_quantization_reaches_the_floor_and_within_the_noise_is_the_sim
     )
     assert chosen(far, replace(near, status="oom")) == dict.fromkeys(best, "28 steps, as it is")
     cached = replace(near, label="cached", speedup=9.0, speedup_ci_low=8.9, speedup_ci_high=9.1, computed_steps=12.0)
+    bare = base(speedup=None, speedup_ci_low=None, speedup_ci_high=None)
+    assert {line["choose"] for line in findings.best_formats({"a": [bare, near]}, {})} == {"28 steps, as it is"}
+    assert findings.best_formats({"a": [replace(bare, status="oom"), near]}, {}) == []
     assert chosen(compiled, cached, near) == best  # what skips steps is no number format
 
 
