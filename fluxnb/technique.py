@@ -9,9 +9,12 @@ They compose in one line:
 from __future__ import annotations
 
 import functools
+import sys
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, nullcontext
+from types import FrameType
 
 from fluxnb.errors import UserError
 from fluxnb.families import Family
@@ -122,6 +125,7 @@ class Changes:
         Args:
             yields: what is put there later stays; otherwise it has to go before this can be taken back.
         """
+        self._check_idle(owner, name)
         self._made.append(_Put(self._whose, owner, name, value, yields))
         _set(owner, name, value)
 
@@ -150,6 +154,7 @@ class Changes:
 
     def exchange(self, network, parent, name: str, new) -> None:
         """A layer of a network gives way to another; the original comes back wherever a LoRA has put that meanwhile."""
+        self._check_idle(network)
         if network not in self._layers:
             self._layers[network] = layers = _Layers(network)
             self._made.append(layers)
@@ -160,15 +165,30 @@ class Changes:
         """Takes the changes back, the latest first; again, it does nothing.
 
         Raises:
-            UserError: something stands on top of one of them; nothing has been taken back.
+            UserError: something stands on top of one of them, or is running; nothing has been taken back.
         """
         with self.lock:
             for change in reversed(self._made):
+                self._check_idle(change.owner, change.name)
                 if above := change.above():
                     raise UserError(
                         f"{self.name} can't be taken off while {above} is on top of it: take that off first."
                     )
             self._undo()
+
+    def _check_idle(self, owner, name: str = "") -> None:
+        """Raises UserError while another thread runs the owner of a change, or this one a pipeline's scheduler."""
+        running = ["__call__", "forward"]
+        running += ["_call_impl"] if isinstance(self.lock, nullcontext) else []  # where it waits for the lock
+        for thread, frame in sys._current_frames().items() if owner is not None else ():
+            at: FrameType | None = frame if thread != threading.get_ident() or name == "scheduler" else None
+            while at is not None:
+                if at.f_code.co_name in running and at.f_locals.get("self") is owner:
+                    raise UserError(
+                        f"{self.name} can't be put on or taken off while an image is made with what it changes: wait "
+                        "until that is done."
+                    )
+                at = at.f_back
 
     def _undo(self) -> None:
         made, self._made = self._made, []
@@ -188,6 +208,8 @@ class _Refused:
 
 
 class _Step:
+    owner, name = None, ""
+
     def __init__(self, undo=lambda: None, above=lambda: None):
         self.undo, self.above = undo, above
 
@@ -262,8 +284,10 @@ class _Wrap(_Put):
 class _Layers:
     """Layers of a network that were exchanged."""
 
+    name = ""
+
     def __init__(self, network):
-        self.network = network
+        self.network = self.owner = network
         self.exchanged: dict = {}  # the one that is there now -> the original
         self.originals: weakref.WeakSet = weakref.WeakSet()  # freed where nobody can take this back
 
@@ -280,7 +304,7 @@ class _Layers:
         found = {own[name] for own, name in self._places()}
         if len(found) < len(self.exchanged):
             return "what has replaced its layers since"
-        hooked = any("forward" in vars(layer) for layer in found)
+        hooked = any(map(_wrapped, found)) or any(map(_places, self.network.modules()))
         return "what offloads or casts its layers one by one" if hooked else None
 
     def undo(self) -> None:
@@ -322,6 +346,19 @@ def _owns(owner, name: str) -> bool:
     """Whether the instance itself has an attribute."""
     own = vars(owner)
     return name == "__class__" or name in own or any(name in own.get(kind, ()) for kind in ("_modules", "_parameters"))
+
+
+def _wrapped(module) -> bool:
+    """Whether something stands in place of a module's forward; hooks that come off leave it there by itself."""
+    own = vars(module).get("forward")
+    return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+def _places(module) -> bool:
+    """Whether a hook of accelerate's offloads the layers inside a module, which it knows by their names."""
+    hook = vars(module).get("_hf_hook")
+    hooks = getattr(hook, "hooks", (hook,))
+    return any(getattr(one, "offload", False) and one.place_submodules for one in hooks)
 
 
 def _forwards(module) -> list[tuple[dict, str]]:

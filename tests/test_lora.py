@@ -144,6 +144,83 @@ def test_a_lora_that_is_part_of_the_weights_is_put_under_anything(plain, weights
     assert torch.equal(image(pipe), fused)
 
 
+def _adapters() -> dict:
+    """Kinds of peft's adapters and options of a LoRA -> their configuration."""
+    from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig
+
+    some = {"target_modules": ["to_q", "proj_mlp", "net.0.proj", "norm1.linear"]}
+    low = {**some, "r": 4}
+    return {
+        "DoRA": LoraConfig(**low, use_dora=True, init_lora_weights=False),
+        "rank-stabilised": LoraConfig(**low, use_rslora=True, init_lora_weights=False),
+        "bias": LoraConfig(**low, lora_bias=True, init_lora_weights=False),
+        "embedders": LoraConfig(r=4, target_modules=["x_embedder", "linear_1", "norm_out.linear"]),
+        "saved layers": LoraConfig(**low, modules_to_save=["proj_out"]),
+        "LoHa": LoHaConfig(**low, init_weights=False),
+        "LoKr": LoKrConfig(**low, init_weights=False),
+        "IA3": IA3Config(**some, feedforward_modules=[]),
+        "OFT": OFTConfig(r=0, oft_block_size=4, target_modules=["to_q"]),
+    }
+
+
+def _add(pipe, kind: str) -> None:
+    torch.manual_seed(0)
+    pipe.transformer.add_adapter(_adapters()[kind], adapter_name="other")
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in pipe.transformer.named_parameters():
+        if ".other" in name and not {"magnitude", "saved"} & set(name.replace("_", ".").split(".")):
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
+    pipe.transformer.eval()
+
+
+@pytest.mark.parametrize("kind", _adapters())
+def test_every_kind_of_adapter_acts_or_is_a_sentence(plain, kind):
+    pipe = small.load()
+    _add(pipe, kind)
+    expected = image(pipe)
+    effect = (expected - plain).norm()
+    for name in ("FusedGELU", "ModulationAhead", "Interval", "TorchAO int8", "NF4", "GGUF"):
+        pipe, first = small.load(), small.load()
+        _add(first, kind)
+        before = state(first)
+        try:
+            undo = TECHNIQUES[name]().apply(first)
+            assert torch.isfinite(image(first)).all()
+            undo()
+            assert torch.equal(image(first), expected), name
+        except Unavailable as error:
+            assert str(error).startswith("needs ")
+            assert not differences(before, state(first)), name
+        with applied(pipe, TECHNIQUES[name]()):
+            own, before = image(pipe), state(pipe)
+            try:
+                _add(pipe, kind)
+                assert (image(pipe) - expected).norm() < max(0.5 * effect, 3), name
+                pipe.unload_lora_weights()
+            except UserError as error:
+                assert "can't go around layers that are" in str(error)
+                assert not differences(before, state(pipe)), name
+            assert torch.equal(image(pipe), own), name
+        assert torch.equal(image(pipe), plain), name
+
+
+@pytest.mark.parametrize("name", ["GGUF", "NF4", "TorchAO int8", "ModulationAhead"])
+def test_a_lora_that_brings_norms_acts_and_leaves(pipe, plain, weights, name):
+    """As the files of FLUX's own control LoRAs do."""
+    norms = {f"transformer.{k}": 2 * v for k, v in pipe.transformer.state_dict().items() if ".norm_q." in k}
+    load(pipe, weights | norms)
+    expected = image(pipe)
+    pipe.unload_lora_weights()
+    assert torch.equal(image(pipe), plain)
+    with applied(pipe, TECHNIQUES[name]()):
+        own = image(pipe)
+        load(pipe, weights | norms)
+        assert near(name, image(pipe), expected, plain)
+        pipe.unload_lora_weights()
+        assert torch.equal(image(pipe), own)
+    assert torch.equal(image(pipe), plain)
+
+
 @pytest.mark.parametrize("rank", [4, 64])
 @pytest.mark.parametrize("name", ["NF4", "GGUF", "TorchAO int8", "Quanto"])
 def test_a_loras_own_matrices_are_left_in_their_format(pipe, plain, name, rank):

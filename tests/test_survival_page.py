@@ -1,17 +1,22 @@
 """The page of what survives: its matrix, its sentence, and that its rows are nobody else's."""
 
 import re
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import measured
 import pytest
 
 from fluxnb import notebooks, params
 from fluxnb.errors import UserError
 from fluxnb.findings import compiled_anew, survival_sentence
-from fluxnb.report import survive
+from fluxnb.report import configurations, survive
 from fluxnb.study import survival, trials
+from fluxnb.study.results import COLUMNS, Results
 from fluxnb.study.row import Row
 
+ROOT = Path(__file__).parents[1]
 LABELS = {stack.name for stack in trials.techniques()}
 
 
@@ -70,3 +75,17 @@ def test_what_a_configuration_leaves_out_is_something_that_there_is():
             assert set(chosen or ()) <= set(names), gpu
     with pytest.raises(UserError, match="There is no case 'LoRAs': choose one of LoRA, "):
         trials.tried(SimpleNamespace(params=SimpleNamespace(name="cpu")), 4, cases=["LoRAs"])
+
+
+def test_what_survives_is_counted_and_never_timed_compared_or_recommended(tmp_path):
+    """Even a row that would win if it were of a measurement."""
+    table = tmp_path / "reports" / "single_gpu" / "cpu" / "results.csv"
+    table.parent.mkdir(parents=True)
+    timed, fast = measured.row(id="a"), measured.cached(0.1, 9.0, 60.0, 3.0, notebook=notebooks.SURVIVAL)
+    for one in (timed, replace(fast, settings={**fast.settings, "case": "LoRA"}, proof={"verdict": survival.RIGHT})):
+        Results(table).append({name: value for name in COLUMNS if (value := getattr(one, name)) is not None})
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    found = configurations.read(tmp_path, table)
+    assert [r.notebook for r in found.rows] == [timed.notebook]
+    (page,) = [page for page in found.pages if page.stem == notebooks.SURVIVAL]
+    assert page.rows == 1

@@ -143,6 +143,18 @@ def test_two_threads_leave_the_process_its_choice_of_kernels(pipe, monkeypatch):
 COMPILING = {**EACH, **{stack.label: stack for gpu in recipes.known() for stack in trials.from_recipes(gpu)}}
 
 
+def test_a_lora_is_right_or_a_sentence_under_every_recipe_whatever_gpu_it_is_for(bench):
+    found = {stack.label: stack for gpu in recipes.known() for stack in trials.recipes_of_others(gpu, False)}
+    made = {
+        goal["stack"] for own in recipes.known().values() for goal in own["recipes"].values() if isinstance(goal, dict)
+    }
+    if len(recipes.known()) > 1:
+        assert {stack.name for stack in found.values()} == made
+    assert not any(map(trials.compiles, found.values()))
+    cells = {label: bench.tried(stack, survival.LORA) for label, stack in found.items()}
+    assert not {label: cell for label, cell in cells.items() if cell["status"] == "error"}
+
+
 @pytest.mark.parametrize("name", [name for name, stack in COMPILING.items() if trials.compiles(stack)])
 def test_what_compiles_is_right_too_at_another_size(bench, name):
     (size,) = [case for case in survival.CASES if case.name == "size"]
@@ -429,9 +441,102 @@ def test_layers_offloaded_one_by_one_are_called_under_fused_rope():
 
 
 @pytest.mark.parametrize("name", ["FusedQKV", "NF4", "GGUF", "Quanto"])
-def test_layers_that_cannot_be_taken_apart_say_so(pipe, name):
-    with applied(pipe, TECHNIQUES[name]()), pytest.raises(UserError, match="offload whole models"):
-        pipe.enable_sequential_cpu_offload(device="cpu")
+def test_layers_that_cannot_be_taken_apart_say_so_whichever_way_accelerate_comes(pipe, plain, name):
+    from accelerate import cpu_offload, cpu_offload_with_hook
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+
+    cpu, (block, *_) = torch.device("cpu"), pipe.transformer.transformer_blocks
+    ways = (
+        lambda: pipe.enable_sequential_cpu_offload(device="cpu"),
+        lambda: cpu_offload(pipe.transformer, cpu),
+        lambda: cpu_offload(block, cpu),
+        lambda: add_hook_to_module(pipe.transformer, AlignDevicesHook(cpu, offload=True, place_submodules=True)),
+    )
+    with applied(pipe, TECHNIQUES[name]()):
+        on, before = image(pipe), state(pipe)
+        for way in ways:
+            with pytest.raises(UserError, match="offload whole models"):
+                way()
+            assert not differences(before, state(pipe))
+        cpu_offload_with_hook(pipe.transformer, cpu)
+        with pytest.raises(UserError, match="offload whole models"):
+            cpu_offload(pipe.transformer, cpu)
+        assert hasattr(pipe.transformer, "_hf_hook") and torch.equal(image(pipe), on)
+        remove_hook_from_module(pipe.transformer)
+        assert torch.equal(image(pipe), on)
+        cpu_offload(pipe.vae, cpu)  # which is none of its business
+        remove_hook_from_module(pipe.vae, recurse=True)
+    assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ["TorchAO int8 weight-only", "SVDQuant"])
+def test_layers_taken_apart_meanwhile_come_off_when_accelerates_hooks_have(name, plain):
+    from accelerate import cpu_offload
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_from_module
+
+    cpu = torch.device("cpu")
+    for way in (
+        lambda pipe: cpu_offload(pipe.transformer, cpu),
+        lambda pipe: add_hook_to_module(pipe.transformer, AlignDevicesHook(cpu, offload=True, place_submodules=True)),
+    ):
+        pipe = small.load()
+        undo = TECHNIQUES[name]().apply(pipe)
+        on = image(pipe)
+        way(pipe)
+        with pytest.raises(UserError, match="layers one by one is on top of it"):
+            undo()
+        assert torch.equal(image(pipe), on)
+        remove_hook_from_module(pipe.transformer, recurse=True)
+        undo()
+        assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ["DPMSolver", "FusedQKV", "FusedGELU", "GGUF", "Interval"])
+@pytest.mark.parametrize("putting", [True, False])
+def test_what_another_thread_does_during_an_image_works_or_is_a_sentence(pipe, plain, name, putting):
+    """In the middle of a block, as threads that don't wait for one another would meet there."""
+    undo, said, calls = [], [], []
+
+    def change():
+        try:
+            undo.append(TECHNIQUES[name]().apply(pipe)) if putting else undo[0]()
+        except UserError as error:
+            said.append(str(error))
+
+    def meanwhile(*_):
+        calls.append(1)
+        if len(calls) == 2:
+            thread = threading.Thread(target=change)
+            thread.start()
+            thread.join(0.2)  # what waits for this call goes on behind it
+
+    if not putting:
+        undo.append(TECHNIQUES[name]().apply(pipe))
+    hook = pipe.transformer.single_transformer_blocks[0].register_forward_pre_hook(meanwhile)
+    assert torch.isfinite(image(pipe)).all()
+    hook.remove()
+    assert name not in ("DPMSolver", "FusedQKV", "GGUF") or "wait until that is done." in said[0]
+    for off in undo:
+        off()
+    assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("putting", [True, False])
+def test_a_solver_that_a_callback_exchanges_is_a_sentence(pipe, plain, putting):
+    words = [torch.ones(1, 8, pipe.transformer.config.joint_attention_dim)]
+    words.append(torch.ones(1, pipe.transformer.config.pooled_projection_dim))
+    undo = None if putting else t.DPMSolver().apply(pipe)
+
+    def callback(pipe, *_):
+        (undo or (lambda: t.DPMSolver().apply(pipe)))()
+        return {}
+
+    with pytest.raises(UserError, match="wait until that is done"):
+        pipe(prompt_embeds=words[0], pooled_prompt_embeds=words[1], width=64, height=64, num_inference_steps=2,
+             callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[])  # fmt: skip
+    if undo:
+        undo()
+    assert torch.equal(image(pipe), plain)
 
 
 # --- what is the user's own -------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class Moment:
         made: (bench, pipe, ask) makes the image; `right` does on the fresh pipeline.
         apart: the image is of a pipeline that has nothing to do with the first one.
         plain: that one has no technique.
-        rounded: what is quantized first is rounded from other numbers than what is converted first.
+        rounded: what is quantized first is rounded from other numbers, or on another device.
     """
 
     what: str
@@ -264,11 +264,12 @@ def _at_once(bench, pipe, ask):
 
 BACK = Moment("as before")
 PUT_ON = Case("put on", "it is put on, an image is made, and it is taken off", ())
+LORA = Case("LoRA", "a LoRA is loaded, scaled, swapped for another and removed", (
+    Moment("LoRA loaded", _lora), Moment("LoRA scaled", _scale, alone=_lora_scaled),
+    Moment("LoRA swapped", _swap, alone=_other_lora), Moment("LoRA removed", _no_lora, alone=nothing),
+), needs="peft")  # fmt: skip
 CASES = (
-    Case("LoRA", "a LoRA is loaded, scaled, swapped for another and removed", (
-        Moment("LoRA loaded", _lora), Moment("LoRA scaled", _scale, alone=_lora_scaled),
-        Moment("LoRA swapped", _swap, alone=_other_lora), Moment("LoRA removed", _no_lora, alone=nothing),
-    ), needs="peft"),
+    LORA,
     Case("LoRA first", "it is put on with a LoRA there, which is then scaled and removed", (
         Moment("LoRA scaled", _scale), Moment("LoRA removed", _no_lora),
     ), _lora, needs="peft"),
@@ -302,7 +303,9 @@ CASES = (
         Moment("new scheduler", _schedule_anew, alone=nothing),
         Moment("scheduler as before", _schedule_as_before, alone=nothing),
     )),
-    Case("model offload", "diffusers' model offloading; two images", (Moment("offloaded", _offload), BACK)),
+    Case("model offload", "diffusers' model offloading; two images", (
+        Moment("offloaded", _offload, rounded=True), BACK,
+    ), whole=True),
     Case("group offload", "diffusers' group offloading, layer by layer", (Moment("offloaded", _offload_groups),)),
     Case("inference_mode", "an image under torch.inference_mode, and one without", (
         Moment("inference_mode", made=_inferring, right=Bench.image), BACK,

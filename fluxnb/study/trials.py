@@ -21,7 +21,20 @@ from fluxnb.study.candidate import stacked
 from fluxnb.study.loop import Task
 from fluxnb.study.row import Row
 from fluxnb.study.study import Study
-from fluxnb.study.survival import CASE, CASES, PUT_ON, RAW, RECOMPILED, RIGHT, SENTENCE, WRONG, Case, Moment, nothing
+from fluxnb.study.survival import (
+    CASE,
+    CASES,
+    LORA,
+    PUT_ON,
+    RAW,
+    RECOMPILED,
+    RIGHT,
+    SENTENCE,
+    WRONG,
+    Case,
+    Moment,
+    nothing,
+)
 from fluxnb.technique import IDENTICAL, ROUNDING, Unavailable, least_exact
 from fluxnb.techniques import compilation
 
@@ -150,7 +163,8 @@ class Trials:
     def _same(self, made: torch.Tensor, right: torch.Tensor, what: str, rounded: bool = False) -> None:
         if made.shape != right.shape or not torch.isfinite(made).all():
             raise Wrong(f"{what} is of {tuple(made.shape)} numbers, finite: {bool(torch.isfinite(made).all())}")
-        most = max(LEAST * torch.finfo(made.dtype).eps, ONE_LEVEL if self.bench.pixels else 0.0)
+        coarser = max(torch.finfo(kind).eps for kind in (made.dtype, self.bench.dtype))  # of two: one was converted
+        most = max(LEAST * coarser, ONE_LEVEL if self.bench.pixels else 0.0)
         if (by := _apart(made, right)) > (most if rounded else 0.0):
             raise Wrong(f"{what} is {by:.2g} of its norm off")
 
@@ -233,6 +247,23 @@ def from_recipes(gpu: str) -> list[Stack]:
     return list(found.values())
 
 
+def recipes_of_others(gpu: str, compiled: bool) -> list[Stack]:
+    """The stacks of the other configurations' recipes, for what a LoRA does to them.
+
+    Args:
+        compiled: whole; otherwise without what is compiled or recorded, whose arithmetic is the same.
+    """
+    found: dict[str, Stack] = {}
+    for other in recipes.known():
+        for stack in from_recipes(other) if other != gpu else ():
+            parts = tuple(part for part in stack.techniques if compiled or not compiles(Stack("", (part,))))
+            less = f", without compiling: {', '.join(part.label for part in parts)}"
+            label = stack.label + (less if parts != stack.techniques else "")
+            if parts:
+                found[label] = Stack(stack.name, parts, label=label)
+    return list(found.values())
+
+
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +275,8 @@ def tried(
 ) -> list[Row]:
     """A row for every technique, and recipe of the configuration, in every case; for what can't run one that says why.
 
+    The other configurations' recipes are tried with LoRAs: whole where that is compiled to kernels, else uncompiled.
+
     Args:
         steps: of an image.
         cases: what happens; everything by default.
@@ -253,7 +286,9 @@ def tried(
 
     Raises UserError for a name that there isn't.
     """
-    known = {stack.label or stack.name: stack for stack in (*from_recipes(s.params.name), *techniques())}
+    others = {stack.label: stack for stack in recipes_of_others(s.params.name, LORA.name in (kernels or ()))}
+    own = (*from_recipes(s.params.name), *techniques())
+    known = {stack.label or stack.name: stack for stack in (*own, *others.values())}
     _check_known("technique", left_out, known)
     for names in (cases, compiled, kernels):
         _check_known("case", names, [case.name for case in CASES])
@@ -275,6 +310,7 @@ def tried(
     for stack in (stack for name, stack in known.items() if name not in (left_out or ())):
         (first,) = rows(stack, [PUT_ON])
         lists = [names for names in (cases, compiled if compiles(stack) else None) if names is not None]
+        lists += [[LORA.name]] if stack.label in others else []
         chosen = [case for case in CASES if all(case.name in names for names in lists)]
         found += [first, *(rows(stack, chosen) if first.status != "unavailable" else ())]
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import threading
 from dataclasses import dataclass
 
 from fluxnb.families import COMPILATION, FUSION
@@ -193,6 +194,7 @@ class CudaGraph(Technique):
         """Records at the first call; returns the function that takes it back and frees the graphs."""
         transformer, self.proof = pipe.transformer, {}
         _check_recordable(transformer)
+        layers.check_whole(transformer)
         if transformer._compiled_call_impl is not None:
             raise Unavailable("needs the blocks compiled (Regional), not the transformer as a whole")
         if hasattr(transformer, AHEAD):
@@ -226,9 +228,27 @@ class _Recorded:
     def __init__(self, function, proof: dict, said: str = "recorded"):
         self.function, self.proof, self.said = function, proof, said
         self.graphs: dict[tuple, tuple] = {}
+        self.lock = threading.RLock()  # two threads would write their inputs to the same memory
 
     def follow(self, pipe, network, changes: Changes) -> None:
-        """What was recorded is dropped when the network's weights move or its LoRAs change, and in the end."""
+        """What was recorded is dropped when the network's weights move or its LoRAs change, and in the end.
+
+        A recording reads the weights where they were: a network that is copied, or offloaded layer by layer, says so.
+        """
+        copying = (
+            f"A pipeline can't be copied or pickled while {changes.name} is on it, because the copy would replay the "
+            "original's weights: take it off, copy, and put it on each."
+        )
+        changes.refuse(network, ("__reduce_ex__",), copying)
+        grouping = (
+            f"Layers can't be offloaded in groups while {changes.name} is on, which replays them where they are: "
+            "offload whole models (enable_model_cpu_offload), or take it off."
+        )
+        for owner in (pipe, network):
+            changes.refuse(owner, ("enable_group_offload",), grouping)
+        if isinstance(changes.lock, contextlib.nullcontext):
+            changes.lock = self.lock  # type: ignore[assignment]
+        self.lock = changes.lock  # type: ignore[assignment]
         changes.callback(self.graphs.clear)
         changes.moved(network, lambda function: self.graphs.clear())
         layers.watch_loras(pipe, network, changes, self.graphs.clear)
@@ -239,16 +259,17 @@ class _Recorded:
 
         leaves, form = tree_flatten(dict(sorted(given.items())))
         key = (str(form), *(leaf.shape if isinstance(leaf, torch.Tensor) else str(leaf) for leaf in leaves))
-        if key not in self.graphs:
-            self.graphs[key] = _record(self.function, leaves, form)
-            count = len(self.graphs)
-            self.proof[self.said] = f"{count} graph{'s' * (count > 1)}"
-        replay, inputs, outputs = self.graphs[key]
-        for own, leaf in zip(inputs, leaves, strict=True):
-            if isinstance(leaf, torch.Tensor):
-                own.copy_(leaf)
-        replay()
-        return tree_map_only(torch.Tensor, torch.clone, outputs)
+        with self.lock:
+            if key not in self.graphs:
+                self.graphs[key] = _record(self.function, leaves, form)
+                count = len(self.graphs)
+                self.proof[self.said] = f"{count} graph{'s' * (count > 1)}"
+            replay, inputs, outputs = self.graphs[key]
+            for own, leaf in zip(inputs, leaves, strict=True):
+                if isinstance(leaf, torch.Tensor):
+                    own.copy_(leaf)
+            replay()
+            return tree_map_only(torch.Tensor, torch.clone, outputs)
 
 
 def _record_calls(pipe, network, changes: Changes, proof: dict, said: str = "recorded") -> None:
@@ -280,10 +301,9 @@ def _record(function, leaves: list, form) -> tuple:
         for _ in range(2):  # compiles and settles what may not be recorded
             function(**given)
     torch.cuda.current_stream().wait_stream(side)
-    # NCCL's own thread may look at what it did before, which the strict mode takes for a fault of the recording
-    mode = "thread_local" if torch.distributed.is_initialized() else "global"
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode=mode):
+    # what other threads do, NCCL's or a second pipeline's, would count as a fault of the recording in the strict mode
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         outputs = function(**given)
     return graph.replay, inputs, outputs
 
@@ -352,16 +372,16 @@ class FusedQKV(Technique):
         double = transformer.transformer_blocks if self.double else ()
         attentions = [block.attn for block in (*double, *transformer.single_transformer_blocks)]
         apart = [attention for attention in attentions if not attention.fused_projections]
-        for attention in apart:
-            for part in _parts(attention):
-                layers.check([getattr(attention, name) for name in self._PARTS[part]])
+        separate = [getattr(a, name) for a in apart for part in _parts(a) for name in self._PARTS[part]]
+        layers.check(separate)
         with Changes(self.label) as changes:
+            if apart:
+                layers.refuse_state([transformer], separate, changes)
             for attention in apart:
                 _fuse(attention, changes)
             self.proof = {"fused": f"{len(apart)} attention layers"}
             if apart:
                 layers.refuse_loras(pipe, changes)
-                layers.refuse_state([transformer], changes)
                 layers.refuse_sequential(pipe, changes)
                 changes.refuse(
                     transformer,

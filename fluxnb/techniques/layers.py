@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -65,6 +66,12 @@ def check(layers: list[nn.Module], lora: bool = False, other: str = "") -> None:
             )
 
 
+def check_whole(network) -> None:
+    """Raises Unavailable if hooks offload or cast single layers or blocks of a network."""
+    if any(hooked(module) for module in network.modules() if module is not network):
+        raise Unavailable("needs layers that nothing offloads or casts in groups or one by one: offload whole models")
+
+
 def refuse_loras(pipe, changes: Changes) -> None:
     """A LoRA can't be loaded meanwhile: a sentence says so before anything changes."""
     why = (
@@ -73,37 +80,67 @@ def refuse_loras(pipe, changes: Changes) -> None:
     )
     changes.refuse(pipe, ("load_lora_weights",), why)
     changes.refuse(pipe.transformer, LOADING, why)
+    _watch_peft([pipe.transformer], changes, lambda config: why)
+
+
+def check_adapters(pipe, changes: Changes, kinds: Collection[str]) -> None:
+    """What of peft's goes around layers: other kinds are refused, those that are there and those that come.
+
+    Args:
+        kinds: names among peft's types of adapters, and of the options of a LoRA that not every layer has.
+    """
+
+    def strange(config) -> str | None:
+        given = [option for option in ("use_dora", "lora_bias", "modules_to_save") if getattr(config, option, None)]
+        return next((kind for kind in (config.peft_type.value, *given) if kind not in kinds), None)
+
+    def refused(config) -> str | None:
+        if (kind := strange(config)) is None:
+            return None
+        return f"peft's {kind} can't go around layers that are {changes.name}: take that off and load it first."
+
+    for network in networks(pipe):
+        if found := list(filter(None, map(strange, getattr(network, "peft_config", {}).values()))):
+            raise Unavailable(f"needs adapters of peft's that can go around its layers, and finds {found[0]}")
+    _watch_peft(networks(pipe), changes, refused)
+
+
+def _watch_peft(networks: list, changes: Changes, refused: Callable[[Any], str | None]) -> None:
+    """`refused(config)` says why an adapter of peft's can't go into networks, whichever way it comes."""
     with contextlib.suppress(ImportError):
         from peft.tuners.tuners_utils import BaseTuner
 
-        changes.put(BaseTuner, "inject_adapter", _injecting(BaseTuner.inject_adapter, pipe, why, changes), yields=True)
+        watched = _injecting(BaseTuner.inject_adapter, weakref.WeakSet(networks), refused, changes)
+        changes.put(BaseTuner, "inject_adapter", watched, yields=True)
 
 
-def _injecting(original, pipe, why: str, changes: Changes):
-    """peft's own way into a model, which refuses models that have a pipeline's transformer in them."""
-    refusing = weakref.WeakSet([pipe.transformer])
-    changes.callback(refusing.clear)  # what came later may go on calling this
+def _injecting(original, watching: weakref.WeakSet, refused: Callable, changes: Changes):
+    """peft's own way into a model, looked at where a watched network is in that."""
+    changes.callback(watching.clear)  # what came later may go on calling this
 
     @functools.wraps(original)
-    def inject_adapter(tuner, model, *args, **kwargs):
-        if refusing and any(module in refusing for module in model.modules()):
-            raise UserError(why)
-        return original(tuner, model, *args, **kwargs)
+    def inject_adapter(tuner, model, adapter_name, *args, **kwargs):
+        if watching and any(module in watching for module in model.modules()):
+            if why := refused(tuner.peft_config[adapter_name]):
+                if not hasattr(model, "peft_config"):
+                    vars(model).pop("_hf_peft_config_loaded", None)  # diffusers says so too early
+                raise UserError(why)
+        return original(tuner, model, adapter_name, *args, **kwargs)
 
     return inject_adapter
 
 
-def refuse_state(networks: list, changes: Changes) -> None:
+def refuse_state(networks: list, layers: Iterable[nn.Module], changes: Changes) -> None:
     """Weights can't be loaded into layers that aren't the model's own, but a LoRA's can go beside them."""
     why = f"Weights can't be loaded while {changes.name} is on: take that off, load them, and put it on again."
+    theirs = set(layers)
     for network in networks:
-        own = {name.replace(".base_layer.", ".") for name in network.state_dict() if ".lora_" not in name}
-        checked = functools.partial(_load_state, network.load_state_dict, own, why)
-        changes.put(network, "load_state_dict", checked)
+        own = {name.replace(".base_layer", "") for name, module in network.named_modules() if module in theirs}
+        changes.put(network, "load_state_dict", functools.partial(_load_state, network.load_state_dict, own, why))
 
 
 def _load_state(original, own: set[str], why: str, state_dict, *args, **kwargs):
-    if any(name.replace(".base_layer.", ".") in own for name in state_dict):
+    if any(name.rpartition(".")[0].replace(".base_layer", "") in own for name in state_dict):
         raise UserError(why)
     return original(state_dict, *args, **kwargs)
 
@@ -123,12 +160,39 @@ def refuse_merging(pipe, changes: Changes) -> None:
 
 
 def refuse_sequential(pipe, changes: Changes) -> None:
-    """Layers that accelerate can't take apart say so before it has begun."""
+    """Layers that accelerate can't take apart say so before it has begun, whichever way it comes."""
+    from accelerate.hooks import AlignDevicesHook, SequentialHook
+
     why = (
-        f"Layers can't be offloaded one by one while {changes.name} is on: offload whole models "
+        f"Layers can't be offloaded one by one or in groups while {changes.name} is on: offload whole models "
         "(enable_model_cpu_offload), or take it off."
     )
-    changes.refuse(pipe, ("enable_sequential_cpu_offload",), why)
+    changes.refuse(pipe, ("enable_sequential_cpu_offload", "enable_group_offload"), why)
+    for network in networks(pipe):
+        changes.refuse(network, ("enable_group_offload",), why)
+    watching = weakref.WeakSet(networks(pipe))
+    changes.callback(watching.clear)
+    for kind in (AlignDevicesHook, SequentialHook):
+        changes.put(kind, "init_hook", _hooking(kind.init_hook, AlignDevicesHook, watching, why), yields=True)
+
+
+def _hooking(original, kind: type, watching: weakref.WeakSet, why: str):
+    """accelerate's hook that moves single layers, refused by watched networks and their parts."""
+
+    @functools.wraps(original)
+    def init_hook(hook, module):
+        hooks = getattr(hook, "hooks", (hook,))
+        inside = any(module is part for network in watching for part in network.modules())
+        if inside and any(isinstance(one, kind) for one in hooks):
+            own = vars(module)
+            if "_hf_hook" not in own:  # as it was before accelerate began
+                own.pop("_old_forward", None)
+                if len(hooks) > 1:
+                    importlib.import_module("accelerate.hooks").add_hook_to_module(module, hooks[0])
+            raise UserError(why)
+        return original(hook, module)
+
+    return init_hook
 
 
 def refuse_copying(pipe, changes: Changes) -> None:
@@ -140,11 +204,11 @@ def refuse_copying(pipe, changes: Changes) -> None:
 
 
 def refuse_converting(pipe, changes: Changes) -> None:
-    """Layers that can't change their number format say so before a part of the pipeline has changed its own."""
+    """What can't change its number format says so before a part of the pipeline has changed its own."""
     kind = pipe.transformer.dtype
     why = (
-        f"A pipeline can't be converted from {kind} while its layers are {changes.name}: take that off, convert, and "
-        "put it on again."
+        f"A pipeline can't be converted from {kind} while {changes.name} is on it: take that off, convert, and put it "
+        "on again."
     )
 
     for owner in (pipe, *networks(pipe)):  # accelerate takes it away

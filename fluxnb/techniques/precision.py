@@ -28,6 +28,7 @@ class Quantizer(Technique):
 
     family, exact = QUANTIZATION, ANOTHER
     takes_loras = True  # peft can put one around its layers
+    adapters: Collection[str] = ("LORA", "use_dora", "lora_bias")  # of what kind, see `layers.check_adapters`
     converts = True  # its layers can change their number format
     parts = True  # accelerate can offload its layers one by one
     copies = True  # its layers can be copied and pickled
@@ -57,7 +58,7 @@ class Quantizer(Technique):
         with Changes(self.label) as changes:
             self.prepare(pipe, changes)
             layers.refuse_merging(pipe, changes)
-            layers.refuse_state(networks(pipe), changes)
+            layers.refuse_state(networks(pipe), [linear for _, _, _, linear, _ in found], changes)
             if not self.parts:
                 layers.refuse_sequential(pipe, changes)
             if not self.copies:
@@ -66,6 +67,7 @@ class Quantizer(Technique):
                 layers.refuse_converting(pipe, changes)
             if not self.takes_loras:
                 layers.refuse_loras(pipe, changes)
+            layers.check_adapters(pipe, changes, self.adapters)
             for network, parent, name, linear, modulation in found:
                 if (new := self._converted(linear, modulation)) is not None:
                     changes.exchange(network, parent, name, new.train(linear.training))
@@ -196,6 +198,7 @@ class TorchAO(_OfKind):
     """
 
     term, KINDS = "torchao", kinds.TORCHAO
+    adapters = ("LORA", "use_dora", "LOHA", "LOKR")
 
     _LAYERS = {"fp8 row, 2:4 sparse": _OfMatrices, "int8 weight-only": _Unpacking}
 
@@ -309,6 +312,7 @@ class GGUF(_OfKind):
     """
 
     term, KINDS = "GGUF", kinds.GGUF
+    adapters = ("LORA", "lora_bias")
     converts = parts = copies = False
 
     def check(self, pipe):
