@@ -4,16 +4,19 @@ import csv
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from measured import row
 
-from fluxnb import params, study
+from fluxnb import findings, params, study, techniques
 from fluxnb.__main__ import main
 from fluxnb.cache import teacache
 from fluxnb.errors import UserError
 from fluxnb.models import embedded, pipelines
 from fluxnb.study.subject import fingerprint
+from fluxnb.techniques import kinds
 from fluxnb.training import train, train_schnell
 from fluxnb.world import scenes
 
@@ -189,3 +192,28 @@ def test_a_full_disk_leaves_no_half_of_a_model(tmp_path, capsys, monkeypatch, th
     assert main(["export", embedded.SCHNELL, str(target)]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert [*tmp_path.rglob("*")] == ([target] if there else [])
+
+
+# --- what its rows say --------------------------------------------------------------------------------------
+
+
+def test_a_few_steps_are_set_beside_the_many_with_what_both_show():
+    seen = {"images": 6, "psnr_identical": 6, "adherence": 0.975, "adherence_min": 0.8, "session": "a"}
+    many = row(**seen)
+    few = replace(many, model=embedded.SCHNELL, steps=4, latency_p50=many.latency_p50 / 5)
+    said = findings.few_steps_sentence([few], [many])
+    assert "`embedded-schnell` takes" in said and "in 4 steps (98% of the prompts' facts, 80% in the worst of 6" in said
+    assert "`embedded` takes" in said and said.endswith("5 times as long, not timed in turn.")
+    assert "can't be said" in findings.few_steps_sentence([replace(few, status="oom")], [many])
+
+
+def test_the_batch_that_makes_most_images_is_set_beside_the_smallest_of_its_format():
+    one = row(batch=1, images_per_s=2.0, label="blocks", session="a")
+    rows = [one, replace(one, label="int8", images_per_s=2.5), replace(one, batch=4, images_per_s=5.0)]
+    said = findings.batches_sentence(rows)
+    assert "from blocks 4 at once, 5, 2.50 times as many as 1 at once" in said
+
+
+def test_sparse_products_are_batched_like_dense_ones():
+    assert techniques.matrix(kinds.SPARSE_INT8).settings == {"quantization": "int8, 2:4 sparse"}
+    assert techniques.matrix("int8") == techniques.TorchAO("int8")
