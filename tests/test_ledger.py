@@ -160,7 +160,7 @@ def test_a_verdict_is_of_the_whole_interval(side, theirs, ours, said):
 
 @pytest.mark.parametrize("name", stacks.AS_PUBLISHED)
 def test_a_shortlist_can_have_what_torchao_published(name):
-    (stack,) = stacks.shortlist([name], "fp8 row", [], 28, 12)
+    (stack,) = stacks.shortlist([name], "fp8 row", [], 28, [12])
     settings = {key: value for part in stack.techniques for key, value in part.settings.items()}
     found = [e for e in ledger.entries([full(), full(settings, 1.5, stack=name)]) if "torchao" in e.claim.source]
     told = {e.verdict for e in found if e.row is not None and e.row.stack == name}
