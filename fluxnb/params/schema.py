@@ -236,7 +236,8 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "computed": Key(int, "steps that the schedule computes", low=1, high=200),
         "prompts": Key(int, "prompts that quality is judged on", low=1, high=100),
         "formats": Key(
-            list[str] | None, "number formats of the plain pipeline, in every use case; null = none",
+            list[str] | None,
+            "number formats of the plain pipeline, in every use case; null = none",
             choices=NUMBER_FORMATS,
         ),
         "full_size_formats_steps": Key(int, "steps of an image in these at full size", low=1, high=200),
@@ -265,7 +266,9 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "full_size_use_cases": Key(list[str], "use cases that are served at full size", choices=_USE_CASES),
         "full_size_requests": Key(int, "requests of one load at full size", low=4, high=100000),
         "full_size_arrivals": Key(list[float], "rates of random arrivals at full size", low=0.05, high=2),
-        "soak": Key(float | None, "seconds that the recommended stack is run for; null = not at all", low=1, high=86400),
+        "soak": Key(
+            float | None, "seconds that the recommended stack is run for; null = not at all", low=1, high=86400
+        ),
     },
     nb.FINAL_STACK: {
         "quantization": Key(str, "the torchao kind of the stack", choices=_TORCHAO),
