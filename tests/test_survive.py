@@ -539,6 +539,33 @@ def test_a_solver_that_a_callback_exchanges_is_a_sentence(pipe, plain, putting):
     assert torch.equal(image(pipe), plain)
 
 
+def test_a_cache_of_diffusers_own_goes_on_fused_blocks(pipe, plain):
+    from diffusers import FirstBlockCacheConfig
+
+    with applied(pipe, t.FusedGELU()):
+        on = image(pipe)
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e-9))
+        assert torch.equal(image(pipe), on)
+        pipe.transformer.disable_cache()
+    assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ["FusedQKV", "FusedGELU", "FusedRoPE", "ModulationAhead", "First Block Cache"])
+def test_the_gradient_of_a_picture_goes_through_what_is_exact(pipe, name):
+    config, words = pipe.transformer.config, torch.ones(1, 8, pipe.transformer.config.joint_attention_dim)
+    pooled, start = torch.ones(1, config.pooled_projection_dim), torch.ones(1, 4, config.in_channels)
+    guidance = torch.tensor([3.5]) if config.guidance_embeds else None
+
+    def gradient():
+        x = start.clone().requires_grad_()
+        made = pipe.transformer(x, words, pooled, torch.tensor([0.5]), torch.zeros(4, 3), torch.zeros(8, 3), guidance)
+        return torch.autograd.grad(made.sample.square().sum(), x)[0]
+
+    expected = gradient()
+    with applied(pipe, TECHNIQUES[name]()):
+        assert torch.allclose(gradient(), expected, rtol=1e-3, atol=1e-4)
+
+
 # --- what is the user's own -------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from diffusers.hooks._helpers import TransformerBlockRegistry
 from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
@@ -59,6 +60,8 @@ class FusedGELU(Technique):
         if not rounding:
             layers.check([layer for part in parts for layer in _linears(part)], True, "TorchAO FP8 per row")
         kinds = _ROUNDING if rounding else _EPILOGUE
+        for block in (_EpilogueSingleBlock, _RoundingSingleBlock):  # for caches of diffusers' own, which ask there
+            TransformerBlockRegistry.register(block, TransformerBlockRegistry.get(FluxSingleTransformerBlock))
         with Changes(self.label) as changes:
             for part in parts:
                 changes.put(part, "__class__", kinds[type(part)])
@@ -267,12 +270,15 @@ class FusedRoPE(Technique):
             raise Unavailable(f"needs the model in bfloat16, and it is in {transformer.dtype}")
         with Changes(self.label) as changes:
             count = fill(transformer, "_positions", _norm_rope, changes)
+            if transformer.device.type == "cuda":  # the kernel reads two numbers of 16 bits as one
+                layers.refuse_converting(pipe, changes)
             self.proof = {"norm and rope": f"of {count} layers in fluxnb::norm_rope"}
         return changes.take_back
 
 
 def _norm_rope(x, norm, text, text_norm, rotary):
-    if norm.weight.device != x.device:  # offloaded by itself: it has to be called
+    # offloaded by itself it has to be called; and the kernel has no gradient
+    if norm.weight.device != x.device or (torch.is_grad_enabled() and x.requires_grad):
         return positions(x, norm, text, text_norm, rotary)
     return norm_rope(x, norm.weight, text, None if text is None else text_norm.weight, *rotary, norm.eps)
 
