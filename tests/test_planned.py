@@ -33,9 +33,9 @@ def test_at_four_steps_what_skips_stands_beside_fewer_of_them_and_the_plans_spee
     assert findings.skipping_sentence(four, FIRST_BLOCK) == (
         "of 3 settings of First Block Cache, 2 skip any of 4 steps, and the fastest that keeps a worst image of 28 dB "
         "is FBCache 0.5 **1.30×** [1.28, 1.32], worst 29.0 dB, 100% of the prompts' facts found (all steps: 100%); "
-        "that is slower than fewer steps, 3 steps **1.35×** [1.33, 1.37], worst 31.0 dB. At equal computed steps its worst "
-        "image is below that of fewer steps: -3.0 dB on average (-4.0 to -2.0 dB, 2 settings). The plan's 2× at 28 dB: "
-        "not met."
+        "that is slower than fewer steps, 3 steps **1.35×** [1.33, 1.37], worst 31.0 dB. At equal computed steps "
+        "its worst image is below that of fewer steps: -3.0 dB on average (-4.0 to -2.0 dB, 2 settings). The plan's 2× "
+        "at 28 dB: not met."
     )
 
 

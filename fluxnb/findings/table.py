@@ -173,7 +173,6 @@ def _throttled(row: Row) -> str | None:
 
 # fmt: off
 FIRST = Column("first", "first_s", "s", note="first: the first image of its warm-up")
-SECOND = Column("second", lambda r: (r.samples or [None])[0], "s", note="second: the first image after its warm-up")
 P25, P50 = Column("p25", _from(LEAST_SAMPLES, "latency_p25"), "s"), Column("p50", "latency_p50", "s")
 P90, P99 = Column("p90", _from(LEAST_SAMPLES, "latency_p90"), "s"), Column("p99", "latency_p99", "s")
 N, IMAGES, BATCH = Column("n", "n", format=".0f"), Column("images/s", "images_per_s"), Column("batch", "batch")
