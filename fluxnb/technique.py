@@ -357,7 +357,10 @@ def _wrapped(module) -> bool:
 def _places(module) -> bool:
     """Whether a hook of accelerate's offloads the layers inside a module, which it knows by their names."""
     hook = vars(module).get("_hf_hook")
-    hooks = getattr(hook, "hooks", (hook,))
+    try:
+        hooks = hook.hooks  # of several, one after the other
+    except AttributeError:
+        hooks = (hook,)
     return any(getattr(one, "offload", False) and one.place_submodules for one in hooks)
 
 
