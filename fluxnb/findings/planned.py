@@ -69,7 +69,7 @@ def skipping_sentence(rows: list[Row], family: Family) -> str:
         return f"no setting of {family.name} timed here skips any of {n} steps ({labels(own)}), so none gains a thing."
     floor = f"a worst image of {BALANCED_DB:g} dB"
     best, control = (fastest_near(r, baseline, BALANCED_DB) for r in (skipping, of(ranked, FEWER_STEPS)))
-    some = f"of {len(own)} settings of {family.name}, {len(skipping)} skip any of {n} steps"
+    some = f"of {len(own)} settings of {family.name}, {len(skipping)} skip{'s' * (len(skipping) == 1)} any of {n} steps"
     if best:
         said = f"{some}, and the fastest that keeps {floor} is {briefly(best)}{_facts(best[0], baseline)}"
         said += (
