@@ -15,9 +15,11 @@ from fluxnb.families import ATTENTION
 from fluxnb.measure import ceilings, latency
 from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Changes, Technique, Unavailable, networks
 from fluxnb.techniques.kinds import ATTENTION as KINDS
+from fluxnb.techniques.layers import refuse_converting
 
 _CHOICE = threading.RLock()  # PyTorch chooses for the whole process: two threads would leave theirs behind
 _LOCKED: set = set()  # kernels whose function in diffusers waits for it, too
+ANY_FORMAT = ("default", "math", "efficient")  # on a GPU the others have kernels for 16 bits only
 SAGE_WIDTHS = (64, 96, 128)  # widths of a head that SageAttention's kernels are written for
 
 
@@ -70,6 +72,8 @@ class Attention(Technique):
                 changes.put(flux, "dispatch_attention_fn", _sage, yields=True)
             else:
                 _choose(networks(pipe), backend, changes)
+            if transformer.device.type == "cuda" and self.kind not in ANY_FORMAT:
+                refuse_converting(pipe, changes)
             self.proof = {"attention": backend or "sageattention.sageattn"}
         return changes.take_back
 
@@ -215,7 +219,7 @@ def _check(kind: str, device: torch.device, dtype: torch.dtype) -> None:
     label, _, package = KINDS[kind]
     if kind not in ("default", "math", "flash") and device.type != "cuda":
         raise Unavailable(f"needs a CUDA GPU: {label} has kernels for nothing else")
-    if kind not in ("default", "math", "efficient") and device.type == "cuda" and dtype == torch.float32:
+    if kind not in ANY_FORMAT and device.type == "cuda" and dtype == torch.float32:
         raise Unavailable(f"needs the model in bfloat16 or float16, and it is in {dtype}")
     if package:
         try:

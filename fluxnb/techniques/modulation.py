@@ -56,7 +56,7 @@ def _layers(transformer) -> list[nn.Module]:
     """The modulations' matrices."""
     double, single = transformer.transformer_blocks, transformer.single_transformer_blocks
     norms = [*(n for b in double for n in (b.norm1, b.norm1_context)), *(b.norm for b in single), transformer.norm_out]
-    return [norm.linear for norm in norms]
+    return [getattr(norm.linear, "base_layer", norm.linear) for norm in norms]  # a LoRA goes around it, and comes off
 
 
 @functools.lru_cache
