@@ -148,17 +148,14 @@ WORDS = {
     "compiled": {"params.schema", "study.comparison"},  # a parameter; a folder; what is in a proof
     "phase": {"findings.phases"},  # a column's heading
     "published": {"report.decisions"},  # TeaCache's polynomial
-    "quantization": {  # a setting, a parameter
-        "findings.single_gpu", "installed", "params.schema", "recipes", "report.progress",
-    },
+    "quantization": {"findings.single_gpu", "installed", "params.schema", "recipes"},  # a setting, a parameter
     "quantized": {"params.schema"},  # a parameter
     "stack": {"report.recipes", "study.candidate", "study.kept", "study.study", "study.trials"},  # a column
     "transformer": {  # a part of a pipeline
-        "cache.engine", "findings.trained", "models.embedded", "models.facts", "models.folders", "models.full_size",
+        "cache.engine", "findings.trained", "models.facts", "models.folders", "models.full_size",
         "models.pipelines", "study.bench", "training.train", "training.train_schnell",
     },
     "VAE": {"findings.parallel"},  # a stage
-    "xDiT": {"report.progress"},  # a library, in the plan
 }  # fmt: skip
 WORDS_OF_NOTEBOOKS = {"bytes", "transformer"}  # settings
 
