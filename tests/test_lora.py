@@ -168,7 +168,7 @@ def _add(pipe, kind: str) -> None:
     pipe.transformer.add_adapter(_adapters()[kind], adapter_name="other")
     generator = torch.Generator().manual_seed(3)
     for name, parameter in pipe.transformer.named_parameters():
-        if ".other" in name and not {"magnitude", "saved"} & set(name.replace("_", ".").split(".")):
+        if ".other" in name and "magnitude" not in name and "modules_to_save" not in name:  # diffusers leaves those
             parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     pipe.transformer.eval()
 
@@ -178,14 +178,13 @@ def test_every_kind_of_adapter_acts_or_is_a_sentence(plain, kind):
     pipe = small.load()
     _add(pipe, kind)
     expected = image(pipe)
-    effect = (expected - plain).norm()
     for name in ("FusedGELU", "ModulationAhead", "Interval", "TorchAO int8", "NF4", "GGUF"):
         pipe, first = small.load(), small.load()
         _add(first, kind)
-        before = state(first)
+        before, right = state(first), expected
         try:
             undo = TECHNIQUES[name]().apply(first)
-            assert torch.isfinite(image(first)).all()
+            right = image(first)
             undo()
             assert torch.equal(image(first), expected), name
         except Unavailable as error:
@@ -195,12 +194,15 @@ def test_every_kind_of_adapter_acts_or_is_a_sentence(plain, kind):
             own, before = image(pipe), state(pipe)
             try:
                 _add(pipe, kind)
-                assert (image(pipe) - expected).norm() < max(0.5 * effect, 3), name
+                # a DoRA's magnitudes are those of the weights that it finds
+                most = 0.05 if kind == "DoRA" and name in QUANTIZED else 1e-3
+                assert (image(pipe) - right).abs().max() < most and not torch.equal(image(pipe), own), name
                 pipe.unload_lora_weights()
             except UserError as error:
                 assert "can't go around layers that are" in str(error)
                 assert not differences(before, state(pipe)), name
-            assert torch.equal(image(pipe), own), name
+            left = ROUNDED if kind == "saved layers" else 0  # around which diffusers leaves peft's wrapper
+            assert torch.allclose(image(pipe), own, rtol=0, atol=left), name
         assert torch.equal(image(pipe), plain), name
 
 
