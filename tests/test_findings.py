@@ -90,13 +90,11 @@ def test_quality_is_kept_within_five_percent_of_the_baseline():
     assert findings.keeps_adherence(Row(adherence=0.1), Row(adherence=None))
 
 
-def test_the_table_has_first_and_second_and_quality_of_trained_weights_only(rows):
+def test_the_table_has_quality_of_trained_weights_only(rows):
     table = findings.table(rows, findings.CACHE)
     assert list(table.index) == [r.label for r in rows] and table.index.name == "setting"
-    assert table.loc["FBCache 0.2", "second"] == pytest.approx(0.16)
-    assert {"first", "second", "speedup", "computed steps", "mean PSNR", "mean SSIM", "mean adherence"} <= set(
-        table.columns
-    )
+    assert {"speedup", "computed steps", "mean PSNR", "mean SSIM", "mean adherence"} <= set(table.columns)
+    assert not {"first", "second"} & set(table.columns)  # of a loaded pipeline they would mean something else
     random = findings.table([replace(r, weights="random") for r in rows], findings.CACHE)
     assert not [name for name in random if "PSNR" in name or "SSIM" in name or "adherence" in name]
 
@@ -106,7 +104,7 @@ def test_the_table_has_first_and_second_and_quality_of_trained_weights_only(rows
 
 def test_a_table_carries_its_units_formats_and_ids(rows):
     table = findings.table(rows, findings.CACHE)
-    assert table.attrs["units"] | {"first": "s", "worst PSNR": "dB", "low": "×"} == table.attrs["units"]
+    assert table.attrs["units"] | {"speedup": "×", "worst PSNR": "dB", "low": "×"} == table.attrs["units"]
     assert table.attrs["formats"]["mean adherence"] == ".1%" and "mean PSNR" not in table.attrs["formats"]
     assert list(table["row"]) == table.attrs["ids"] == [r.id for r in rows]
     assert set(table.attrs["units"]) | set(table.attrs["formats"]) <= set(table.columns)
