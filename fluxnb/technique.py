@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, nullcontext
-from types import FrameType
 
 from fluxnb.errors import UserError
 from fluxnb.families import Family
@@ -180,15 +179,19 @@ class Changes:
         """Raises UserError while another thread runs the owner of a change, or this one a pipeline's scheduler."""
         running = ["__call__", "forward"]
         running += ["_call_impl"] if isinstance(self.lock, nullcontext) else []  # where it waits for the lock
-        for thread, frame in sys._current_frames().items() if owner is not None else ():
-            at: FrameType | None = frame if thread != threading.get_ident() or name == "scheduler" else None
-            while at is not None:
-                if at.f_code.co_name in running and at.f_locals.get("self") is owner:
-                    raise UserError(
-                        f"{self.name} can't be put on or taken off while an image is made with what it changes: wait "
-                        "until that is done."
-                    )
-                at = at.f_back
+        frame = at = None
+        try:
+            for thread, frame in sys._current_frames().items() if owner is not None else ():
+                at = frame if thread != threading.get_ident() or name == "scheduler" else None
+                while at is not None:
+                    if at.f_code.co_name in running and at.f_locals.get("self") is owner:
+                        raise UserError(
+                            f"{self.name} can't be put on or taken off while an image is made with what it changes: "
+                            "wait until that is done."
+                        )
+                    at = at.f_back
+        finally:
+            del frame, at  # one of them is this call's own: a cycle, which would keep what was exchanged
 
     def _undo(self) -> None:
         made, self._made = self._made, []

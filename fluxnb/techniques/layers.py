@@ -90,6 +90,8 @@ def check_adapters(pipe, changes: Changes, kinds: Collection[str]) -> None:
         kinds: names among peft's types of adapters, and of the options of a LoRA that not every layer has.
     """
 
+    name = changes.name  # peft keeps what looks at it: not the changes, which keep the originals
+
     def strange(config) -> str | None:
         given = [option for option in ("use_dora", "lora_bias", "modules_to_save") if getattr(config, option, None)]
         return next((kind for kind in (config.peft_type.value, *given) if kind not in kinds), None)
@@ -97,7 +99,7 @@ def check_adapters(pipe, changes: Changes, kinds: Collection[str]) -> None:
     def refused(config) -> str | None:
         if (kind := strange(config)) is None:
             return None
-        return f"peft's {kind} can't go around layers that are {changes.name}: take that off and load it first."
+        return f"peft's {kind} can't go around layers that are {name}: take that off and load it first."
 
     for network in networks(pipe):
         if found := list(filter(None, map(strange, getattr(network, "peft_config", {}).values()))):
@@ -164,12 +166,10 @@ def refuse_sequential(pipe, changes: Changes) -> None:
     from accelerate.hooks import AlignDevicesHook, SequentialHook
 
     why = (
-        f"Layers can't be offloaded one by one or in groups while {changes.name} is on: offload whole models "
+        f"Layers can't be offloaded one by one while {changes.name} is on: offload whole models "
         "(enable_model_cpu_offload), or take it off."
     )
-    changes.refuse(pipe, ("enable_sequential_cpu_offload", "enable_group_offload"), why)
-    for network in networks(pipe):
-        changes.refuse(network, ("enable_group_offload",), why)
+    changes.refuse(pipe, ("enable_sequential_cpu_offload",), why)
     watching = weakref.WeakSet(networks(pipe))
     changes.callback(watching.clear)
     for kind in (AlignDevicesHook, SequentialHook):
