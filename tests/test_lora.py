@@ -173,7 +173,12 @@ def _add(pipe, kind: str) -> None:
     pipe.transformer.eval()
 
 
-@pytest.mark.parametrize("kind", _adapters())
+ALIKE = ("rank-stabilised", "bias", "embedders", "IA3", "OFT")  # of what the others show already
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.thorough) if kind in ALIKE else kind for kind in _adapters()]
+)
 def test_every_kind_of_adapter_acts_or_is_a_sentence(plain, kind):
     pipe = small.load()
     _add(pipe, kind)
