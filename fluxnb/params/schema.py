@@ -280,6 +280,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         ),
         "rounds": Key(int, "interleaved rounds of the shortlist: what is recommended rests on 10", low=3, high=1000),
         "shortlist": Key(list[str] | None, "stacks of the shortlist; null = none", choices=stacks.SHORTLIST),
+        "few_steps": Key(bool, "whether four-step models have a shortlist of their own"),
         "few_step_shortlist": Key(
             list[str] | None, "stacks of the shortlist of four-step models; null = none", choices=stacks.SHORTLIST
         ),
