@@ -31,11 +31,11 @@ def four():
 
 def test_at_four_steps_what_skips_stands_beside_fewer_of_them_and_the_plans_speedup(four):
     assert findings.skipping_sentence(four, FIRST_BLOCK) == (
-        "of 3 settings of First Block Cache, 2 skip any of 4 steps, and the fastest that keeps a worst image of 28 dB "
+        "of 3 settings of First Block Cache, 2 skip some of 4 steps, and the fastest that keeps a worst image of 28 dB "
         "is FBCache 0.5 **1.30×** [1.28, 1.32], worst 29.0 dB, 100% of the prompts' facts found (all steps: 100%); "
-        "that is slower than fewer steps, 3 steps **1.35×** [1.33, 1.37], worst 31.0 dB. At equal computed steps "
-        "its worst image is below that of fewer steps: -3.0 dB on average (-4.0 to -2.0 dB, 2 settings). The plan's 2× "
-        "at 28 dB: not met."
+        "that is slower than fewer steps, 3 steps **1.35×** [1.33, 1.37], worst 31.0 dB. Where it computes as many "
+        "steps, its worst image is below that of fewer steps: -3.0 dB on average (-4.0 to -2.0 dB, 2 settings). "
+        "The plan's 2× at 28 dB: not met."
     )
 
 
@@ -43,7 +43,7 @@ def test_a_negative_answer_is_said(four):
     ruined = [replace(r, psnr_min_db=20.0) if r.label == "FBCache 0.5" else r for r in four]
     said = findings.skipping_sentence(ruined, FIRST_BLOCK)
     assert (
-        "2 skip any of 4 steps, and none of these keeps a worst image of 28 dB and is faster beyond the noise" in said
+        "2 skip some of 4 steps, but none that does keeps a worst image of 28 dB and is faster beyond the noise" in said
     )
     assert "; nearest is FBCache 0.8, 1.90× at worst of 6 images 22.0 dB" in said
     assert "; fewer steps do both, 3 steps **1.35×**" in said
@@ -52,6 +52,12 @@ def test_a_negative_answer_is_said(four):
         "skips any of 4 steps (FBCache 0.3), so none gains a thing."
     )
     assert findings.skipping_sentence(four, TEACACHE) == "no setting of TeaCache was timed and judged here."
+
+
+def test_one_setting_is_no_choice_of_several(four):
+    one = [four[0], *(r for r in four if r.label in ("FBCache 0.8", "3 steps"))]
+    said = findings.skipping_sentence(one, FIRST_BLOCK)
+    assert said.startswith("the one setting of First Block Cache here skips some of 4 steps, but none that does keeps")
 
 
 def test_three_rounds_are_no_verdict(four):

@@ -69,7 +69,10 @@ def skipping_sentence(rows: list[Row], family: Family) -> str:
         return f"no setting of {family.name} timed here skips any of {n} steps ({labels(own)}), so none gains a thing."
     floor = f"a worst image of {BALANCED_DB:g} dB"
     best, control = (fastest_near(r, baseline, BALANCED_DB) for r in (skipping, of(ranked, FEWER_STEPS)))
-    some = f"of {len(own)} settings of {family.name}, {len(skipping)} skip{'s' * (len(skipping) == 1)} any of {n} steps"
+    many = (
+        f"of {len(own)} settings of {family.name}, {len(skipping)} skip{'s' * (len(skipping) == 1)} some of {n} steps"
+    )
+    some = many if len(own) > 1 else f"the one setting of {family.name} here skips some of {n} steps"
     if best:
         said = f"{some}, and the fastest that keeps {floor} is {briefly(best)}{_facts(best[0], baseline)}"
         said += (
@@ -77,16 +80,15 @@ def skipping_sentence(rows: list[Row], family: Family) -> str:
         )
     else:
         near = max(skipping, key=worst_db)
-        said = f"{some}, and none of these keeps {floor} and is faster beyond the noise"
+        said = f"{some}, but none that does keeps {floor} and is faster beyond the noise"
         said += f"; nearest is {near.label}, {near.speedup:.2f}× at {images_words(near)}"
         said += f"; fewer steps do both, {briefly(control)}" if control else ""
-    said += (
-        ""
-        if control
-        else f"; no fewer steps keep {floor} and are faster beyond the noise" * bool(of(ranked, FEWER_STEPS))
-    )
+    if of(ranked, FEWER_STEPS) and not control:
+        said += f"; no fewer steps keep {floor} and are faster beyond the noise"
     gaps = against_control(ranked, family)
-    equal = [f"At equal computed steps its worst image is {gaps_words(gaps, FEWER_STEPS.name)}"] if gaps else []
+    equal = (
+        [f"Where it computes as many steps, its worst image is {gaps_words(gaps, FEWER_STEPS.name)}"] if gaps else []
+    )
     verdict = _criterion(ranked, baseline, family)[1]
     asked = f"The plan's {CRITERIA[family]:g}× at {BALANCED_DB:g} dB: {verdict}"
     return sentences([said, *equal, asked]) + _too_few(ranked)
@@ -190,7 +192,7 @@ def inferences_sentence(rows: Sequence[Row]) -> str:
     ours, theirs = ([b / a for a, b in found] for found in ([r.samples[:2] for r in pairs], _published_pairs()))
     alike = sum(bool(r.shown("both alike")) for r in pairs)
     return (
-        f"the second image takes {min(ours):.0%} to {max(ours):.0%} of the first one's time over {len(pairs)} settings "
+        f"the second image takes {min(ours):.1%} to {max(ours):.1%} of the first one's time over {len(pairs)} settings "
         f"(published: {min(theirs):.0%} to {max(theirs):.0%}), and both are the same image at {alike} of them."
     )
 
