@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+from fluxnb import scrub
 from fluxnb.errors import UserError
 
 
@@ -220,6 +221,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@scrub.terminal()
 def main(arguments: list[str] | None = None) -> int:
     """0: done; 1: a notebook failed; 2: something the user can put right, said in one sentence."""
     from fluxnb.report import preflight
@@ -241,4 +243,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    sys.excepthook = scrub.excepthook
     raise SystemExit(main())

@@ -28,6 +28,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from fluxnb.errors import UserError
+from fluxnb.scrub import scrub
 
 RESULTS, CALL, DIED, PRINTED = "results.jsonl", "call.pickle", "died.json", "driver.log"
 GRACE_S = 3.0  # between asking processes to end and ending them
@@ -99,8 +100,8 @@ def run(
             _end(driver)
             if log is not None:
                 log.parent.mkdir(parents=True, exist_ok=True)
-                with open(log, "ab") as file:
-                    file.write((folder / PRINTED).read_bytes())
+                with open(log, "a", encoding="utf-8") as file:
+                    file.write(scrub((folder / PRINTED).read_text(encoding="utf-8", errors="replace")))
 
 
 def _start(folder: Path, world: int) -> subprocess.Popen:

@@ -26,6 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fluxnb.scrub import scrub
+
 PAGES = "pages.json"  # what the indexes say of each page
 RUN = "run.json"  # the provenance of the last run, and how each notebook went
 TABLE = "results.csv"
@@ -78,7 +80,8 @@ def reference(params, root: Path) -> Place:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a reader, and a run killed meanwhile, has the old file or the new, never half."""
+    """Write `text`, less secrets, so that a reader, and a run killed meanwhile, has the old file or the new."""
+    text = scrub(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,6 +96,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 def write_changed(path: Path, text: str) -> None:
     """Write a page, but leave the file alone when it says the same already."""
+    text = scrub(text)
     try:
         if path.read_text(encoding="utf-8") == text:
             return

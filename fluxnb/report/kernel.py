@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from fluxnb.report import read_json
 from fluxnb.report.zygote import FLAGS, Zygote
+from fluxnb.scrub import scrub, scrub_file
 
 KERNEL = "fluxnb-report"
 
@@ -68,8 +70,12 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, log: Pat
     return {"status": "failed" if error else "ok", **_outcome(target, error, log), **rows}
 
 
+@functools.cache
 def _import_papermill():
-    """Import papermill, also beside xfuser: its wheel (0.7.0) has a package `entrypoints`, which hides the module."""
+    """Import papermill, made to write no secrets.
+
+    Also beside xfuser: its wheel (0.7.0) has a package `entrypoints`, which hides the module.
+    """
     import entrypoints
 
     if not hasattr(entrypoints, "get_group_all"):
@@ -78,7 +84,13 @@ def _import_papermill():
         sys.modules["entrypoints"] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     import papermill
+    from papermill.iorw import LocalHandler, papermill_io
 
+    class Scrubbing(LocalHandler):
+        def write(self, buf, path):
+            super().write(scrub(buf), path)
+
+    papermill_io.register("/", Scrubbing())  # of every absolute path
     return papermill
 
 
@@ -117,6 +129,7 @@ def _kernel(folder: Path, log: Path, zygote: Zygote) -> Iterator[Path]:
             os.environ["JUPYTER_PATH"] = before
         if log.exists() and not log.stat().st_size:
             log.unlink()
+        scrub_file(log)
 
 
 def _outcome(executed: Path, error: Exception | None, log: Path) -> dict:

@@ -28,8 +28,6 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _MODULES = "|".join(re.escape(name.replace("-", "_")) for name in telemetry.PACKAGES)
 # where an environment happens to be, on this machine or on the one that the page was run on
 PACKAGES = re.compile(rf"(?:/[^\s/:'\"]+)+/(?=(?:(?:site|dist)-packages|{_MODULES})/)")
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
 
 def page_html(
@@ -66,7 +64,6 @@ def page_html(
         "next": around[1],
     }
     text, _ = _exporter().from_notebook_node(content, {"metadata": {"name": page.stem}, "fluxnb": facts})
-    text = _without_secrets(text)
     check_page(text, page.stem, max_page_mb)
     return text
 
@@ -205,12 +202,3 @@ def _clean_text(text: str, root: Path) -> str:
     text = PACKAGES.sub("", text)
     home = str(Path.home())
     return text.replace(f"{home}{os.sep}", f"~{os.sep}") if home != os.sep else text
-
-
-def _without_secrets(text: str) -> str:
-    """A token must not be published, however it came into an output."""
-    for name in TOKEN_VARIABLES:
-        value = os.environ.get(name, "")
-        if len(value) >= 8:
-            text = text.replace(value, f"[{name}]")
-    return TOKEN.sub("[token removed]", text)

@@ -22,6 +22,7 @@ from fluxnb.errors import UserError
 from fluxnb.installed import need
 from fluxnb.measure.identity import HOSTS
 from fluxnb.report import Place, durations, own, read_state, write_json
+from fluxnb.scrub import scrub_file
 
 MACHINES = Path("reports", "own", HOSTS)
 LAUNCHES = ("here", "slurm")
@@ -159,6 +160,7 @@ def _here(chosen: params.Params, jobs: list[Job]):
             log = job.folder / "job.log"
             with open(log, "wb") as out:
                 code = subprocess.run(job.command, env={**_environment(), **visible}, stdout=out, stderr=out).returncode
+            scrub_file(log)
             return job, f"{ended} (see {log})" if (ended := _ended(code)) else ""
         finally:
             free.append(gpus)

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fluxnb.errors import UserError
+from fluxnb.scrub import scrubbed
 from fluxnb.study.row import COLUMNS, FINISHED, KEY, STATUSES, WEIGHTS, Row, row_id
 
 try:
@@ -53,7 +54,7 @@ class Results:
         Numbers keep their full precision. An infinite PSNR is written as empty and needs `psnr_identical`.
         Raises ValueError for an unknown column, a value that its column can't hold or a baseline that isn't there.
         """
-        cells = _cells(columns)
+        cells = _cells(scrubbed(columns))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT) as fd:
@@ -98,6 +99,7 @@ class Results:
         if strange:
             raise ValueError(f"not part of the key: {', '.join(strange)}; the key is {', '.join(KEY)}")
         _check_there(key, (*_ALWAYS, "host"))
+        key = scrubbed(key)
         self._read()
         if anywhere:
             wanted = key_of(key, _ANYWHERE)
