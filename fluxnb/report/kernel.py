@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fluxnb import leftovers
 from fluxnb.report import read_json
 from fluxnb.report.zygote import FLAGS, Zygote
 from fluxnb.scrub import scrub, scrub_file
@@ -48,7 +49,7 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, log: Pat
     papermill = _import_papermill()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # failures are reported here, once
     target.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fluxnb-") as folder, _kernel(Path(folder), log, zygote) as events:
+    with leftovers.folder("kernel") as folder, _temporary(folder), _kernel(folder, log, zygote) as events:
         progress.start(notebook.stem, events)
         error = None
         try:
@@ -92,6 +93,16 @@ def _import_papermill():
 
     papermill_io.register("/", Scrubbing())  # of every absolute path
     return papermill
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[None]:
+    """Temporary files of this process, such as the one that tells how to reach the kernel, are made in a folder."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextlib.contextmanager

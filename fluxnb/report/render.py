@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fluxnb.measure import telemetry
 from fluxnb.report.audit import MAX_PAGE_MB, check_page
+from fluxnb.report.clean import clean
 from fluxnb.report.html import inline, provenance_html
 from fluxnb.report.pages import Page
 
@@ -172,12 +173,18 @@ def _readable_outputs(outputs: list, root: Path):
 
 def _shown(output, root: Path) -> bool:
     """Reduce a displayed output to what a page can show; False if nothing is left."""
+    from nbconvert.filters import markdown2html
+
     widget = WIDGET in output.data
     for kind in list(output.data):
         if kind not in SHOWN:
             del output.data[kind]
     if widget and "text/html" not in output.data:
         return False  # its text form is only the name of a Python object
+    if "text/markdown" in output.data:
+        output.data.setdefault("text/html", markdown2html(output.data.pop("text/markdown")))
+    if "text/html" in output.data:
+        output.data["text/html"] = clean("".join(output.data["text/html"]))
     if "text/plain" in output.data:
         output.data["text/plain"] = _clean_text(output.data["text/plain"], root)
     return bool(output.data)
