@@ -24,7 +24,7 @@ def load(source: str) -> tuple:
     try:
         if Path(source).expanduser().is_dir():
             folders.check_safe(Path(source).expanduser())
-        given = {"output_loading_info": True, "dtype": torch.float32, **folders.SAFE}
+        given: dict[str, Any] = {"output_loading_info": True, "dtype": torch.float32, **folders.SAFE}
         both: Any = CLIPModel.from_pretrained(source, **given)
         model, found = both
         if found["missing_keys"]:
