@@ -5,38 +5,6 @@ GPU ?= cpu
 BASE_PYTHON ?= python3
 GPUS := $(sort $(filter-out base,$(basename $(notdir $(wildcard params/*.yaml)))))
 
-# With PYTHON=… everything runs on that interpreter as it is; otherwise on .venv, made from the lock file.
-ifneq ($(strip $(PYTHON)),)
-PY := $(PYTHON)
-READY :=
-else
-PY := .venv/bin/python
-READY := .venv/.ready
-endif
-
-# Says in a sentence what a target's tools lack.
-FIT = @$(PY) -m fluxnb.report.preflight $@
-
-# Notebooks and their kernels import fluxnb from here, whatever the interpreter has installed.
-export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
-
-# HOST= of the command line only: some shells have a variable of that name.
-ifeq ($(origin HOST),command line)
-export FLUXNB_HOST := $(HOST)
-endif
-
-# What is asked for of a model of one's own goes to whatever runs, as it was written: no shell reads it.
-ifneq ($(filter report render reference explore,$(MAKECMDGOALS)),)
-export FLUXNB_MODEL := $(value MODEL)
-export FLUXNB_GPU := $(value GPU)
-export FLUXNB_THOROUGH := $(value THOROUGH)
-endif
-ifneq ($(strip $(FLUXNB_MODEL)),)
-export FLUXNB_SIZE := $(value SIZE)
-export FLUXNB_TOKENS := $(value TOKENS)
-export FLUXNB_STEPS := $(value STEPS)
-endif
-
 # A variable that nothing here reads is a misspelled one. (UV_TORCH_BACKEND, HF_HOME and the like are the tools'.)
 TAKEN := GPU ONLY FORCE THOROUGH REPLAY LAUNCH SLURM_OPTIONS MODEL SIZE TOKENS STEPS HOST PYTHON BASE_PYTHON ARGS PRICES UPGRADE
 GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
@@ -44,10 +12,57 @@ STRANGE := $(filter-out $(TAKEN) SHELL MAKE% PIP_% UV_% HF_% CUDA_% FLUXNB_% TOR
 ifneq ($(STRANGE),)
 $(error $(firstword $(STRANGE))= is no variable of this Makefile: choose from $(TAKEN))
 endif
+
+# HOST= of the command line only: some shells have a variable of that name.
+ifneq ($(origin HOST),command line)
+override HOST :=
+endif
+
+# What is given is text: neither make nor a shell looks for commands in it. (A line of a recipe is one line.)
+define NEWLINE
+
+
+endef
+$(foreach v,$(TAKEN) $(filter-out MAKEFLAGS MAKEOVERRIDES,$(GIVEN)),$(eval override $v := $$(value $v)))
+$(foreach v,$(filter-out HOST PYTHON MAKE%,$(GIVEN)) ARGS SLURM_OPTIONS,$(eval export $v))
+$(foreach v,$(TAKEN),$(if $(findstring $(NEWLINE),$($v)),$(error $v= has several lines: give it one)))
+quoted = '$(subst ','\'',$1)'
+
+# With PYTHON=… everything runs on that interpreter as it is; otherwise on .venv, made from the lock file.
+ifneq ($(strip $(PYTHON)),)
+PY := $(call quoted,$(PYTHON))
+READY :=
+else
+PY := .venv/bin/python
+READY := .venv/.ready
+endif
+
+# Says in a sentence what a target's tools lack, or runs what follows, with ARGS.
+FIT = @$(PY) -m fluxnb.report.preflight $@
+
+# Notebooks and their kernels import fluxnb from here, whatever the interpreter has installed.
+export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
+
+ifneq ($(HOST),)
+export FLUXNB_HOST := $(HOST)
+endif
+
+# What is asked for of a model of one's own goes to whatever runs, as it was written: no shell reads it.
+ifneq ($(filter report render reference explore,$(MAKECMDGOALS)),)
+export FLUXNB_MODEL := $(MODEL)
+export FLUXNB_GPU := $(GPU)
+export FLUXNB_THOROUGH := $(THOROUGH)
+endif
+ifneq ($(strip $(FLUXNB_MODEL)),)
+export FLUXNB_SIZE := $(SIZE)
+export FLUXNB_TOKENS := $(TOKENS)
+export FLUXNB_STEPS := $(STEPS)
+endif
+
 ifneq ($(filter-out 0 1,$(FLUXNB_THOROUGH)),)
 $(error THOROUGH=$(FLUXNB_THOROUGH) isn't allowed: give 1 for all that the study measures, or leave it out)
 endif
-ifeq ($(strip $(value MODEL)),)
+ifeq ($(strip $(MODEL)),)
 ABOUT := $(filter SIZE TOKENS STEPS,$(GIVEN))
 ifneq ($(ABOUT),)
 $(error $(firstword $(ABOUT))= is about a model of yours: give MODEL= as well, a hub id or a folder)
@@ -74,14 +89,14 @@ endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help report render site reference analysis explore test lint train-embedded lock clean clean-caches
+.PHONY: help report render site reference analysis explore test soak lint train-embedded lock clean clean-caches
 
 help: ## show this list
 	@echo "make <target> [VARIABLE=value]"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s%s\n", $$1, $$2 }' Makefile
 	@echo
-	@echo "  GPU=$(GPU)$(if $(filter cpu,$(GPU)), (default))  one of: $(GPUS)"
+	@printf '%s\n' $(call quoted,  GPU=$(GPU)$(if $(filter cpu,$(GPU)), (default))  one of: $(GPUS))
 	@echo "  MODEL=id or folder       report, render, explore: a FLUX of yours instead of the study's models, in reports/own/…/;"
 	@echo "                           SIZE=1024x1024 TOKENS=512 STEPS=28 where its files don't say them"
 	@echo "  THOROUGH=1               report: also what takes long (the section thorough: of params/*.yaml)"
@@ -96,7 +111,7 @@ help: ## show this list
 	@echo "they offer a CPU build of torch it is taken, and UV_TORCH_BACKEND=cpu asks PyTorch's own site for one."
 
 report: $(READY) ## run the notebooks on this GPU and render the reports (ONLY=05: one notebook; FORCE=1: all afresh, on any GPU; REPLAY=1: the reference's pages from its rows, on any machine)
-	$(PY) -m fluxnb report --gpu $(GPU)$(if $(ONLY), --only $(ONLY))$(if $(filter-out 0,$(FORCE)), --force)$(if $(filter-out 0,$(REPLAY)), --replay)$(if $(LAUNCH), --launch $(LAUNCH))
+	$(PY) -m fluxnb report --gpu $(GPU)$(if $(ONLY), --only=$(call quoted,$(ONLY)))$(if $(filter-out 0,$(FORCE)), --force)$(if $(filter-out 0,$(REPLAY)), --replay)$(if $(LAUNCH), --launch=$(call quoted,$(LAUNCH)))
 
 render: $(READY) ## render the reports again from the notebooks last run; needs no GPU
 	$(PY) -m fluxnb render --gpu $(GPU)
@@ -108,13 +123,16 @@ reference: $(READY) ## take your own run of GPU=… over into the committed refe
 	$(PY) -m fluxnb reference --gpu $(GPU)
 
 analysis: $(READY) ## set the configurations beside each other (PRICES="h200=3.5": what a GPU hour costs)
-	$(PY) -m fluxnb analysis $(PRICES)
+	$(PY) -m fluxnb analysis $(foreach price,$(PRICES),$(call quoted,$(price)))
 
 explore: $(READY) ## open the live explorer in JupyterLab (ARGS=… is passed on)
-	$(FIT) && $(PY) -m jupyterlab $(ARGS) notebooks/explore.ipynb
+	$(FIT) -m jupyterlab notebooks/explore.ipynb
 
 test: $(READY) ## run the tests, two files at a time (ARGS=… is passed on to pytest)
-	$(FIT) && $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+	$(FIT) -m pytest -n 2 --dist loadfile
+
+soak: $(READY) ## kill, fuzz and fill the disk for up to 20 minutes: the long forms of what the tests try shortly
+	$(FIT) -m pytest -n 2 --dist loadfile -m soak
 
 lint: $(READY) ## look through the code: ruff and mypy
 	$(FIT) && $(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy fluxnb
@@ -132,4 +150,4 @@ clean-caches: $(READY) ## list downloaded models and compiled code with their si
 	$(PY) -m fluxnb clean-caches
 
 .venv/.ready: requirements.lock pyproject.toml fluxnb/_setup.py
-	@$(BASE_PYTHON) -I fluxnb/_setup.py
+	@$(call quoted,$(BASE_PYTHON)) -I fluxnb/_setup.py

@@ -6,10 +6,13 @@ Nothing but the standard library is imported before a command runs: an interpret
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
+from fluxnb import leftovers, scrub
 from fluxnb.errors import UserError
 
 
@@ -220,6 +223,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@scrub.terminal()
+@leftovers.interrupts()
 def main(arguments: list[str] | None = None) -> int:
     """0: done; 1: a notebook failed; 2: something the user can put right, said in one sentence."""
     from fluxnb.report import preflight
@@ -235,10 +240,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"fluxnb: {lacking}.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("fluxnb: interrupted; what was finished is kept, and the same command goes on", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        number = signal.Signals(error.args[0] if error.args else signal.SIGINT)
+        by = f" by {number.name}" if error.args else ""
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"fluxnb: interrupted{by}; what was finished is kept, and the same command goes on", file=sys.stderr)
+        return 128 + number
 
 
 if __name__ == "__main__":
+    sys.excepthook = scrub.excepthook
     raise SystemExit(main())

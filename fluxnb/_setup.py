@@ -23,11 +23,14 @@ LOCK = "requirements.lock"
 # Written last, removed first: an environment without it is never taken for a finished one.
 STAMP = ".ready"
 # CUDA builds of torch name their own libraries, other builds need none, so the lock leaves them to torch.
-TORCH_BRINGS = re.compile(r"(nvidia-(?!ml-py\b)|cuda-|triton\b|pytorch-triton)")
+TORCH_BRINGS = re.compile(r"^(nvidia-(?!ml-py\b)|cuda-|triton\b|pytorch-triton).*\n(    .*\n)+", re.MULTILINE)
+# Every build of torch (for CPUs, for each CUDA) has files of its own, and most come from an index of their own.
+TORCH_HASHES = re.compile(r"^(torch==\S+) \\\n(    --hash=.*\n)+", re.MULTILINE)
 LOCK_HEADER = """\
 # Every package of the environment, for Python 3.11 and newer on Linux and macOS. Re-made by `make lock`.
 # Install with: uv pip install -r requirements.lock
-# torch brings its own CUDA libraries where its build needs them, so none are listed.
+# torch brings its own CUDA libraries where its build needs them, so none are listed, and is pinned without hashes:
+# every build of it has files of its own. Of all others no file is installed whose hash isn't here.
 """
 
 
@@ -122,21 +125,26 @@ def uv_settings(settings, env):
     cert = settings.get("cert", "")
     wanted["SSL_CERT_DIR" if os.path.isdir(cert) else "SSL_CERT_FILE"] = cert if os.path.exists(cert) else ""
     if wanted["UV_INDEX"]:
-        # pip looks for the best version in all locations alike; uv's default would stop at the first that
-        # knows the name. Every version is pinned by the lock.
-        wanted["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+        # uv's default would stop at the first location that knows a name, in whatever version. With this the first
+        # that has the very version answers, and no later one in its place; what it gives has to have the lock's hash.
+        wanted["UV_INDEX_STRATEGY"] = "unsafe-first-match"
     older_names = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
     taken = {name for name in wanted if name in env or name.lower() in env or older_names.get(name) in env}
     return {name: value for name, value in wanted.items() if value and name not in taken}
 
 
-def pinned(name):
-    """The version that the lock pins a package to."""
+def locked(name):
+    """A package's own lines of the lock: its version, and the hashes of its files."""
     with open(os.path.join(ROOT, LOCK), encoding="utf-8") as lock:
-        match = re.search(r"^%s==([^\s;]+)" % re.escape(name), lock.read(), re.MULTILINE)
+        match = re.search(r"^%s==.*\n(    --hash=.*\n)*" % re.escape(name), lock.read(), re.MULTILINE)
     if not match:
         raise SetupError("%s pins no %s: restore it from git" % (LOCK, name))
-    return match.group(1)
+    return match.group(0)
+
+
+def pinned(name):
+    """The version that the lock pins a package to."""
+    return re.match(r"[\w-]+==([^\s;]+)", locked(name)).group(1)
 
 
 @contextlib.contextmanager
@@ -181,16 +189,17 @@ def make_environment(folder):
         print("fluxnb: making the environment in %s (Python %d.%d.%d); minutes, once" % made, flush=True)
         run([sys.executable, "-I", "-m", "venv", "--clear", folder], env)
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
-    run(pip + ["install", "--quiet", "uv==" + pinned("uv")], env)
+    wanted = os.path.join(folder, "uv.txt")
+    with open(wanted, "w", encoding="utf-8") as file:
+        file.write(locked("uv"))
+    run(pip + ["install", "--quiet", "-r", wanted], env)
     settings = pip_settings(run(pip + ["config", "list"], env, capture=True))
     env.update(uv_settings(settings, env))
     install = [python, "-m", "uv", "pip", "install", "--python", python, "--compile-bytecode"]
     if settings.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         install.append("--no-index")
     run(install + ["-r", LOCK, "-e", "."], env)
-    with open(stamp + ".new", "w", encoding="utf-8") as done:
-        done.write("made from %s\n" % LOCK)
-    os.replace(stamp + ".new", stamp)
+    write(stamp, "made from %s\n" % LOCK)
 
 
 def make_lock(upgrade):
@@ -208,18 +217,23 @@ def make_lock(upgrade):
     lock = os.path.join(ROOT, LOCK)
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--all-extras", "--universal",
                "--python-version", "%d.%d" % OLDEST, "--fork-strategy", "fewest", "--no-header",
-               "--annotation-style", "line", "--quiet", "--output-file", LOCK]  # fmt: skip
+               "--annotation-style", "line", "--generate-hashes", "--quiet", "--output-file", LOCK]  # fmt: skip
     run(command + (["--upgrade"] if upgrade else []), env, capture=True)
     with open(lock, encoding="utf-8") as file:
-        lines = [line for line in file if not line.startswith("#") and not TORCH_BRINGS.match(line)]
-    with open(lock, "w", encoding="utf-8") as file:
-        file.write(LOCK_HEADER + re.sub(r" +# via", "  # via", "".join(lines)))
+        text = "".join(line for line in file if not line.startswith("#"))
+    write(lock, LOCK_HEADER + TORCH_HASHES.sub(r"\1\n", TORCH_BRINGS.sub("", text)))
 
     path = os.path.join(ROOT, "environment.yml")
     with open(path, encoding="utf-8") as file:
         text = re.sub(r"\b([a-z0-9-]+)==[\w.]+", lambda m: "%s==%s" % (m[1], pinned(m[1])), file.read())
-    with open(path, "w", encoding="utf-8") as file:
+    write(path, text)
+
+
+def write(path, text):
+    """Writes a file beside the old one, which it then takes the place of: whoever is killed here leaves one of both."""
+    with open(path + ".new", "w", encoding="utf-8") as file:
         file.write(text)
+    os.replace(path + ".new", path)
 
 
 def main(arguments):

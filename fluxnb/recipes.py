@@ -278,7 +278,8 @@ parser.add_argument("--dtype", default="{recipe.dtype}")
 parser.add_argument("--device", default="{device}")
 options = parser.parse_args()
 
-pipe = FluxPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).to(options.device)
+pipe = FluxPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype), use_safetensors=True)
+pipe = pipe.to(options.device)
 """
         + body
         + """

@@ -3,7 +3,10 @@
 import ast
 import os
 import re
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -32,7 +35,9 @@ def locked() -> dict[str, str]:
     for line in LOCK.splitlines():
         if line.startswith("#"):
             continue
-        match = re.fullmatch(r"([a-z0-9-]+)==([^\s;+]+)( ; .+?)?(  # via .+)?", line)
+        if re.fullmatch(r"    (--hash=sha256:[0-9a-f]{64}( \\)?|# via .+)", line):
+            continue
+        match = re.fullmatch(r"([a-z0-9-]+)==([^\s;+]+)( ; .+?)?( \\)?", line)
         assert match, f"not one exact pin: {line}"
         assert match[1] not in pins, f"pinned twice: {match[1]}"
         pins[match[1]] = match[2]
@@ -50,9 +55,33 @@ def test_lock_holds_the_versions_of_the_study():
         assert held.specifier.contains(locked()[held.name])
 
 
+def test_every_package_of_the_lock_but_torch_has_hashes():
+    without = re.findall(r"^([\w-]+)==.*[^\\]$", LOCK, re.MULTILINE)
+    assert without == ["torch"] and LOCK.count("--hash=sha256:") > len(locked())
+
+
 def test_lock_leaves_the_cuda_libraries_to_torch():
     for name in locked():
         assert name == "nvidia-ml-py" or not re.search(r"nvidia|cuda|triton", name), name
+
+
+def test_a_file_that_another_location_offers_in_the_place_of_a_locked_one_is_not_installed(tmp_path, monkeypatch):
+    wheel = tmp_path / "comm-0.2.3-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("comm.py", "raise SystemExit('another one')")
+        about = "comm-0.2.3.dist-info/"
+        file.writestr(about + "METADATA", "Metadata-Version: 2.1\nName: comm\nVersion: 0.2.3\n")
+        file.writestr(about + "WHEEL", "Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(about + "RECORD", "")
+    (tmp_path / "lock").write_text(_setup.locked("comm"))
+    for name in [name for name in os.environ if name.startswith("UV_")]:
+        monkeypatch.delenv(name)
+    command = [sys.executable, "-m", "uv", "pip", "install", "--no-index", "--find-links", str(tmp_path)]
+    command += ["--target", str(tmp_path / "there"), "--cache-dir", str(tmp_path / "cache"), "-r"]
+    done = subprocess.run([*command, str(tmp_path / "lock")], capture_output=True, text=True)
+    assert done.returncode != 0 and "Hash mismatch" in done.stderr
+    (tmp_path / "lock").write_text("comm==0.2.3")
+    assert subprocess.run([*command, str(tmp_path / "lock")], capture_output=True).returncode == 0  # else it would be
 
 
 @pytest.mark.parametrize("file", ["requirements.lock", "environment.yml", "pyproject.toml", "Makefile"])
@@ -152,7 +181,7 @@ def test_uv_gets_the_locations_that_pip_has(tmp_path):
     assert _setup.uv_settings(settings, {}) == {
         "UV_DEFAULT_INDEX": "https://user:secret@mirror.invalid/simple",
         "UV_INDEX": f"https://one.invalid/simple {wheels.as_uri()}",
-        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_INDEX_STRATEGY": "unsafe-first-match",
         "UV_FIND_LINKS": f"{wheels},https://two.invalid/wheels.html",
         "SSL_CERT_FILE": str(certificate),
         "UV_INSECURE_HOST": "one.invalid two.invalid",
@@ -212,7 +241,8 @@ def test_changed_lock_updates_the_environment(project):
     (folder / "requirements.lock").write_text("uv==2.0\n")
     os.utime(folder / ".venv" / _setup.STAMP, (500, 500))
     assert _setup.main([]) == 0
-    assert "uv==2.0" in ran[0] and not any("venv" in command for command in ran)
+    assert ran[0][-2:] == ["-r", str(folder / ".venv/uv.txt")] and (folder / ".venv/uv.txt").read_text() == "uv==2.0\n"
+    assert not any("venv" in command for command in ran)
 
 
 def test_interrupted_environment_does_not_count(project):

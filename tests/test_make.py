@@ -1,16 +1,22 @@
 """The Makefile's promises. Nothing here makes an environment or runs a notebook."""
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from fluxnb.report import preflight
+
 ROOT = Path(__file__).parent.parent
-TARGETS = "help report render site reference analysis explore test lint train-embedded lock clean clean-caches".split()
+TARGETS = (
+    "help report render site reference analysis explore test soak lint train-embedded lock clean clean-caches".split()
+)
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
@@ -64,7 +70,7 @@ def test_plan_is_quick(fresh):
     plan = make("-n", "report", "GPU=h100", folder=fresh)
     assert time.perf_counter() - start < 2
     assert plan.stdout.splitlines() == [
-        "python3 -I fluxnb/_setup.py",
+        "'python3' -I fluxnb/_setup.py",
         ".venv/bin/python -m fluxnb report --gpu h100",
     ]
 
@@ -72,7 +78,7 @@ def test_plan_is_quick(fresh):
 @pytest.mark.parametrize("target", [t for t in TARGETS if t not in ("help", "clean")])
 def test_targets_make_the_environment_when_it_is_missing(fresh, target):
     commands = make("-n", target, "BASE_PYTHON=/some/python3", folder=fresh).stdout.splitlines()
-    assert commands[0] == "/some/python3 -I fluxnb/_setup.py" and len(commands) == 2
+    assert commands[0] == "'/some/python3' -I fluxnb/_setup.py" and len(commands) == 2
 
 
 def test_environment_follows_the_lock(fresh):
@@ -87,7 +93,7 @@ def test_python_installs_nothing(fresh):
     for given in ({"PYTHON": "/some/python"}, {}):
         arguments = [] if given else ["PYTHON=/some/python"]
         assert make("-n", "report", *arguments, folder=fresh, **given).stdout.splitlines() == [
-            "/some/python -m fluxnb report --gpu cpu"
+            "'/some/python' -m fluxnb report --gpu cpu"
         ]
 
 
@@ -101,16 +107,16 @@ def test_python_runs_with_the_project_on_its_path(fresh):
 
 def test_variables_become_options(fresh):
     plan = make("-n", "report", "ONLY=05", "FORCE=1", "PYTHON=p", folder=fresh).stdout
-    assert plan == "p -m fluxnb report --gpu cpu --only 05 --force\n"
+    assert plan == "'p' -m fluxnb report --gpu cpu --only='05' --force\n"
     replayed = make("-n", "report", "GPU=h100", "REPLAY=1", "PYTHON=p", folder=fresh).stdout
-    assert replayed == "p -m fluxnb report --gpu h100 --replay\n"
+    assert replayed == "'p' -m fluxnb report --gpu h100 --replay\n"
     taken = make("-n", "reference", "GPU=h100", "PYTHON=p", folder=fresh).stdout
-    assert taken == "p -m fluxnb reference --gpu h100\n"
+    assert taken == "'p' -m fluxnb reference --gpu h100\n"
     assert "--force" not in make("-n", "report", "FORCE=0", "PYTHON=p", folder=fresh).stdout
     tests = make("-n", "test", "ARGS=-k make", "PYTHON=p", folder=fresh).stdout
-    assert tests == "p -m fluxnb.report.preflight test && p -m pytest -n 2 --dist loadfile -k make\n"
+    assert tests == "'p' -m fluxnb.report.preflight test -m pytest -n 2 --dist loadfile\n"
     priced = make("-n", "analysis", "PRICES=h200=3.5 cpu=0.1", "PYTHON=p", folder=fresh).stdout
-    assert priced == "p -m fluxnb analysis h200=3.5 cpu=0.1\n"
+    assert priced == "'p' -m fluxnb analysis 'h200=3.5' 'cpu=0.1'\n"
 
 
 def test_the_name_of_the_machine_is_passed_on_only_as_it_is_given_to_make(fresh):
@@ -179,11 +185,104 @@ def test_a_model_is_handed_on_as_it_was_written(fresh):
     assert not (fresh / "pwned").exists()
 
 
+HARMS = [
+    "{cmd}",
+    "x; {cmd}",
+    "x && {cmd}",
+    "x | {cmd}",
+    "x > {file}",
+    "x\n{cmd}",
+    "$({cmd})",
+    "$$({cmd})",
+    "$(shell {cmd})",
+    "$$(shell {cmd})",
+    "${{shell {cmd}}}",
+    "`{cmd}`",
+    "'; {cmd}; '",
+    '"; {cmd}; "',
+    "'\"; {cmd} #",
+    "x #'; {cmd}",
+    "\\'; {cmd}",
+    "$(eval x := $(shell {cmd}))",
+    "$(file >{file},x)",
+    "--only=x; {cmd}",
+    "-x $({cmd})",
+    "cpu {cmd}",
+    "x\r{cmd}",
+    " ; {cmd} ",
+    "a,b),$(shell {cmd})",
+    "$(foreach v,1,$(shell {cmd}))",
+    "&{cmd}&",
+    "((\n{cmd}\n))",
+    "x\\\n{cmd}",
+    "日'`{cmd}`",
+]
+
+
+def injections(folder: Path, each: int):
+    """(arguments of make, whether they come from the environment) in which every variable tries to run a command."""
+    named = "GPU ONLY FORCE THOROUGH REPLAY LAUNCH SLURM_OPTIONS MODEL SIZE TOKENS HOST PYTHON BASE_PYTHON ARGS PRICES"
+    for i, (name, harm) in enumerate(itertools.product([*named.split(), "UPGRADE", "UV_X"], HARMS)):
+        if i % each == 0:
+            harmful = harm.format(cmd="touch pwned", file="pwned")
+            target = {
+                "ARGS": ["test", "explore"],
+                "PRICES": ["analysis"],
+                "UPGRADE": ["lock"],
+                "GPU": ["help", "report"],
+            }
+            for goal in target.get(name, ["report"]):
+                yield [goal, f"{name}={harmful}", *["PYTHON=./spy"] * (name not in ("PYTHON", "BASE_PYTHON"))]
+
+
+def inject(folder: Path, each: int) -> int:
+    """Tries them on the command line and in the environment; how many were tried. None may run anything but the spy."""
+    (folder / "spy").write_text("#!/bin/sh\n")
+    (folder / "spy").chmod(0o755)
+    (folder / ".venv/bin").mkdir(parents=True)
+    shutil.copy(folder / "spy", folder / ".venv/bin/python")
+    count = 0
+    for goal, given, *rest in injections(folder, each):
+        name, _, value = given.partition("=")
+        for done in (make(goal, given, *rest, folder=folder), make(goal, *rest, folder=folder, **{name: value})):
+            count += 1
+            assert not list(folder.glob("pwned*")), given
+            assert "Traceback" not in done.stderr and "Syntax error" not in done.stderr, given
+    return count
+
+
+def test_what_is_given_runs_nothing(fresh):
+    assert inject(fresh, 11) > 90
+
+
+@pytest.mark.soak
+def test_what_is_given_runs_nothing_however_it_is_written(fresh):
+    assert inject(fresh, 1) > 1000
+
+
+def test_arguments_are_divided_as_a_shell_does_and_handed_on(fresh):
+    command = [sys.executable, "-m", "fluxnb.report.preflight", "test", "-c", "import sys; print(sys.argv[1:])"]
+    for given, shown in (("-k 'a or b' \"$(touch pwned)\"", ["-k", "a or b", "$(touch pwned)"]), ("", [])):
+        environment = os.environ | {"ARGS": given, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=fresh)
+        assert done.stdout == f"{shown}\n"
+    done = subprocess.run(command, env=environment | {"ARGS": "'"}, capture_output=True, text=True, cwd=fresh)
+    assert done.returncode == 2 and "ARGS opens a quotation mark" in done.stderr
+
+
+def test_explore_says_to_root_what_to_do(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.delenv("ARGS", raising=False)
+    assert "doesn't start as root (be another user, or give ARGS=--allow-root" in preflight.without_tools("explore")
+    monkeypatch.setenv("ARGS", "--allow-root --port=1")
+    assert "root" not in preflight.without_tools("explore")
+
+
 def test_lint_looks_at_everything(fresh):
     (plan,) = make("-n", "lint", "PYTHON=p", folder=fresh).stdout.splitlines()
     assert (
-        plan
-        == "p -m fluxnb.report.preflight lint && p -m ruff check . && p -m ruff format --check . && p -m mypy fluxnb"
+        plan == "'p' -m fluxnb.report.preflight lint && 'p' -m ruff check . && 'p' -m ruff format --check . "
+        "&& 'p' -m mypy fluxnb"
     )
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert "make lint &" in script and script.endswith('make test\nwait "$lint"\n')  # which fails where that did

@@ -86,6 +86,20 @@ def test_the_wheel_has_all_of_the_library_and_nothing_else(wheel):
     assert licenses == set(PROJECT["license-files"]) == {"LICENSE", "fluxnb/measure/st_lpips.LICENSE"}
 
 
+def test_weights_come_with_a_licence_and_a_model_card():
+    folders = {path.parent for path in (ROOT / "fluxnb").rglob("*.safetensors")}
+    weights = ROOT / "fluxnb/models/weights"
+    tops = {weights / f.relative_to(weights).parts[0] if f.is_relative_to(weights) else f for f in folders}
+    assert len(tops) == 5
+    for folder in tops:
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        about = yaml.safe_load(card.split("---")[1])
+        assert about["license"] in ("apache-2.0", "bsd-2-clause") and "\nUse: " in card and "\nLicense: " in card
+        if "weights" in folder.parts:
+            assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+            assert "\nTraining: " in card and "\nEvaluation: " in card and "\nData: " in card
+
+
 def test_who_is_cited_and_which_version():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cited["version"] == fluxnb.__version__ and cited["authors"] == [{"name": "The fluxnb authors"}]

@@ -191,9 +191,40 @@ def test_a_rank_that_fails_ends_the_run_with_its_message(tmp_path, monkeypatch):
     assert not list(temporary.iterdir())
 
 
-def test_a_rank_that_dies_ends_the_run():
-    with pytest.raises(ranks.RankError, match="^Rank 1 of 2 was killed by signal 9"):
-        list(ranks.run("ending_ranks:dies", 2, limit_s=120))
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        ("leaves", "ended before its work was done"),
+        ("exits", "failed: SystemExit: 3"),
+        ("dies", "was killed by signal 9"),
+    ],
+)
+def test_the_rank_that_fails_first_is_named(function, said):
+    with pytest.raises(ranks.RankError, match=f"^Rank 1 of 2 {said}; the others were ended with it"):
+        list(ranks.run(f"ending_ranks:{function}", 2, limit_s=120))
+
+
+def test_what_a_rank_has_started_ends_with_it(monkeypatch):
+    marks, kill_all = [], ranks._kill_all
+
+    def kills(mark):
+        marks.append((mark, sleeping(mark)))
+        kill_all(mark)
+
+    monkeypatch.setattr(ranks, "_kill_all", kills)
+    assert list(ranks.run("ending_ranks:starts_another", 2, limit_s=120)) == [{"began": True}]
+    ((mark, before),) = marks
+    assert len(before) == 1 and not sleeping(mark)
+
+
+def sleeping(mark):
+    """The processes of a run that a rank has started."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(ranks.MARK) == mark and "sleep" in process.cmdline():
+                found.append(process.pid)
+    return found
 
 
 def test_a_run_that_hangs_is_ended_and_nothing_is_left():

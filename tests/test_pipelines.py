@@ -1,11 +1,15 @@
 """Models by name: what can't be loaded says so in a sentence, and random weights are FLUX's in shape."""
 
+import ast
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fluxnb.errors import UserError
+from fluxnb.measure import clip
 from fluxnb.models import embedded, full_size, pipelines
 
 GATED = "black-forest-labs/FLUX.1-dev"
@@ -76,6 +80,41 @@ def test_a_damaged_folder_is_named(copied, damage):
         pipelines.load(str(copied))
     text = sentence(error)
     assert str(copied) in text and "copy or save it again" in text
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2"])
+def test_a_pickle_is_refused_with_the_way_to_convert_it_even_an_honest_one(copied, part):
+    (weights,) = (copied / part).glob("*.safetensors")
+    name = "pytorch_model.bin" if "text" in part else "diffusion_pytorch_model.bin"
+    torch.save(load_file(weights), copied / part / name)
+    pipelines.check(str(copied))  # it has both: the pickle isn't read
+    weights.unlink()
+    for refuses in (pipelines.check, pipelines.load):
+        with pytest.raises(UserError) as error:
+            refuses(str(copied))
+        assert f"{copied / part} has its weights in {name}, a pickle" in sentence(error)
+        assert "save_pretrained(…, safe_serialization=True)" in str(error.value)
+
+
+def test_a_controlnet_and_a_clip_in_a_pickle_are_refused(tmp_path):
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    for refuses in (
+        lambda: pipelines.load_controlnet("embedded", source=str(tmp_path)),
+        lambda: clip.load(str(tmp_path)),
+    ):
+        with pytest.raises(UserError, match=r"pytorch_model.bin, a pickle"):
+            refuses()
+
+
+def test_nothing_is_loaded_that_may_be_a_pickle():
+    for path in (Path(embedded.__file__).parents[1]).rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "from_pretrained":
+                of = ast.unparse(call.func.value)
+                if of.endswith(("Pipeline", "Model")) or "Transformer" in of:
+                    assert "SAFE" in (said := ast.unparse(call)) or "use_safetensors=True" in said or "given" in said, (
+                        said
+                    )
 
 
 def test_a_transformers_configuration_is_read_without_its_weights(copied):

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ from fluxnb import report
 from fluxnb.errors import UserError
 from fluxnb.report import html, kernel, publish, read_state, zygote
 from fluxnb.report.audit import MAX_PAGE_MB, check_page
+from fluxnb.report.clean import clean
 from fluxnb.report.console import Progress
 from fluxnb.report.render import prepare
 from fluxnb.report.run import check_parameters, fingerprint
@@ -787,6 +789,35 @@ def test_widgets_scripts_and_tokens_do_not_reach_the_page(tmp_path, monkeypatch)
     assert "HBox" not in text and "alert(1)" not in text and "model_id" not in text
     assert "static form" in text
     assert "token [HF_TOKEN] and [token removed]" in text
+
+
+HOSTILE = [
+    "<script>pwned()</script>",
+    "<img alt='x' src=x onerror=pwned()>",
+    "<a href='javascript:pwned()'>x</a>",
+    "<svg/onload=pwned()>",
+    "<iframe src=//pwned></iframe>",
+    "<table><tr><td onclick='pwned()'>1</td></tr></table>",
+    "<math><mtext><table><mglyph><style><img alt='x' src onerror=pwned()>",
+    "<style>@import '//pwned'</style>",
+    "<form action=//pwned><button>x</button></form>",
+    "<a href='data:text/html,<script>pwned()</script>'>x</a>",
+]
+
+
+@pytest.mark.parametrize("kind", ["text/html", "text/markdown"])
+def test_what_a_cell_displays_runs_and_loads_nothing(tmp_path, kind):
+    target = executed(tmp_path, *(shown({kind: f"before {markup} after"}) for markup in HOSTILE))
+    render(FakeParams(), tmp_path)
+    text = target.read_text()
+    assert text.count("before ") == len(HOSTILE) and "pwned" not in re.sub(r"&lt;.*?&gt;", "", text)
+
+
+def test_what_this_project_displays_is_published_as_it_is():
+    frame = pd.DataFrame({"a": [1.5], "<b>": ["<i>"]})
+    made = [html.table_html(frame, "A <caption>", units={"a": "s"}), html.callout_html("`0.2` is **2x**", "result")]
+    made += [html.image_grid_html(["r"], ["c"], [[(np.zeros((8, 8, 3), np.uint8), "x & <y>")]], caption="C")]
+    assert [clean(markup) for markup in made] == made
 
 
 def test_stream_output_reads_as_a_terminal_leaves_it(tmp_path):

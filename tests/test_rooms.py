@@ -32,7 +32,7 @@ ROOMS = [
     {"families"},
     {"notebooks"},
     {"installed"},
-    {"errors"},
+    {"errors", "leftovers", "scrub"},
     {"fluxnb", "_setup"},
 ]
 MOST_LINES, MOST_LINES_OF_STUDY = 500, 250

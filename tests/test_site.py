@@ -187,23 +187,35 @@ def test_a_users_own_front_page_has_the_reference_beside_it():
 
 
 def test_caches_are_listed_asked_for_and_results_stay(tmp_path, monkeypatch):
-    hub, compiled = tmp_path / "hub", tmp_path / "build/torch-compile"
-    for folder in (hub / "models--x", compiled, tmp_path / "reports"):
+    root, hub, compiled = tmp_path / "project", tmp_path / "hub", tmp_path / "torch-compile"
+    for folder in (hub / "models--x", compiled, root / "reports", root / "build/torch-compile"):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(b"x" * 2048)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "none"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(compiled))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "none"))
-    assert {c.path: c.size for c in disk.found(tmp_path)} == {hub: 2048, compiled: 2048}
+    assert {c.path: c.size for c in disk.found(root)} == {hub: 2048, compiled: 2048}
     said, asked = [], []
 
     def answer(question):
         asked.append(question)
         return "y" if "torch-compile" in question else ""
 
-    assert disk.clean(tmp_path, answer, said.append) == [compiled]
+    assert disk.clean(root, answer, said.append) == [compiled]
     assert len(asked) == 2 and len(said) == 3 and "1 of 2 deleted" in said[-1]
-    assert hub.is_dir() and not compiled.exists() and (tmp_path / "reports/file").is_file()
+    assert hub.is_dir() and not compiled.exists() and (root / "reports/file").is_file()
+
+
+@pytest.mark.parametrize("place", ["project", "project/reports", "project/build/torch-compile", ".", "home", "linked"])
+def test_no_folder_of_the_project_and_none_around_it_is_a_cache(tmp_path, monkeypatch, place):
+    for folder in ("project/reports", "project/build/torch-compile", "home"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "linked").symlink_to(tmp_path / "project", target_is_directory=True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / place))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for variable in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path / "linked" / place))
+    assert disk.found(tmp_path / "project") == []
 
 
 # --- in a browser ---

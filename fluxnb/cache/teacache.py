@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -118,7 +119,9 @@ def fit(loaded, steps: int, degree: int = DEGREE) -> Fit:
 def save(result: Fit, folder: Path) -> Path:
     """Writes a fit where `coefficients` finds it."""
     path = folder / FILE
-    path.write_text(json.dumps(asdict(result)) + "\n")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(json.dumps(asdict(result)) + "\n")
+    os.replace(beside, path)
     return path
 
 

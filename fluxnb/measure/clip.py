@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from fluxnb.errors import UserError
+from fluxnb.models import folders
 
 
 @lru_cache(maxsize=1)
@@ -20,7 +22,10 @@ def load(source: str) -> tuple:
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     try:
-        both: Any = CLIPModel.from_pretrained(source, output_loading_info=True, dtype=torch.float32)
+        if Path(source).expanduser().is_dir():
+            folders.check_safe(Path(source).expanduser())
+        given: dict[str, Any] = {"output_loading_info": True, "dtype": torch.float32, **folders.SAFE}
+        both: Any = CLIPModel.from_pretrained(source, **given)
         model, found = both
         if found["missing_keys"]:
             raise ValueError("its weights are another model's")

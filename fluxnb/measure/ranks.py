@@ -15,11 +15,10 @@ import importlib
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -27,9 +26,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
+from fluxnb import leftovers
 from fluxnb.errors import UserError
+from fluxnb.scrub import scrub
 
 RESULTS, CALL, DIED, PRINTED = "results.jsonl", "call.pickle", "died.json", "driver.log"
+MARK = "FLUXNB_RANKS"  # of all processes of a run, also of those that a rank starts
 GRACE_S = 3.0  # between asking processes to end and ending them
 
 
@@ -74,8 +76,7 @@ def run(
             f"{world} GPUs are asked for and {torch.cuda.device_count()} are here: choose a configuration with as many "
             "as there are, or fewer."
         )
-    with tempfile.TemporaryDirectory(prefix="fluxnb-ranks-") as name:
-        folder = Path(name)
+    with leftovers.folder("ranks") as folder:
         (folder / CALL).write_bytes(pickle.dumps((function, arguments, limit_s)))
         (folder / RESULTS).touch()
         driver = _start(folder, world)
@@ -96,16 +97,16 @@ def run(
             if driver.returncode:
                 raise RankError(_why(folder, world, driver.returncode))
         finally:
-            _end(driver)
+            _end(driver, folder.name)
             if log is not None:
                 log.parent.mkdir(parents=True, exist_ok=True)
-                with open(log, "ab") as file:
-                    file.write((folder / PRINTED).read_bytes())
+                with open(log, "a", encoding="utf-8") as file:
+                    file.write(scrub((folder / PRINTED).read_text(encoding="utf-8", errors="replace")))
 
 
 def _start(folder: Path, world: int) -> subprocess.Popen:
     threads = str(max(1, (os.cpu_count() or 1) // world))
-    environment = {"OMP_NUM_THREADS": threads, "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", **os.environ}
+    environment = {"OMP_NUM_THREADS": threads, "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1", **os.environ, MARK: folder.name}
     environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[2]), *sys.path])
     with open(folder / PRINTED, "wb") as log:
         return subprocess.Popen(
@@ -117,33 +118,41 @@ def _start(folder: Path, world: int) -> subprocess.Popen:
         )
 
 
-def _end(driver: subprocess.Popen) -> None:
-    """Ends the driver and every process below it."""
+def _end(driver: subprocess.Popen, mark: str) -> None:
+    """Ends the driver, the ranks, and what a rank has started."""
+    if driver.poll() is None:
+        driver.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            driver.wait(GRACE_S)
+    _kill_all(mark)
+    driver.wait()
+
+
+def _kill_all(mark: str) -> None:
+    """Kills every other process of a run, whoever its parent is by now."""
     import psutil
 
-    with contextlib.suppress(psutil.NoSuchProcess):
-        below = psutil.Process(driver.pid).children(recursive=True)
-        if driver.poll() is None:
-            driver.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                driver.wait(GRACE_S)
-        for process in [*below, psutil.Process(driver.pid)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
                 process.kill()
-    driver.wait()
 
 
 def _why(folder: Path, world: int, code: int) -> str:
     """One sentence on the rank that failed first."""
     said = [json.loads(path.read_text()) for path in folder.glob("error.*.json")]
     codes = json.loads((folder / DIED).read_text()) if (folder / DIED).is_file() else {}
+    codes = {int(rank): code for rank, code in codes.items()}
     # a rank that is killed says nothing, and the others complain of its silence
     killed = {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}
     if killed:
         rank, number = next(iter(killed.items()))
         return f"Rank {rank} of {world} was killed by signal {number}; the others were ended with it."
+    first: dict = min(said, key=lambda error: error["time"], default={})
+    for rank in first.get("gone", []):  # whose silence that one complains of
+        status = f" with exit status {codes[rank]}" if rank in codes else ""
+        return f"Rank {rank} of {world} ended{status} before its work was done; the others were ended with it."
     if said:
-        first = min(said, key=lambda error: error["time"])
         return f"Rank {first['rank']} of {world} failed: {first['message']}; the others were ended with it."
     if codes:
         rank, code = next(iter(codes.items()))
@@ -160,7 +169,11 @@ def _drive(folder: Path, world: int, caller: int) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    threading.Thread(target=_follow, args=(caller,), daemon=True).start()
+    def take_all_along() -> None:
+        _kill_all(folder.name)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    leftovers.ends_with(caller, take_all_along)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -181,31 +194,36 @@ def _drive(folder: Path, world: int, caller: int) -> int:
     return 0
 
 
-def _follow(caller: int) -> None:
-    """Ends this process when the one that asked for the run is gone."""
-    while os.getppid() == caller:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
 # --- in each rank -----------------------------------------------------------------------------------------
 
 
 def _be_one(folder: Path) -> int:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    (folder / f"pid.{rank}").write_text(str(os.getpid()))
     try:
         _call(folder, rank, world)
-    except Exception as error:  # noqa: BLE001  whatever it is, the caller has to hear of it
+    except (Exception, SystemExit) as error:  # noqa: BLE001  whatever it is, the caller has to hear of it
+        said = {"rank": rank, "time": time.time(), "gone": [other for other in range(world) if _is_gone(folder, other)]}
         traceback.print_exc()
         lines = str(error).strip().splitlines() or ["no message"]
         message = lines[0] if isinstance(error, UserError) else f"{type(error).__name__}: {lines[0]}"
-        said = {"rank": rank, "time": time.time(), "message": message.rstrip(".")}
+        said["message"] = message.rstrip(".")
         (folder / f"error.{rank}.json").write_text(json.dumps(said))
         # past the interpreter's own end: a process group whose peers wait may never be taken down
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)
     return 0
+
+
+def _is_gone(folder: Path, rank: int) -> bool:
+    """Whether a rank has ended and said nothing."""
+    import psutil
+
+    with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
+        ended = psutil.Process(int((folder / f"pid.{rank}").read_text())).status() == psutil.STATUS_ZOMBIE
+        return ended and not (folder / f"error.{rank}.json").exists()
+    return (folder / f"pid.{rank}").exists() and not (folder / f"error.{rank}.json").exists()
 
 
 def _call(folder: Path, rank: int, world: int) -> None:

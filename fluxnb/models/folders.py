@@ -9,6 +9,7 @@ from pathlib import Path
 from fluxnb.errors import UserError
 from fluxnb.models.request import check_channels
 
+SAFE = {"use_safetensors": True}  # of every from_pretrained: a pickle may run whatever it holds
 _WEIGHTS = re.compile(r"[^.]+?(-\d+-of-\d+)?(\.(?P<variant>[^.]+?)(-\d+-of-\d+)?)?\.(safetensors|bin)")
 
 
@@ -24,6 +25,7 @@ def check(folder: Path) -> None:
     missing = [name for name in parts if not (folder / name).is_dir() or not any((folder / name).iterdir())]
     if missing:
         raise UserError(f"The model in {folder} has no {', '.join(missing)}: copy or save it again.")
+    check_safe(folder, *parts)
     kind = [*(index.get("transformer") or []), None, None][1]
     if kind != "FluxTransformer2DModel":
         raise UserError(
@@ -32,6 +34,18 @@ def check(folder: Path) -> None:
         )
     config = read(folder, "transformer/config.json", f"The transformer's configuration of {folder}")
     check_channels(config, f"The model in {folder}")
+
+
+def check_safe(folder: Path, *parts: str) -> None:
+    """Raises UserError where weights are there as a pickle only, which may run whatever it holds when it is read."""
+    for place in (folder / part for part in parts or ("",)):
+        pickles = sorted(path.name for end in ("bin", "pt", "pth", "ckpt", "pkl") for path in place.glob(f"*.{end}"))
+        if pickles and not any(place.glob("*.safetensors")):
+            raise UserError(
+                f"{place} has its weights in {pickles[0]}, a pickle, which may run anything when it is read: where you "
+                "trust it, convert it once (load it with the library that it is of, and save it with "
+                "save_pretrained(…, safe_serialization=True)) and give that folder."
+            )
 
 
 def load(folder: Path, dtype, rest: Path | None = None):
@@ -50,15 +64,14 @@ def load(folder: Path, dtype, rest: Path | None = None):
             f"The model in {folder} has weights in several variants ({', '.join(sorted(variants))}): save it as one."
         )
     try:
+        local = {"local_files_only": True}
         if rest:
-            local = {"local_files_only": True}
             own["scheduler"] = FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", **local)
             own["transformer"] = FluxTransformer2DModel.from_pretrained(
-                folder, subfolder="transformer", dtype=dtype, **local
+                folder, subfolder="transformer", dtype=dtype, **local, **SAFE
             )
-        pipe = FluxPipeline.from_pretrained(
-            whole, dtype=dtype, local_files_only=True, **({"variant": variants.pop()} if variants else {}), **own
-        )
+        given = local | SAFE | ({"variant": variants.pop()} if variants else {})
+        pipe = FluxPipeline.from_pretrained(whole, dtype=dtype, **given, **own)
     except Exception as error:  # whatever a damaged folder makes diffusers raise, it is the folder's fault
         raise UserError(
             f"The model in {folder} cannot be read ({first_line(error)}): copy or save it again."

@@ -213,7 +213,9 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
     source = source or (control.FOLDER if name == embedded.NAME else CONTROLNET)
     try:
         local = {"local_files_only": True} if facts.is_folder(str(source)) else {}
-        made = FluxControlNetModel.from_pretrained(source, torch_dtype=kind, **local)
+        if local:
+            folders.check_safe(Path(source).expanduser())
+        made = FluxControlNetModel.from_pretrained(source, torch_dtype=kind, **local, **folders.SAFE)
         folders.check_complete(made, source)
         return made.to(device).eval()
     except UserError:
@@ -372,7 +374,7 @@ def _from_hub(name: str, dtype):
     with contextlib.suppress(OSError, ValueError):  # which loading will say better
         request.check_channels(FluxTransformer2DModel.load_config(name, subfolder="transformer"), name)
     try:
-        return FluxPipeline.from_pretrained(name, dtype=dtype)
+        return FluxPipeline.from_pretrained(name, dtype=dtype, **folders.SAFE)
     except (OSError, ValueError) as error:
         raise facts.refused(name, error) from error
 

@@ -20,11 +20,15 @@ import csv
 import json
 import os
 import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from fluxnb import leftovers
+from fluxnb.scrub import scrub, scrub_file
 
 PAGES = "pages.json"  # what the indexes say of each page
 RUN = "run.json"  # the provenance of the last run, and how each notebook went
@@ -78,7 +82,8 @@ def reference(params, root: Path) -> Place:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write `text` so that a reader, and a run killed meanwhile, has the old file or the new, never half."""
+    """Write `text`, less secrets, so that a reader, and a run killed meanwhile, has the old file or the new."""
+    text = scrub(text)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -93,6 +98,7 @@ def write_atomic(path: Path, text: str) -> None:
 
 def write_changed(path: Path, text: str) -> None:
     """Write a page, but leave the file alone when it says the same already."""
+    text = scrub(text)
     try:
         if path.read_text(encoding="utf-8") == text:
             return
@@ -118,6 +124,25 @@ def read_json(path: Path) -> dict:
 def read_state(build: Path, stem: str) -> dict:
     """The state of a notebook's last execution, {} when it was never started."""
     return read_json(build / f"{stem}.json")
+
+
+def tidy(place: Place) -> None:
+    """Removes what a run that was killed has left, and says of what it was at that it was interrupted."""
+    leftovers.clean(place.build, place.reports, place.root / "reports", place.root / "reports" / "own")
+    for path in place.build.glob("*.tmp.ipynb"):
+        path.unlink(missing_ok=True)
+    for path in (*place.build.glob("*.kernel.log"), place.root / "build" / "imports.log"):
+        scrub_file(path)
+    for path in place.build.glob("[0-9]*.json"):
+        if (state := read_json(path)).get("status") == "running":
+            write_json(path, state | {"status": "interrupted"})
+
+
+def copy(path: Path, target: Path) -> None:
+    """Copies a file so that whoever is killed meanwhile leaves the old one or the new."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.copy2(path, beside)
+    os.replace(beside, target)
 
 
 def executed_notebook(build: Path, stem: str) -> Path | None:

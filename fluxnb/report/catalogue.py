@@ -17,6 +17,7 @@ from fluxnb import cache, families, stacks
 from fluxnb import techniques as switched
 from fluxnb.cache import gates, para_attn, predictors
 from fluxnb.families import Family
+from fluxnb.report import write_atomic
 from fluxnb.technique import ANOTHER, EXACT_TERMS, EXACTNESS
 
 MARKS = {  # of what is written into the README
@@ -152,5 +153,5 @@ def write(root: Path) -> bool:
         begin, end = MARKS[name]
         after = f"{after.split(begin)[0]}{begin}\n{made}\n{end}{after.split(end, 1)[1]}"
     if after != before:
-        path.write_text(after, encoding="utf-8")
+        write_atomic(path, after)
     return True

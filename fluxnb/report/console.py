@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -175,16 +176,17 @@ class Progress:
         except (OSError, ValueError, AttributeError):
             columns = 80
         text = text[: max(columns - 1, 20)]
-        self.stream.write("\r" + text.ljust(self._width))
-        self.stream.flush()
+        self._print("\r" + text.ljust(self._width))
         self._width = len(text)
 
     def _line(self, text: str) -> None:
-        if self._width:
-            self.stream.write("\r" + " " * self._width + "\r")
-            self._width = 0
-        self.stream.write(text + "\n")
-        self.stream.flush()
+        erased, self._width = "\r" + " " * self._width + "\r" if self._width else "", 0
+        self._print(f"{erased}{text}\n")
+
+    def _print(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # a terminal that is gone stops no measuring
+            self.stream.write(text)
+            self.stream.flush()
 
 
 def _counted(done: int, found: int, of: int | None = None) -> str:

@@ -20,21 +20,30 @@ class Cache:
 
 
 def found(root: Path) -> list[Cache]:
-    """The caches that exist: the model hub's, torch.compile's (the project's and PyTorch's own), Triton's."""
+    """The caches that exist: the model hub's, PyTorch's, Triton's. None that is in the project or around it.
+
+    What is compiled for the reports is in build/, which `make clean` removes.
+    """
     from huggingface_hub import constants
 
     user = os.environ.get("USER") or os.environ.get("LOGNAME") or "root"
     places = {
         "models downloaded from the hub": Path(constants.HF_HUB_CACHE),
-        "what torch.compile made for the reports": root / "build" / "torch-compile",
-        "what torch.compile made elsewhere": Path(
+        "what torch.compile made": Path(
             os.environ.get("TORCHINDUCTOR_CACHE_DIR", Path(tempfile.gettempdir()) / f"torchinductor_{user}")
         ),
         "kernels that Triton compiled": Path(os.environ.get("TRITON_CACHE_DIR", Path.home() / ".triton" / "cache")),
     }
     return [
-        Cache(what, path, size_of(path)) for what, path in places.items() if path.is_dir() and not path.is_symlink()
+        Cache(what, path, size_of(path))
+        for what, path in places.items()
+        if path.is_dir() and not path.is_symlink() and not _holds_more(path.resolve(), root.resolve())
     ]
+
+
+def _holds_more(path: Path, root: Path) -> bool:
+    """Whether a folder is in the project, or is, or is around, the project or somebody's home."""
+    return path.is_relative_to(root) or root.is_relative_to(path) or Path.home().resolve().is_relative_to(path)
 
 
 def size_of(folder: Path) -> int:

@@ -19,7 +19,7 @@ def carried(before: dict, place: Place, stem: str) -> float | None:
     if (last := newest_row(place.table, stem)) is None:
         return 0.0
     known = before.get("measuring_s")
-    if known is None or before.get("status") != "running":
+    if known is None or before.get("status") not in ("running", "interrupted"):
         return known
     since = datetime.fromisoformat(last) - datetime.fromisoformat(before["started"])
     return known + max(0.0, since.total_seconds())

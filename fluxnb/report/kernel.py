@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -14,8 +15,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from fluxnb import leftovers
 from fluxnb.report import read_json
 from fluxnb.report.zygote import FLAGS, Zygote
+from fluxnb.scrub import scrub, scrub_file
 
 KERNEL = "fluxnb-report"
 
@@ -46,7 +49,7 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, log: Pat
     papermill = _import_papermill()
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # failures are reported here, once
     target.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(prefix="fluxnb-") as folder, _kernel(Path(folder), log, zygote) as events:
+    with leftovers.folder("kernel") as folder, _temporary(folder), _kernel(folder, log, zygote) as events:
         progress.start(notebook.stem, events)
         error = None
         try:
@@ -68,8 +71,12 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, log: Pat
     return {"status": "failed" if error else "ok", **_outcome(target, error, log), **rows}
 
 
+@functools.cache
 def _import_papermill():
-    """Import papermill, also beside xfuser: its wheel (0.7.0) has a package `entrypoints`, which hides the module."""
+    """Import papermill, made to write no secrets.
+
+    Also beside xfuser: its wheel (0.7.0) has a package `entrypoints`, which hides the module.
+    """
     import entrypoints
 
     if not hasattr(entrypoints, "get_group_all"):
@@ -78,8 +85,24 @@ def _import_papermill():
         sys.modules["entrypoints"] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     import papermill
+    from papermill.iorw import LocalHandler, papermill_io
 
+    class Scrubbing(LocalHandler):
+        def write(self, buf, path):
+            super().write(scrub(buf), path)
+
+    papermill_io.register("/", Scrubbing())  # of every absolute path
     return papermill
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[None]:
+    """Temporary files of this process, such as the one that tells how to reach the kernel, are made in a folder."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextlib.contextmanager
@@ -117,6 +140,7 @@ def _kernel(folder: Path, log: Path, zygote: Zygote) -> Iterator[Path]:
             os.environ["JUPYTER_PATH"] = before
         if log.exists() and not log.stat().st_size:
             log.unlink()
+        scrub_file(log)
 
 
 def _outcome(executed: Path, error: Exception | None, log: Path) -> dict:

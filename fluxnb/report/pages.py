@@ -77,7 +77,7 @@ def read(place: Place) -> list[Page]:
     for source in notebooks.sources(place.root, place.gpus, place.model):
         stem = source.stem
         page = _executed(place, stem, rows.get(stem, 0)) or without(source, rows.get(stem, 0))
-        if page.status == "unshown" and read_state(place.build, stem).get("status") == "running":
+        if page.status == "unshown" and read_state(place.build, stem).get("status") in ("running", "interrupted"):
             page.problem = "its rows are being measured, or were when the run was stopped"
         facts = kept.get(stem)
         if facts and (place.reports / page.href).is_file() and _is_later(facts["state"], page):

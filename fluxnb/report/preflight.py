@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,7 +25,8 @@ FULL_SIZE_GIB = 38.0  # of a GPU: FLUX.1 in bfloat16 with its text encoders, and
 DOWNLOAD_GIB = 32.0  # of disk: its weights
 TOOLS = {  # of a target of the Makefile: module -> what pip calls it, and the extra that has them
     "explore": ({"jupyterlab": "jupyterlab"}, "study"),
-    "test": ({"pytest": "pytest", "xdist": "pytest-xdist"}, "test"),
+    "test": (RUNNER := {"pytest": "pytest", "xdist": "pytest-xdist"}, "test"),
+    "soak": (RUNNER, "test"),
     "lint": ({"ruff": "ruff", "mypy": "mypy"}, "dev"),
 }
 TEMPLATE = Path("base", "display_priority.j2")  # of nbconvert's, that ours starts from
@@ -89,6 +91,8 @@ def without_tools(target: str) -> str:
     lacks = [name for module, name in tools.items() if importlib.util.find_spec(module) is None]
     install = f"{sys.executable} -m {command(extra)}"
     said = [f"{sys.executable} lacks {', '.join(lacks)} (install with: {install})"] if lacks else []
+    if target == "explore" and os.geteuid() == 0 and "--allow-root" not in os.environ.get("ARGS", ""):
+        said.append("JupyterLab doesn't start as root (be another user, or give ARGS=--allow-root where you are alone)")
     return "; and ".join(_version() + said)
 
 
@@ -151,6 +155,20 @@ def _free_gib() -> list[float]:
         return []
 
 
+def _go(target: str, *command: str) -> int:
+    """Runs a command of this interpreter's with ARGS, which no shell reads; 2 where its tools are lacking."""
+    try:
+        command += tuple(shlex.split(os.environ.get("ARGS", "") if command else ""))
+        trouble = without_tools(target)
+    except ValueError:
+        trouble = "ARGS opens a quotation mark and doesn't close it"
+    if trouble:
+        print(f"fluxnb: `make {target}` can't run: {trouble}.", file=sys.stderr)
+        return 2
+    if command:
+        os.execv(sys.executable, [sys.executable, *command])
+    return 0
+
+
 if __name__ == "__main__":
-    if trouble := without_tools(sys.argv[1]):
-        sys.exit(print(f"fluxnb: `make {sys.argv[1]}` can't run: {trouble}.", file=sys.stderr) or 2)
+    sys.exit(_go(*sys.argv[1:]))

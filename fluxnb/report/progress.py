@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 from fluxnb import families, notebooks, stacks
 from fluxnb.findings import documents
@@ -56,4 +57,4 @@ def progress_md(gpu: str, rows: list[Row], pages: list, several: bool = False) -
     lines += ["", "### Next steps", ""]
     again = {"missing": "run", "unshown": "make the page again of"}
     lines += [f"- {again[p.status]} {p.stem}" for p in pages if p.status in again] or ["- every notebook has run"]
-    return "\n".join(lines) + "\n"
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", "\n".join(lines)) + "\n"  # a row's words are no HTML

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from fluxnb import params as parameters
 from fluxnb.errors import UserError
-from fluxnb.report import PAGES, RUN, TABLE, Place, durations, own, read_json, reference, write_atomic, write_changed
+from fluxnb.report import (
+    PAGES,
+    RUN,
+    TABLE,
+    Place,
+    copy,
+    durations,
+    own,
+    read_json,
+    reference,
+    write_atomic,
+    write_changed,
+)
 from fluxnb.report.pages import Page, read, remember, write_remembered
 
 INDEX, EXPLORER, LEDGER, PROGRESS = "index.html", "explorer.html", "ledger.html", "progress.md"
@@ -103,7 +114,7 @@ def to_reference(chosen, root: Path) -> Path:
     kept = read_json(mine.reports / PAGES)
     for name in (*(f"{stem}.html" for stem in kept), EXPLORER, RUN):
         if (mine.reports / name).is_file():
-            shutil.copyfile(mine.reports / name, theirs.reports / name)
+            copy(mine.reports / name, theirs.reports / name)
     write_remembered(read_json(theirs.reports / PAGES) | kept, theirs)
     durations.merge(mine.reports, theirs.reports)
     site(root)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fluxnb.measure import telemetry
 from fluxnb.report.audit import MAX_PAGE_MB, check_page
+from fluxnb.report.clean import clean
 from fluxnb.report.html import inline, provenance_html
 from fluxnb.report.pages import Page
 
@@ -28,8 +29,6 @@ ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _MODULES = "|".join(re.escape(name.replace("-", "_")) for name in telemetry.PACKAGES)
 # where an environment happens to be, on this machine or on the one that the page was run on
 PACKAGES = re.compile(rf"(?:/[^\s/:'\"]+)+/(?=(?:(?:site|dist)-packages|{_MODULES})/)")
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_TOKEN")
 
 
 def page_html(
@@ -66,7 +65,6 @@ def page_html(
         "next": around[1],
     }
     text, _ = _exporter().from_notebook_node(content, {"metadata": {"name": page.stem}, "fluxnb": facts})
-    text = _without_secrets(text)
     check_page(text, page.stem, max_page_mb)
     return text
 
@@ -175,12 +173,18 @@ def _readable_outputs(outputs: list, root: Path):
 
 def _shown(output, root: Path) -> bool:
     """Reduce a displayed output to what a page can show; False if nothing is left."""
+    from nbconvert.filters import markdown2html
+
     widget = WIDGET in output.data
     for kind in list(output.data):
         if kind not in SHOWN:
             del output.data[kind]
     if widget and "text/html" not in output.data:
         return False  # its text form is only the name of a Python object
+    if "text/markdown" in output.data:
+        output.data.setdefault("text/html", markdown2html(output.data.pop("text/markdown")))
+    if "text/html" in output.data:
+        output.data["text/html"] = clean("".join(output.data["text/html"]))
     if "text/plain" in output.data:
         output.data["text/plain"] = _clean_text(output.data["text/plain"], root)
     return bool(output.data)
@@ -205,12 +209,3 @@ def _clean_text(text: str, root: Path) -> str:
     text = PACKAGES.sub("", text)
     home = str(Path.home())
     return text.replace(f"{home}{os.sep}", f"~{os.sep}") if home != os.sep else text
-
-
-def _without_secrets(text: str) -> str:
-    """A token must not be published, however it came into an output."""
-    for name in TOKEN_VARIABLES:
-        value = os.environ.get(name, "")
-        if len(value) >= 8:
-            text = text.replace(value, f"[{name}]")
-    return TOKEN.sub("[token removed]", text)

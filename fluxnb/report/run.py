@@ -34,6 +34,7 @@ from fluxnb.report import (
     read_json,
     read_state,
     reference,
+    tidy,
     write_json,
 )
 from fluxnb.report.console import Progress
@@ -86,7 +87,8 @@ def run(
     for notebook in chosen:
         check_parameters(notebook, params.for_notebook(notebook.stem))
     place.build.mkdir(parents=True, exist_ok=True)
-    with _only_run(place):
+    with only_run(place):
+        tidy(place)
         shared, rows = _shared_digest(params), count_rows(place.table)
         prints = {n.stem: fingerprint(n, params, shared=shared) for n in chosen}
         always = force or not place.own
@@ -262,7 +264,7 @@ def _assigned_names(source: str, where: str) -> set[str]:
 
 
 @contextlib.contextmanager
-def _only_run(place: Place) -> Iterator[None]:
+def only_run(place: Place) -> Iterator[None]:
     """Hold the configuration's lock: two runs at once would disturb each other's timings."""
     with open(place.build / ".lock", "w") as file:
         try:
@@ -281,7 +283,7 @@ def _only_run(place: Place) -> Iterator[None]:
 def _execute(
     notebook: Path, params, print_: str, provenance: dict, place: Place, zygote, progress: Progress, early: bool
 ) -> bool:
-    """Execute one notebook and record how it went; whether it failed. Only a kill or Ctrl-C leaves it at "running".
+    """Execute one notebook and record how it went; whether it failed. A kill alone leaves it at "running".
 
     A replay that fails leaves what is known of the notebook as it was. One that is `early` has to be executed again.
     """
@@ -296,7 +298,13 @@ def _execute(
         write_json(build / f"{stem}.json", state | {"before": _last(before), "measuring_s": earlier})
     start, temporary = time.monotonic(), build / f"{stem}.tmp.ipynb"
     given = {"log": build / f"{stem}.kernel.log", "zygote": zygote, "progress": progress}
-    went = kernel.execute(notebook, temporary, params.for_notebook(stem), place.root, **given)
+    try:
+        went = kernel.execute(notebook, temporary, params.for_notebook(stem), place.root, **given)
+    except BaseException:  # Ctrl-C, TERM or HUP
+        temporary.unlink(missing_ok=True)
+        if not replay:
+            write_json(build / f"{stem}.json", read_state(build, stem) | {"status": "interrupted"})
+        raise
     spent, failed = round(time.monotonic() - start, 2), went["status"] == "failed"
     state |= {"seconds": spent, "finished": _now()}
     if replay:  # how long measuring took, and when that was, stays true

@@ -17,14 +17,15 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxnb import params
+from fluxnb import leftovers, params, scrub
 from fluxnb.errors import UserError
 from fluxnb.installed import need
 from fluxnb.measure.identity import HOSTS
-from fluxnb.report import Place, durations, own, read_state, write_json
+from fluxnb.report import Place, copy, durations, own, read_state, write_json
 
 MACHINES = Path("reports", "own", HOSTS)
 LAUNCHES = ("here", "slurm")
+CALLER = "FLUXNB_CALLER"  # the process that a job of this machine ends with
 ANSWER_S = 20.0  # for a command of Slurm's
 POLL_S = 2.0
 HOURS = 12  # of a Slurm job, unless SLURM_OPTIONS says otherwise
@@ -89,9 +90,17 @@ def sweep(
 
 
 def _prepare(chosen: params.Params, place: Place, stem: str, force: bool) -> Job:
+    from fluxnb.report.run import only_run
+    from fluxnb.study.results import Results
+
     folder = place.build / "jobs" / stem
-    shutil.rmtree(folder, ignore_errors=True)
     there = own(chosen, folder)
+    if folder.is_dir():  # of a run that was killed
+        there.build.mkdir(parents=True, exist_ok=True)
+        with only_run(there):
+            if there.table.is_file():
+                Results(place.table).merge(there.table)
+        shutil.rmtree(folder, ignore_errors=True)
     there.reports.mkdir(parents=True)
     if place.table.is_file():
         shutil.copy2(place.table, there.table)
@@ -115,9 +124,10 @@ def _collect(chosen: params.Params, place: Place, job: Job, trouble: str) -> int
     there, build = own(chosen, job.folder), place.build
     rows = Results(place.table).merge(there.table) if there.table.is_file() else 0
     durations.merge(there.reports, place.reports)
-    for path in there.build.glob(f"{job.stem}.*"):
+    # how it went comes last: it stands for the others
+    for path in sorted(there.build.glob(f"{job.stem}.*"), key=lambda path: path.suffix == ".json"):
         if path.is_file() and not path.name.endswith(".tmp.ipynb"):
-            shutil.copy2(path, build / path.name)
+            copy(path, build / path.name)
     ended = "failed" if (there.build / f"{job.stem}.failed.ipynb").exists() else "good"
     for path in (build / f"{job.stem}.failed.ipynb", build / f"{job.stem}.ipynb"):
         if path.name.endswith(".failed.ipynb") != (ended == "failed") and (there.build / f"{job.stem}.json").exists():
@@ -135,6 +145,8 @@ def work(folder: Path, gpu: str, stem: str, force: bool) -> int:
     from fluxnb.report.run import run
 
     os.chdir(folder)
+    if caller := os.environ.pop(CALLER, ""):
+        leftovers.ends_with(int(caller))
     chosen = params.chosen(gpu)
     return run(
         chosen,
@@ -150,22 +162,31 @@ def work(folder: Path, gpu: str, stem: str, force: bool) -> int:
 
 def _here(chosen: params.Params, jobs: list[Job]):
     """Processes of this machine, one for each group of GPUs; yields each job and its trouble when it has ended."""
-    free = places(chosen)
+    free, running = places(chosen), set[subprocess.Popen]()
 
     def one(job: Job):
         gpus = free.pop()
         visible = {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+        given = {**_environment(), **visible, CALLER: str(os.getpid())}
         try:
             log = job.folder / "job.log"
             with open(log, "wb") as out:
-                code = subprocess.run(job.command, env={**_environment(), **visible}, stdout=out, stderr=out).returncode
+                running.add(process := subprocess.Popen(job.command, env=given, stdout=out, stderr=out))
+                code = process.wait()
+            scrub.scrub_file(log)
             return job, f"{ended} (see {log})" if (ended := _ended(code)) else ""
         finally:
             free.append(gpus)
 
     with ThreadPoolExecutor(len(free)) as pool:
-        for future in as_completed([pool.submit(one, job) for job in jobs]):
-            yield future.result()
+        try:
+            for future in as_completed([pool.submit(one, job) for job in jobs]):
+                yield future.result()
+        except BaseException:  # interrupted: they are, too
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in running:
+                process.terminate()
+            raise
 
 
 def _ended(code: int) -> str:
@@ -268,4 +289,6 @@ def _environment() -> dict[str, str]:
 
 if __name__ == "__main__":
     place, name, notebook, *rest = sys.argv[1:]
-    sys.exit(work(Path(place).resolve(), name, notebook, rest == ["force"]))
+    sys.excepthook = scrub.excepthook
+    with leftovers.interrupts(), scrub.terminal():
+        sys.exit(work(Path(place).resolve(), name, notebook, rest == ["force"]))

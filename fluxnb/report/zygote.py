@@ -20,6 +20,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
+from fluxnb.scrub import scrub_file
+
 FLAGS = ("-Xfrozen_modules=off",)  # of the interpreter of every kernel
 IMPORTED = ["ipykernel.kernelapp", "fluxnb.findings", "fluxnb.report.show"]
 FOR_MODELS = ["diffusers.pipelines.flux.pipeline_flux"]  # with all that it loads; beside a GPU it asks what that can do
@@ -47,7 +49,8 @@ class Zygote:
             program = (
                 f"from fluxnb.report import zygote; exec(zygote.serve({IMPORTED + FOR_MODELS * (not beside_gpu)}))"
             )
-            with theirs, open(root / "build" / "imports.log", "wb") as log:
+            self.log = root / "build" / "imports.log"
+            with theirs, open(self.log, "wb") as log:
                 self.process = subprocess.Popen(
                     [sys.executable, *FLAGS, "-c", program], stdin=theirs.fileno(), stdout=log, stderr=log,
                     cwd=root, env=os.environ | environment, start_new_session=True,
@@ -62,6 +65,7 @@ class Zygote:
             if self.unfit is None:  # it imports, and wouldn't notice
                 self.process.kill()
             self.process.wait()
+            scrub_file(self.log)
 
     def trouble(self) -> str:
         """Why kernels are started the ordinary way, empty if they are forked; waits until all is imported."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from fluxnb.scrub import scrubbed
 from fluxnb.study.results import canonical
 from fluxnb.study.row import KEY, Row
 from fluxnb.study.subject import Input
@@ -42,7 +43,7 @@ class Kept:
 def key_of(columns: dict, code: str | None) -> dict:
     """What decides the images of a row with these columns, made by techniques whose code has this digest."""
     key = {name: columns.get(name) for name in KEY if name not in _WHEREVER}
-    return {name: value for name, value in key.items() if value is not None} | {"code": code}
+    return scrubbed({name: value for name, value in key.items() if value is not None}) | {"code": code}
 
 
 def digest(row: Row) -> str:
@@ -69,10 +70,11 @@ def keep(images_dir: Path, key: dict, label: str, inputs: list[Input], images: l
     """Writes images and traces; the traces last, so that what is half written isn't found."""
     folder = images_dir / _name(key)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / TRACES).unlink(missing_ok=True)
     for i, image in enumerate(images):
         image.save(folder / f"{i}.png")
-    (folder / ABOUT).write_text(json.dumps({"key": key, "label": label, "inputs": inputs}))
-    (folder / TRACES).write_text(json.dumps(traces))
+    (folder / ABOUT).write_text(json.dumps(scrubbed({"key": key, "label": label, "inputs": inputs})))
+    (folder / TRACES).write_text(json.dumps(scrubbed(traces)))
 
 
 def _read(folder: Path) -> Kept | None:

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fluxnb.errors import UserError
+from fluxnb.scrub import scrubbed
 from fluxnb.study.row import COLUMNS, FINISHED, KEY, STATUSES, WEIGHTS, Row, row_id
 
 try:
@@ -53,7 +54,7 @@ class Results:
         Numbers keep their full precision. An infinite PSNR is written as empty and needs `psnr_identical`.
         Raises ValueError for an unknown column, a value that its column can't hold or a baseline that isn't there.
         """
-        cells = _cells(columns)
+        cells = _cells(scrubbed(columns))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT) as fd:
@@ -98,6 +99,7 @@ class Results:
         if strange:
             raise ValueError(f"not part of the key: {', '.join(strange)}; the key is {', '.join(KEY)}")
         _check_there(key, (*_ALWAYS, "host"))
+        key = scrubbed(key)
         self._read()
         if anywhere:
             wanted = key_of(key, _ANYWHERE)
@@ -196,19 +198,33 @@ class Results:
             data = file.read()
         whole = data.rfind(b"\n") + 1
         rows = self._parsed(data, whole)
+        lost = self._lost(rows) if whole < len(data) or not whole else []
         if whole < len(data) and repair:
             with open(self.path.with_name(self.path.name + ".partial"), "ab") as partial:
                 partial.write(data[whole:] + b"\n")
                 partial.flush()
                 os.fsync(partial.fileno())
-            os.ftruncate(fd, whole)
-        if rows and repair and not data.startswith(_HEADER.encode()):
+            if not lost:
+                os.ftruncate(fd, whole)
+        rows = [*lost, *rows]
+        if rows and repair and (lost or not data.startswith(_HEADER.encode())):
             self._upgrade(fd, rows)
         self._rows, self._by_key, self._seen = rows, {}, _state(fd)
 
+    def _lost(self, rows: list[Row]) -> list[Row]:
+        """Rows that an earlier version had copied to <name>.older and was killed while it wrote them again."""
+        known = {row.id for row in rows}
+        with suppress(UserError, FileNotFoundError):
+            data = self.path.with_name(self.path.name + ".older").read_bytes()
+            return [row for row in self._parsed(data, data.rfind(b"\n") + 1) if row.id not in known]
+        return []
+
     def _upgrade(self, fd: int, rows: list[Row]) -> None:
         """Puts a table with today's columns in the place of one that has fewer; `fd` then is that of the new one."""
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+        place = self.path.resolve()  # what a link leads to
+        beside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+        for left in place.parent.glob(f".{place.name}.*.tmp"):  # of who was killed at this: the lock is ours
+            left.unlink(missing_ok=True)
         lines = [_line(_encoded(name, getattr(row, name)) for name in COLUMNS) for row in rows]
         new = os.open(beside, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o644)
         try:
@@ -217,8 +233,9 @@ class Results:
                     fcntl.flock(new, fcntl.LOCK_EX)  # who opens the new table waits until this one is done with it
             with open(new, "wb", closefd=False) as file:
                 file.write("".join([f"{_HEADER}\n", *lines]).encode())
+            os.fchmod(new, os.fstat(fd).st_mode & 0o777)
             os.fsync(new)
-            os.replace(beside, self.path)
+            os.replace(beside, place)
             os.dup2(new, fd)
         except OSError:
             with suppress(OSError):

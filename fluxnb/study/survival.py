@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from fluxnb import leftovers
 from fluxnb import techniques as t
 from fluxnb.models import pipelines
 from fluxnb.models.use_cases import CONTROLNET_TXT2IMG, IMG2IMG, TXT2IMG
@@ -210,9 +210,11 @@ def _save(bench, pipe):
     from diffusers import FluxTransformer2DModel
 
     made = bench.fresh()
-    with tempfile.TemporaryDirectory() as folder:
+    with leftovers.folder("saved") as folder:
         pipe.transformer.save_pretrained(folder)
-        made.transformer.load_state_dict(FluxTransformer2DModel.from_pretrained(folder).state_dict())
+        made.transformer.load_state_dict(
+            FluxTransformer2DModel.from_pretrained(folder, use_safetensors=True).state_dict()
+        )
     return made
 
 

@@ -373,7 +373,7 @@ def write_evaluation(folder: Path, sheet: Path | None, count: int, device: str) 
     """Evaluates the exported model; writes evaluation.csv and, if it has a path, the sheet; returns the summary."""
     from diffusers import FluxPipeline
 
-    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32).to(device)
+    pipe = FluxPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True).to(device)
     pipe.set_progress_bar_config(disable=True)
     rows, images = evaluate(pipe, count)
     with (folder / "evaluation.csv").open("w", newline="") as file:
