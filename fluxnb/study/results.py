@@ -16,9 +16,11 @@ import math
 import numbers
 import os
 import re
+import stat
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from fluxnb.errors import UserError
@@ -32,6 +34,8 @@ except ImportError:  # Windows has no flock: one process at a time there
 _ALWAYS = ("notebook", "technique", "gpu", "versions")  # without these, and a host, a key would find strangers
 _ANYWHERE = tuple(name for name in KEY if name not in ("host", "versions"))  # whatever the machine and its software
 _HEADER = ",".join(COLUMNS)
+_MARKS = {b"\xef\xbb\xbf": "a byte order mark", b"\xff\xfe": "UTF-16's mark", b"\xfe\xff": "UTF-16's mark"}
+_MOST_DEPTH = 20  # of settings and proofs, far more than any has
 
 
 class Results:
@@ -146,6 +150,9 @@ class Results:
     @contextmanager
     def _open(self, flags: int):
         """A locked file descriptor, so that neither a reader nor a second writer sees half a line."""
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(self.path).st_mode):  # reading a pipe would wait for ever
+                raise OSError(errno.EINVAL, "it is no file")
         while True:
             fd = os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o644)
             if fcntl:
@@ -231,6 +238,11 @@ class Results:
         """The rows of the first `whole` bytes, all complete lines. Raises UserError naming the line."""
         if not data:
             return []
+        for mark, what in _MARKS.items():
+            if data.startswith(mark):
+                raise self._malformed(1, f"begins with {what} (save it as UTF-8 without one)")
+        if b"\r" in data and b"\n" not in data:
+            raise self._malformed(1, "ends with a carriage return alone (save it with line feeds)")
         if whole == 0:
             if not _HEADER.encode().startswith(data):  # else the header itself is unfinished
                 raise self._malformed(1, "is not the header of a table of results")
@@ -398,20 +410,37 @@ def _decoded(name: str, cell: str):
         return {} if name == "settings" else None
     try:
         if kind == "int":
+            if not re.fullmatch(r"-?[0-9]{1,18}", cell):
+                raise ValueError
             return int(cell)
         if kind == "float":
+            if not cell.isascii() or "_" in cell or cell != cell.strip():
+                raise ValueError
             return _float(name, float(cell))
         if kind == "time":
             _time(cell)
             return cell
-        value = json.loads(cell, parse_constant=_no_constant)
-    except ValueError:
+        value = json.loads(cell, parse_constant=_no_constant, parse_float=partial(_read_float, name))
+        if cell.count("{") + cell.count("[") > _MOST_DEPTH and _depth(value) > _MOST_DEPTH:
+            raise ValueError
+        if "\\ud" in cell.lower():  # half a character, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         raise ValueError(f"{name} is {cell[:40]!r}") from None
     if kind == "dict" and isinstance(value, dict):
         return value
     if kind == "list" and isinstance(value, list):
         return [_float(name, v) for v in value]
     raise ValueError(f"{name} is {cell[:40]!r}")
+
+
+def _depth(value) -> int:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, below), default=0)
+
+
+def _read_float(name: str, text: str) -> float:
+    return _float(name, float(text))
 
 
 def _no_constant(name: str):
@@ -445,5 +474,5 @@ def _line(cells) -> str:
 
 
 def _state(fd: int) -> tuple:
-    stat = os.fstat(fd)
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    now = os.fstat(fd)
+    return now.st_ino, now.st_size, now.st_mtime_ns
