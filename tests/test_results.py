@@ -443,10 +443,25 @@ def damage(line, change):
         (lambda data: bytes(range(256)) * 20, ["line 1 is not the header"]),
         (lambda data: b"\xef\xbb\xbf" + data, ["line 1 begins with a byte order mark (save it as UTF-8 without one)"]),
         (lambda data: data.replace(b"\n", b"\r"), ["line 1 ends with a carriage return alone"]),
-        (damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":1e400,""threshold"":', 1)), ["line 3", "settings is"]),
-        (damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":NaN,""threshold"":', 1)), ["line 3", "settings is"]),
-        (damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":' + b"[" * 900 + b"]" * 900 + b',""threshold"":', 1)), ["line 3", "settings is"]),
-        (damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":""\\ud800"",""threshold"":', 1)), ["line 3", "settings is"]),
+        (
+            damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":1e400,""threshold"":', 1)),
+            ["line 3", "settings is"],
+        ),
+        (
+            damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":NaN,""threshold"":', 1)),
+            ["line 3", "settings is"],
+        ),
+        (
+            damage(
+                3,
+                lambda row: row.replace(b'""threshold"":', b'""a"":' + b"[" * 900 + b"]" * 900 + b',""threshold"":', 1),
+            ),
+            ["line 3", "settings is"],
+        ),
+        (
+            damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":""\\ud800"",""threshold"":', 1)),
+            ["line 3", "settings is"],
+        ),
         (damage(2, lambda row: row.replace(b",128,", b",1_28,", 1)), ["line 2", "width is '1_28'"]),
         (lambda data: b"\x89PNG garbage without an end of line", ["line 1 is not the header"]),
         (lambda data: b"<<<<<<< HEAD\n" + data, ["line 1 is not the header"]),

@@ -35,6 +35,7 @@ from fluxnb.models import facts
 START_S = 600.0  # until a process has to be ready: it loads, compiles and warms up
 CLOSE_S = 10.0  # until a server is closed, whatever its processes do
 STOPPED_S = 3.0  # a process that is stopped (by a signal, a debugger) for so long is given up
+STARTS = 3  # attempts to put another process in the place of one that is gone
 MOST_IMAGES, MOST_LETTERS = 64, 10_000  # of a request
 
 
@@ -114,7 +115,7 @@ class Server:
         self._waiting: deque[Request] = deque()
         self._running: set[Request] = set()
         self._change = threading.Condition()
-        self._closed = threading.Event()
+        self._closed, self._left = threading.Event(), workers
         counts = sorted({n * together for n in images for together in range(1, batch + 1)})
         self._workers = [_Worker(self.subject, i, counts, limit_s, self._closed) for i in range(workers)]
         self._threads = [threading.Thread(target=self._serve, args=(w,), daemon=True) for w in self._workers]
@@ -209,9 +210,12 @@ class Server:
                 for request in together:  # one of them is to blame: each by itself
                     request.batch = 1
                     _settle([request], worker.make([request]))
-            except _Gone as error:  # there is no process to serve with any more
+            except _Gone as error:  # there is no process to serve with any more: the others go on
                 _settle(together, str(error))
-                self._close(str(error))
+                self._left -= 1
+                if not self._left:
+                    self._close(str(error))
+                return
             except Exception as error:  # noqa: BLE001  the next request may be fine
                 _settle(together, _said(error))
             finally:
@@ -242,7 +246,11 @@ def _check(prompt, seed, steps, images, asked) -> None:
     """Raises UserError unless a request can be served: what its process is given breaks nothing."""
     if not isinstance(prompt, str) or not 0 < len(prompt.strip()) <= len(prompt) <= MOST_LETTERS:
         raise UserError(f"A prompt of {prompt!r:.80}: give a text of at most {MOST_LETTERS} letters.")
-    limits = {"seed": (seed, -math.inf, math.inf), "steps": (steps, 1, facts.MOST_STEPS), "images": (images, 1, MOST_IMAGES)}
+    limits = {
+        "seed": (seed, -math.inf, math.inf),
+        "steps": (steps, 1, facts.MOST_STEPS),
+        "images": (images, 1, MOST_IMAGES),
+    }
     for name, (value, low, high) in limits.items():
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             allowed = "" if name == "seed" else f" from {low} to {high}"
@@ -319,12 +327,16 @@ class _Worker:
         return f"the process that served it {how}; another one is in its place"
 
     def _again(self) -> None:
-        if not self.closed.is_set():
+        for attempt in range(STARTS):
+            if self.closed.is_set():
+                raise _Gone("the server was closed before it was done")
             self.end(time.monotonic())
-            self.start()
-            self.ready()
-        elif not self.process.is_alive():
-            raise _Gone("the server was closed before it was done")
+            try:
+                self.start()
+                return self.ready()
+            except _Gone:
+                if attempt == STARTS - 1:
+                    raise
 
     def _heard(self, limit_s: float) -> tuple:
         """(what the process said, None), or (None, what it did instead)."""

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxnb.errors import UserError
+from fluxnb.errors import UserError, lacks_memory
 from fluxnb.models import folders
 from fluxnb.models.request import check_channels
 
@@ -140,6 +140,8 @@ def refused(name: str, error: Exception) -> UserError:
         return gated(name)
     if isinstance(error, RepositoryNotFoundError):
         return UserError(f"The hub has no model {name}, or HF_TOKEN may not see it: check the id.")
+    if lacks_memory(error):
+        return folders.unread(f"The model {name}", error, "")
     return UserError(
         f"{name} could not be loaded ({folders.first_line(error)}): check the id and the connection to the hub, "
         "or give a local folder."

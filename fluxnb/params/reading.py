@@ -53,7 +53,7 @@ def read(file: Path) -> dict:
             raise UserError(f"{file_name(file)} cannot be read: it is no file; put one in its place.")
         if (size := file.stat().st_size) > MOST_BYTES:
             raise UserError(
-                f"{file_name(file)} has {size / 1e6:.0f} MB: a file of parameters has {MOST_BYTES / 1e6:.0f} MB at most."
+                f"{file_name(file)} has {size / 1e6:.0f} MB: parameters have {MOST_BYTES / 1e6:.0f} MB at most."
             )
         text = file.read_text(encoding="utf-8")
         _check_size(text)
@@ -86,7 +86,9 @@ def _check_size(text: str) -> None:
     for number, event in enumerate(yaml.parse(text, _Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_DEPTH or number > MOST_VALUES:
-            many = f"nested more than {MOST_DEPTH} deep" if depth > MOST_DEPTH else f"of more than {MOST_VALUES:,} values"
+            many = (
+                f"nested more than {MOST_DEPTH} deep" if depth > MOST_DEPTH else f"of more than {MOST_VALUES:,} values"
+            )
             raise _error(f"it is {many}", event)
 
 
@@ -207,7 +209,11 @@ def shown(value) -> str:
     try:
         text = json.dumps(value[:80] if isinstance(value, str | list) else value, ensure_ascii=False, default=str)
     except (ValueError, TypeError, RecursionError):  # a number of thousands of digits, a key that is a date
-        text = "a number that is too long to show" if isinstance(value, int) else f"a {type(value).__name__} that is too long to show"
+        text = (
+            "a number that is too long to show"
+            if isinstance(value, int)
+            else f"a {type(value).__name__} that is too long to show"
+        )
     return plain(text)
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fluxnb import families, params
-from fluxnb.errors import UserError
+from fluxnb.errors import UserError, lacks_memory
 from fluxnb.families import Family
 from fluxnb.measure import clip, telemetry
 from fluxnb.study import fitted, kept, serving, spreading
 from fluxnb.study.candidate import Candidate
-from fluxnb.study.comparison import Comparison, by_itself, failure
+from fluxnb.study.comparison import FAILURES, Comparison, by_itself, failure
 from fluxnb.study.judging import judge, trace_of
 from fluxnb.study.loop import RUN_IT, Rows, Task
 from fluxnb.study.pool import Pool
@@ -130,10 +130,15 @@ class Study(Subjects, Rows):
         tasks = [self._task(subject, c, judged=True) for c in candidates]
 
         def timer(due: list[Task]) -> None:
-            references, _ = self._images(subject, baseline)
+            try:
+                references, lacking = self._images(subject, baseline)[0], None
+            except FAILURES as error:
+                if not lacks_memory(error):
+                    raise
+                references, lacking = [], failure(error)
             for task, candidate in zip(tasks, candidates, strict=True):
                 if task in due:
-                    self.append(task, self._judged(subject, candidate, references))
+                    self.append(task, lacking or self._judged(subject, candidate, references))
 
         return self.measured(tasks, timer)
 
@@ -143,7 +148,7 @@ class Study(Subjects, Rows):
         try:
             images, traces = self._images(subject, candidate)
             return row | {"status": "ok", **judge(own, references, images, traces, self.pool.get(own))}
-        except (Unavailable, RuntimeError) as error:
+        except (Unavailable, *FAILURES) as error:
             return failure(error)
 
     def spread(self, subject: Subject, candidates: list[Candidate], limit_s: float = 300.0) -> list[Row]:
