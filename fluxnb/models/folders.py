@@ -12,6 +12,13 @@ from fluxnb.models.request import check_channels
 _WEIGHTS = re.compile(r"[^.]+?(-\d+-of-\d+)?(\.(?P<variant>[^.]+?)(-\d+-of-\d+)?)?\.(safetensors|bin)")
 
 
+PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+_NUMBERS = {  # settings that images are made with
+    "vae/config.json": ("scaling_factor", "shift_factor"),
+    "scheduler/scheduler_config.json": (
+        *("shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "num_train_timesteps"),
+    ),
+}
 _TOKENIZERS = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))  # any of these is a tokenizer
 
 
@@ -27,18 +34,28 @@ def check(folder: Path) -> None:
     missing = [name for name in parts if not (folder / name).is_dir() or not any((folder / name).iterdir())]
     if missing:
         raise UserError(f"The model in {folder} has no {', '.join(missing)}: copy or save it again.")
+    for name in ("scheduler", *PARTS):
+        kind = index.get(name)
+        if not (isinstance(kind, list) and len(kind) == 2 and all(isinstance(text, str) and text for text in kind)):
+            raise UserError(
+                f"The model in {folder} has no {name} in its model_index.json, which names a library and a class for "
+                "it: copy or save it again."
+            )
     for name in (name for name in parts if name.startswith("tokenizer")):
         if not any(all((folder / name / file).is_file() for file in files) for files in _TOKENIZERS):
             raise UserError(f"The model in {folder} has no words in its {name}: copy or save it again.")
-    listed = index.get("transformer")
-    kind = [*(listed if isinstance(listed, list) else []), None, None][1]
-    if kind != "FluxTransformer2DModel":
+    if (kind := index["transformer"][1]) != "FluxTransformer2DModel":
         raise UserError(
-            f"The model in {folder} has {kind or 'no transformer'}, not FLUX.1's FluxTransformer2DModel: give another "
+            f"The model in {folder} has {kind}, not FLUX.1's FluxTransformer2DModel: give another "
             "folder, or copy or save it again."
         )
     config = read(folder, "transformer/config.json", f"The transformer's configuration of {folder}")
     check_channels(config, f"The model in {folder}")
+    for part, names in _NUMBERS.items():
+        settings = read(folder, part)
+        for name in (name for name in names if name in settings):
+            if isinstance(settings[name], bool) or not _is_number(settings[name]):
+                raise UserError(f"The model in {folder} has no number as {name} in {part}: copy or save it again.")
 
 
 def load(folder: Path, dtype, rest: Path | None = None):
@@ -189,6 +206,10 @@ def _check_layers(folder: Path) -> None:
                     f"The model in {folder} has weights of {count} {before.rpartition('.')[2]} in its {part} and "
                     f"{setting} {told!r:.20} in the configuration: copy or save it again."
                 )
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e9
 
 
 def _ends(names) -> dict[str, set[str]]:

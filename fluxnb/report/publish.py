@@ -14,7 +14,19 @@ from pathlib import Path
 
 from fluxnb import params as parameters
 from fluxnb.errors import UserError
-from fluxnb.report import PAGES, RUN, TABLE, Place, durations, own, read_json, reference, write_atomic, write_changed
+from fluxnb.report import (
+    PAGES,
+    RUN,
+    TABLE,
+    Place,
+    count_rows,
+    durations,
+    own,
+    read_json,
+    reference,
+    write_atomic,
+    write_changed,
+)
 from fluxnb.report.pages import Page, read, remember, write_remembered
 
 INDEX, EXPLORER, LEDGER, PROGRESS = "index.html", "explorer.html", "ledger.html", "progress.md"
@@ -40,6 +52,7 @@ def report(chosen, root: Path, only=None, force: bool = False, replay: bool = Fa
         chosen = _as_committed(chosen, place)
     if force:
         os.environ["FLUXNB_FORCE"] = "1"
+        os.environ["FLUXNB_AFRESH"] = "0" if replay else str(sum(count_rows(place.table).values()))
     status = run(
         chosen,
         place,

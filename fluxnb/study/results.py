@@ -86,7 +86,9 @@ class Results:
             self.append({name: value for name, value in row.as_dict().items() if value is not None})
         return len(new)
 
-    def find(self, key: dict, code: str | None = None, errors: bool = False, anywhere: bool = False) -> Row | None:
+    def find(
+        self, key: dict, code: str | None = None, errors: bool = False, anywhere: bool = False, after: int = 0
+    ) -> Row | None:
         """The newest finished row (status ok, oom or unavailable) with this key, or None.
 
         Args:
@@ -94,6 +96,7 @@ class Results:
             code: only a row of techniques whose code had this digest; None: of any.
             errors: of a key that has no finished row, its newest error.
             anywhere: of any machine and any versions: what a replay shows.
+            after: so many rows at the table's beginning don't count.
 
         Raises ValueError for a column that is not part of the key, or a missing notebook, technique, gpu, host
         or versions.
@@ -108,8 +111,11 @@ class Results:
             alike = [row for row in self._rows if key_of(row, _ANYWHERE) == wanted]
         else:
             alike = self._alike(key)
+        earlier = {row.id for row in self._rows[:after]}
         error = None
         for row in reversed(alike):
+            if row.id in earlier:
+                continue
             if row.status in FINISHED and code in (None, row.code):
                 return row
             error = error or (row if row.status not in FINISHED else None)
