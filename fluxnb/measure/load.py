@@ -138,16 +138,13 @@ class Server:
         """Serves what is running if that is soon done, cancels what waits, and ends the processes."""
         begun = time.monotonic()
         self._close("the server was closed")
-        self._join(begun + CLOSE_S / 2)
-        self._stop(begun + CLOSE_S * 3 / 4)
-        self._join(begun + CLOSE_S)
+        for share, stop in ((0.5, self._stop), (0.9, lambda deadline: None)):
+            for thread in self._threads:
+                thread.join(max(0.0, begun + share * CLOSE_S - time.monotonic()))
+            stop(begun + 0.75 * CLOSE_S)
         with self._change:
             for request in self._running:
                 request._end("cancelled", error="the server was closed before it was done")
-
-    def _join(self, deadline: float) -> None:
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _close(self, why: str) -> None:
         with self._change:
@@ -298,10 +295,8 @@ class _Worker:
 
     def ready(self) -> None:
         said, why = self._heard(START_S)
-        if why:
-            raise _Gone(f"Worker {self.index} could not start: it {why}")
-        if said != "ready":
-            raise _Gone(f"Worker {self.index} could not start: {said}")
+        if why or said != "ready":
+            raise _Gone(f"Worker {self.index} could not start: {f'it {why}' if why else said}")
 
     def make(self, requests: list[Request]):
         """The images of all requests in a row, or a sentence on what went wrong. Raises _Gone without a process."""
@@ -320,8 +315,7 @@ class _Worker:
             watch.cancel()
         if why is None:
             return answer
-        self.process.kill() if why != "ended" else None
-        self.process.join(CLOSE_S / 4)
+        self.end(time.monotonic() + (CLOSE_S / 4 if why == "ended" else 0))
         how = f"ended ({self.process.exitcode})" if why == "ended" else f"{why}, and was ended"
         self._again()
         return f"the process that served it {how}; another one is in its place"
@@ -350,10 +344,9 @@ class _Worker:
                     return self.pipe.recv(), None
             except (EOFError, OSError):
                 return None, "ended"
-            now = time.monotonic()
             if there:
                 return None, "ended"
-            if now > deadline:
+            if (now := time.monotonic()) > deadline:
                 return None, f"said nothing for {limit_s:.0f} s"
             with contextlib.suppress(psutil.Error):
                 halted = psutil.Process(self.process.pid).status() == psutil.STATUS_STOPPED
@@ -362,10 +355,9 @@ class _Worker:
                     return None, "was stopped"
 
     def ask_to_end(self) -> None:
-        if self.process is not None and self.process.is_alive() and not self.process.exitcode:
+        if self.process is not None and self.process.is_alive():
             with contextlib.suppress(OSError, ValueError):
-                if multiprocessing.connection.wait([self.process.sentinel], 0) == []:
-                    self.pipe.send(None)
+                self.pipe.send(None)
 
     def end(self, deadline: float) -> None:
         """Ends the process, by force from `deadline` on."""
@@ -415,8 +407,7 @@ def _said(error: Exception) -> str:
 def closed_loop(server: Server, users: int, total: int, steps: int, images: int = 1) -> list[Request]:
     """So many users, each asking again when it has been answered, until `total` requests were made.
 
-    Returns:
-        All requests, of the subject's inputs in turn, in the order in which they were asked.
+    Returns all requests, of the subject's inputs in turn, in the order in which they were asked.
     """
     _check_users(users=users, total=total)
     inputs = server.subject.inputs
@@ -449,8 +440,7 @@ def open_loop(
     Args:
         rate: requests per second.
 
-    Returns:
-        All requests; those that found the queue full are `refused`.
+    Returns all requests; those that found the queue full are `refused`.
     """
     _check_users(rate=rate, total=total)
     generator, inputs = random.Random(seed), server.subject.inputs

@@ -169,8 +169,8 @@ def _sides(size: str) -> tuple[int, int]:
     sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not all(SIDES[0] <= side <= SIDES[1] and side % 16 == 0 for side in sides):
         raise UserError(
-            f"SIZE={size[:80]} is no size: give width and height in pixels, multiples of 16 from {SIDES[0]} to {SIDES[1]}, "
-            "such as SIZE=1024x1024."
+            f"SIZE={size[:40]} is no size: give width and height in pixels, multiples of 16 from {SIDES[0]} to "
+            f"{SIDES[1]}, such as SIZE=1024x1024."
         )
     return sides
 

@@ -292,7 +292,7 @@ def _samples(file, size: int) -> list[tuple[int, int]]:
     evenly = [(place, 2**16) for place in range(0, size, size // 64)]
     try:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length)) if length < 2**26 else {}
+        header = json.loads(file.read(length) if length < 2**26 else "")
         offsets = [tensor["data_offsets"] for key, tensor in header.items() if key != "__metadata__"]
         starts = [(8 + length + start + part, 2**12) for start, end in offsets for part in (0, (end - start) // 2)]
         return [(0, 8 + length), *starts, *evenly]
