@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -17,10 +18,10 @@ from studied import Broken, again_from_the_table
 from fluxnb import families, notebooks, params, study
 from fluxnb.cache import first_block
 from fluxnb.errors import LacksMemory, UserError
-from fluxnb.measure import ceilings, ranks, telemetry
+from fluxnb.measure import ceilings, load, ranks, telemetry
 from fluxnb.models import embedded, full_size, pipelines
 from fluxnb.stacks import Stack
-from fluxnb.study import kept, subject
+from fluxnb.study import inferences, kept, soak, subject
 from fluxnb.study.candidate import Candidate
 from fluxnb.study.comparison import failure
 from fluxnb.study.pool import _Held
@@ -392,6 +393,43 @@ def test_the_machines_own_memory_is_a_row_too_and_the_next_is_measured(begin, ma
     broken = study.using(Broken("large", error), STEPS)
     _, failed, fewer = s.compare(own, study.plain(STEPS), [broken, study.fewer_steps(2)])
     assert failed.status == "oom" and "memory" in failed.reason and fewer.status == "ok"
+
+
+FULL = torch.cuda.OutOfMemoryError("tried to allocate 90 GiB")
+
+
+def test_every_technique_that_runs_out_of_memory_is_an_oom_row_and_the_next_is_measured(begin, made, monkeypatch):
+    def full(*_, **__):
+        raise FULL
+
+    techniques = {name: make() for name, make in (small.TECHNIQUES | small.COMPILED).items()}
+    for kind in {type(technique) for technique in techniques.values()}:
+        monkeypatch.setattr(kind, "apply", full)
+        monkeypatch.setattr(kind, "check", lambda *_: None, raising=False)
+    s, own = begin()
+    broken = [study.using(technique, STEPS, label=name) for name, technique in techniques.items()]
+    baseline, *rows, fewer = s.compare(own, study.plain(STEPS), [*broken, study.fewer_steps(2)])
+    assert {row.label: (row.status, row.reason) for row in rows} == dict.fromkeys(techniques, ("oom", str(FULL)))
+    assert baseline.status == fewer.status == "ok"
+
+
+@pytest.mark.parametrize("error", [FULL, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_every_way_to_measure_makes_a_row_of_what_runs_out_of_memory(begin, made, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    s, own = begin()
+    assert s.time("product", {"n": 1}, full, 3).status == "oom"
+    assert s.time("product", {"n": 2}, lambda: None, 3).status == "ok"
+    with monkeypatch.context() as patch:
+        patch.setattr(Loaded, "batch", full)
+        rows = s.survey(own, study.plain(STEPS), [study.fewer_steps(2), study.fewer_steps(3)])
+        rows += inferences.first_and_second(s, own, [study.plain(STEPS)])
+        rows += [soak.soak(s, own, study.plain(STEPS), 1.0)]
+    assert [row.status for row in rows] == ["oom"] * 4
+    said = "Worker 0 could not start: OutOfMemoryError: CUDA out of memory"
+    monkeypatch.setattr(load.Server, "__enter__", lambda _: (_ for _ in ()).throw(UserError(said)))
+    assert [(row.status, row.reason) for row in s.serve(own, [study.Load(1, 1, 1)], 1)] == [("oom", said)]
 
 
 # --- what can't run -----------------------------------------------------------------------------------------

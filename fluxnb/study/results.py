@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from fluxnb.errors import UserError
+from fluxnb.params.reading import plain
 from fluxnb.study.row import COLUMNS, FINISHED, KEY, STATUSES, WEIGHTS, Row, row_id
 
 try:
@@ -35,6 +36,7 @@ _ALWAYS = ("notebook", "technique", "gpu", "versions")  # without these, and a h
 _ANYWHERE = tuple(name for name in KEY if name not in ("host", "versions"))  # whatever the machine and its software
 _HEADER = ",".join(COLUMNS)
 _MARKS = {b"\xef\xbb\xbf": "a byte order mark", b"\xff\xfe": "UTF-16's mark", b"\xfe\xff": "UTF-16's mark"}
+_NUMBERS = {"int": "-?[0-9]{1,18}", "float": "[-+.0-9a-zA-Z]+"}
 _MOST_DEPTH = 20  # of settings and proofs, far more than any has
 
 
@@ -277,7 +279,7 @@ class Results:
         if extra and {"id", *KEY} <= set(columns) and all(map(str.isidentifier, extra)):
             raise UserError(
                 f"{self.path} was written by a newer fluxnb, with columns this one does not know "
-                f"({', '.join(extra)}): update fluxnb, or move the file away; nothing was changed."
+                f"({plain(', '.join(extra), 300)}): update fluxnb, or move the file away; nothing was changed."
             )
         if not set(KEY) <= set(columns) or columns != [name for name in COLUMNS if name in columns]:
             raise self._malformed(1, "is not the header of a table of results")
@@ -311,9 +313,8 @@ class Results:
                 )
 
     def _malformed(self, line: int, what: str) -> UserError:
-        return UserError(
-            f"{self.path} line {line} {what}: move the file away or restore it from git; nothing was changed."
-        )
+        said = f"{self.path} line {line} {plain(what, 300)}"
+        return UserError(f"{said}: move the file away or restore it from git; nothing was changed.")
 
 
 def canonical(settings: dict) -> str:
@@ -415,14 +416,10 @@ def _decoded(name: str, cell: str):
     if not cell:
         return {} if name == "settings" else None
     try:
-        if kind == "int":
-            if not re.fullmatch(r"-?[0-9]{1,18}", cell):
+        if kind in _NUMBERS:
+            if not re.fullmatch(_NUMBERS[kind], cell):  # Python takes 1_0, " 1" and other alphabets' digits, too
                 raise ValueError
-            return int(cell)
-        if kind == "float":
-            if not cell.isascii() or "_" in cell or cell != cell.strip():
-                raise ValueError
-            return _float(name, float(cell))
+            return int(cell) if kind == "int" else _float(name, float(cell))
         if kind == "time":
             _time(cell)
             return cell
