@@ -110,7 +110,7 @@ help: ## show this list
 	@echo "The environment is made by itself the first time. pip's configured package locations are used; where"
 	@echo "they offer a CPU build of torch it is taken, and UV_TORCH_BACKEND=cpu asks PyTorch's own site for one."
 
-report: $(READY) ## run the notebooks on this GPU and render the reports (ONLY=05: one notebook; FORCE=1: all afresh, on any GPU; REPLAY=1: the reference's pages from its rows, on any machine)
+report: $(READY) ## run the notebooks on this GPU and render the reports (ONLY=05: one notebook; FORCE=1: all measured again, on any GPU; REPLAY=1: the reference's pages from its rows, on any machine)
 	$(PY) -m fluxnb report --gpu $(GPU)$(if $(ONLY), --only=$(call quoted,$(ONLY)))$(if $(filter-out 0,$(FORCE)), --force)$(if $(filter-out 0,$(REPLAY)), --replay)$(if $(LAUNCH), --launch=$(call quoted,$(LAUNCH)))
 
 render: $(READY) ## render the reports again from the notebooks last run; needs no GPU

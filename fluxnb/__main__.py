@@ -10,10 +10,12 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from pathlib import Path
 
 from fluxnb import leftovers, scrub
-from fluxnb.errors import UserError
+from fluxnb.errors import UserError, lacks_memory
 
 
 def report(options) -> int:
@@ -105,6 +107,8 @@ def fit_teacache(options) -> int:
     from fluxnb.models import embedded
     from fluxnb.world import scenes
 
+    if options.steps is not None and not 2 <= options.steps <= 200:
+        raise UserError(f"--steps {options.steps} isn't allowed: give a whole number from 2 to 200.")
     s = study.begin(options.gpu, "fit-teacache")
     subject = s.subject(options.model)
     if not subject.model.judged:
@@ -201,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         add("--steps", help="of an image, where its files don't say it")
     add = made["report"].add_argument
     add("--only", action="append", help="a notebook, by name or number; may be repeated")
-    add("--force", action="store_true", help="run all of it again, on any GPU")
+    add("--force", action="store_true", help="measure all of it again, on any GPU")
     add("--thorough", action="store_true", help="also what takes long: the section `thorough` of the files in params/")
     words = "make the reference's pages anew from its rows, on any machine; measures nothing"
     add("--replay", action="store_true", help=words)
@@ -219,8 +223,33 @@ def _parser() -> argparse.ArgumentParser:
     made["export"].add_argument("folder", type=Path, help="where it goes: a new or an empty folder")
     made["analysis"].add_argument("prices", nargs="*", help="what a GPU hour costs, such as h200=3.5")
     made["fit-teacache"].add_argument("--model", default="embedded", help="a model by name")
-    made["fit-teacache"].add_argument("--steps", type=int, help="denoising steps; the model's own by default")
+    made["fit-teacache"].add_argument("--steps", type=int, help="denoising steps, 2 to 200; the model's own by default")
     return parser
+
+
+def _unforeseen(error: Exception) -> str:
+    """A sentence on what nothing had foreseen, and the file that has all of it."""
+    if lacks_memory(error):
+        said, advice = "there is too little memory", "free some, or choose a smaller configuration"
+    elif isinstance(error, OSError) and error.strerror:
+        said = f"{error.filename or 'a file'}: {error.strerror}"
+        advice = "make room and writable what isn't; what was finished is kept, and the same command goes on"
+    else:
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        said, advice = f"{type(error).__name__}: {first[:200]}", "that shouldn't happen; please report it"
+    where = _log("".join(traceback.format_exception(error)))
+    return f"{said}: {advice}{f' (all of it is in {where})' if where else ''}."
+
+
+def _log(text: str) -> Path | None:
+    """Writes an error's traceback into build/, or where temporary files go; gives the file, None where neither can."""
+    for find in (lambda: _root() / "build", lambda: Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError, UserError):
+            (folder := find()).mkdir(exist_ok=True)
+            path = folder / "fluxnb-error.log"
+            path.write_text(scrub.scrubbed(text), encoding="utf-8", errors="backslashreplace")
+            return path
+    return None
 
 
 @scrub.terminal()
@@ -229,16 +258,21 @@ def main(arguments: list[str] | None = None) -> int:
     """0: done; 1: a notebook failed; 2: something the user can put right, said in one sentence."""
     from fluxnb.report import preflight
 
+    for stream in (sys.stdout, sys.stderr):  # a terminal that knows ASCII only gets the rest spelled out
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
     except UserError as error:
         print(f"fluxnb: {error}", file=sys.stderr)
         return 2
-    except ModuleNotFoundError:
-        if not (lacking := preflight.lacking()):
-            raise
-        print(f"fluxnb: {lacking}.", file=sys.stderr)
+    except BrokenPipeError:  # whoever read what is printed has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # noqa: BLE001
+        lacking = preflight.lacking() if isinstance(error, ModuleNotFoundError) else None
+        print(f"fluxnb: {f'{lacking}.' if lacking else _unforeseen(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         number = signal.Signals(error.args[0] if error.args else signal.SIGINT)

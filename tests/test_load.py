@@ -1,9 +1,13 @@
 """A server under load: what becomes of every request, and how its time is counted."""
 
+import collections
 import dataclasses
+import os
+import signal
 import threading
 import time
 
+import hostile
 import pytest
 
 from fluxnb import families, findings, notebooks, params, study
@@ -102,6 +106,96 @@ def test_closing_cancels_what_waits_and_ends_the_process(subject):
             time.sleep(0.005)
         process = brief._workers[0].process
     assert (running.state, waiting.state) == ("done", "cancelled") and not process.is_alive()
+
+
+@pytest.mark.parametrize("given", hostile.WRONG_REQUESTS)
+def test_a_malformed_request_is_refused_in_a_sentence(given):
+    server = load.Server(hostile.Misbehaving())  # not open: nothing of it reaches a process
+    with pytest.raises(UserError, match="give (a|seconds)"):
+        server.ask(*given)
+    assert not server._waiting
+
+
+def attacked(total, queue=64):
+    """Requests of 8 users to two workers: 5 % cancelled, 2 % failing, 1 % malformed, kills, one worker stopped."""
+    numbers, made, refused, lock = iter(range(total)), [], [], threading.Lock()
+    with load.Server(hostile.Misbehaving(), workers=2, queue=queue, batch=3) as server:
+
+        def user():
+            while True:
+                with lock:
+                    n = next(numbers, None)
+                if n is None:
+                    return
+                if n % 100 == 99:
+                    server._workers[n // 100 % 2].process.kill()
+                if n == total // 2:
+                    os.kill(server._workers[0].process.pid, signal.SIGSTOP)
+                if n % 100 == 50:
+                    with pytest.raises(UserError):
+                        server.ask(*hostile.WRONG_REQUESTS[n // 100 % len(hostile.WRONG_REQUESTS)])
+                    refused.append(n)
+                    continue
+                request = server.ask("raise" if n % 50 == 1 else "a red ball", n, 1, images=1 + n % 2)
+                made.append((n, n % 20 == 7 and server.cancel(request), request.wait(90)))
+
+        users = [threading.Thread(target=user) for _ in range(8)]
+        for thread in users:
+            thread.start()
+        for thread in users:
+            thread.join()
+        last = [server.ask("a red ball", n, 1) for n in range(4)]  # some run and some wait when it is closed
+        begun = time.monotonic()
+    return made, refused, last, time.monotonic() - begun
+
+
+def check_attacked(total):
+    made, refused, last, closing = attacked(total)
+    assert sorted([n for n, *_ in made] + refused) == list(range(total))
+    states = collections.Counter(request.state for *_, request in made)
+    assert set(states) <= {"done", "failed", "cancelled"} and all(request.over.is_set() for request in last)
+    for n, taken_back, request in made:
+        if taken_back:
+            assert request.state == "cancelled"
+        elif n % 50 == 1:
+            assert request.state == "failed"
+        elif request.state == "failed":  # alone in a process that was killed or stopped under it
+            assert "another one is in its place" in request.error
+        else:
+            assert request.state == "done" and len(request.result) == request.images
+    assert states["failed"] <= total // 50 + 6 * (total // 100 + 1)
+    assert closing < load.CLOSE_S
+    return states, closing
+
+
+def test_none_of_a_hundred_requests_is_lost_while_workers_are_killed_and_stopped():
+    check_attacked(120)
+
+
+@pytest.mark.soak
+def test_none_of_a_thousand_requests_is_lost_while_workers_are_killed_and_stopped():
+    print(*check_attacked(1000))
+
+
+@pytest.mark.parametrize("wrong", ["hang", "stop"])
+def test_a_server_is_closed_within_ten_seconds_whatever_its_worker_does(wrong):
+    with load.Server(hostile.Misbehaving(), limit_s=60) as server:
+        answers = {name: server.ask(name, 0, 1).wait(60) for name in ("raise", "unwritable", "too few", "a red ball")}
+        stuck, waiting = server.ask(wrong, 0, 1), server.ask("a red ball", 0, 1)
+        while stuck.state == "waiting":
+            time.sleep(0.01)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < load.CLOSE_S and stuck.state in ("failed", "cancelled")
+    assert waiting.state == "cancelled" and not server._workers[0].process.is_alive()
+    assert [answers[name].state for name in answers] == ["failed", "failed", "failed", "done"]
+    assert "something else than 1 images" in answers["too few"].error
+
+
+def test_a_worker_that_says_nothing_for_too_long_is_replaced():
+    with load.Server(hostile.Misbehaving(), limit_s=1) as server:
+        hanging, after = server.ask("hang", 0, 1).wait(60), server.ask("a red ball", 0, 1).wait(60)
+        assert hanging.state == "failed" and "said nothing for 1 s, and was ended" in hanging.error
+        assert after.state == "done"
 
 
 def test_users_wait_for_each_other_and_not_for_the_clock(server):

@@ -362,3 +362,82 @@ def test_one_sentence_and_status_2_before_anything_is_measured(reported, small_f
     model = [] if {"--model", "--steps"} & set(options) else ["--model", str(small_flux)]
     done = run(root, *model, *options)
     assert done.returncode == 2 and part in done.stderr and done.stderr.count("\n") == 1
+
+
+# --- a folder that doesn't fit ------------------------------------------------------------------------------
+
+
+def edited(path, change):
+    """Changes the tensors of a safetensors file in place."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def nan(tensors):
+    tensors[min(tensors)].view(-1)[0] = float("nan")
+
+
+def infinite(tensors):
+    tensors[max(tensors)].view(-1)[-1] = float("-inf")
+
+
+@pytest.mark.parametrize(
+    "part, change, said",
+    [
+        ("transformer", nan, "weights in its transformer that are no numbers in float32 (NaN or infinite)"),
+        ("vae", infinite, "weights in its vae that are no numbers"),
+        ("text_encoder_2", nan, "weights in its text_encoder_2 that are no numbers"),
+        ("transformer", lambda tensors: tensors.update(odd=tensors[min(tensors)].clone()), "no place for, odd"),
+        ("transformer", lambda tensors: tensors.pop("x_embedder.weight"), "has no weights for x_embedder.weight"),
+    ],
+)
+def test_weights_that_are_no_numbers_lacking_or_too_many_are_refused(copied, part, change, said):
+    folder, _ = copied
+    edited(next((folder / part).glob("*.safetensors")), change)
+    with pytest.raises(UserError) as error:
+        pipelines.load(str(folder), "float32", "cpu")
+    assert said in sentence(error)
+
+
+@pytest.mark.parametrize(
+    "file, values, said",
+    [
+        ("transformer/config.json", {"num_layers": 10**6}, "weights of 1 transformer_blocks"),
+        ("transformer/config.json", {"num_single_layers": -1}, "num_single_layers -1 in the configuration"),
+        ("text_encoder/config.json", {"num_hidden_layers": 1}, "num_hidden_layers 1 in the configuration"),
+        ("text_encoder_2/config.json", {"num_layers": 10**6}, "num_layers 1000000 in the configuration"),
+        ("transformer/config.json", {"num_attention_heads": 10**9}, "There is too little memory to load the model"),
+        ("vae/config.json", {"scaling_factor": None, "shift_factor": "x"}, "no number as shift_factor"),
+        ("scheduler/scheduler_config.json", {"base_shift": float("nan")}, "no number as base_shift"),
+        ("model_index.json", {"vae": []}, "has no vae in its model_index.json"),
+        ("model_index.json", {"transformer": "FluxTransformer2DModel"}, "has no transformer in its model_index.json"),
+        ("model_index.json", {"tokenizer": [None, None]}, "has no tokenizer in its model_index.json"),
+    ],
+)
+def test_settings_that_do_not_fit_the_weights_are_refused_before_anything_is_built(copied, file, values, said):
+    folder, change = copied
+    change(file, **values)
+    with pytest.raises(UserError) as error:
+        pipelines.load(str(folder), "float32", "cpu")
+    assert said in sentence(error)
+
+
+@pytest.mark.parametrize("written", ["[]", "3", "null", "[" * 5000, '{"a":' * 5000, "", "\ufeff[]"])
+def test_an_index_of_another_shape_is_refused(copied, written):
+    folder, _ = copied
+    (folder / "model_index.json").write_text(written, encoding="utf-8")
+    with pytest.raises(UserError) as error:
+        pipelines.check(str(folder))
+    assert "model_index.json cannot be read" in sentence(error)
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "tokenizer_2"])
+def test_a_tokenizer_without_words_is_refused(copied, part):
+    folder, _ = copied
+    (folder / part / "tokenizer.json").unlink()
+    with pytest.raises(UserError) as error:
+        pipelines.check(str(folder))
+    assert f"has no words in its {part}" in sentence(error)

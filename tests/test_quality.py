@@ -318,3 +318,11 @@ def test_one_scrambled_sign_among_many_images_is_the_worst_figure():
     found = quality.compare(images, broken)
     assert found["psnr_min_db"] < 25 < clean["psnr_min_db"] and found["ssim_min"] < clean["ssim_min"]
     assert found["st_lpips_max"] > 4 * clean["st_lpips_max"] and found["flip_max"] > 1.5 * clean["flip_max"]
+
+
+def test_two_black_images_are_not_identical():
+    black, image = np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 90, np.uint8)
+    with pytest.raises(UserError, match="^The image to compare with is black, as what is no number ends"):
+        quality.compare([image, black], [image, black])
+    assert quality.in_words(black, black) == quality.BLACK
+    assert quality.compare([image], [black])["psnr_identical"] == 0

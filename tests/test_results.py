@@ -418,7 +418,7 @@ def damage(line, change):
         (damage(1, lambda header: header.replace(b",steps,", b",", 1)), ["line 1 is not the header"]),
         (damage(1, lambda header: header.replace(b"n,latency_min", b"latency_min,n", 1)), ["line 1 is not the header"]),
         (damage(1, lambda header: header.replace(b"kind,", b"kind,kind,", 1)), ["line 1 is not the header"]),
-        (damage(1, lambda header: b"\xff\xfe" + header), ["line 1 is not the header"]),
+        (damage(1, lambda header: b"\xff\xfe" + header), ["line 1 begins with UTF-16's mark"]),
         (
             damage(3, lambda row: row.rsplit(b",", 1)[0]),
             [f"line 3 has {len(COLUMNS) - 1} fields instead of {len(COLUMNS)}"],
@@ -441,6 +441,28 @@ def damage(line, change):
         (damage(3, lambda row: row[:10] + b"\x80\x81" + row[12:]), ["line 3 is not text"]),
         (damage(4, lambda row: row + b"\n" + bytes(4096)[:100] + b"\n"), ["line 5 has 1 fields"]),
         (lambda data: bytes(range(256)) * 20, ["line 1 is not the header"]),
+        (lambda data: b"\xef\xbb\xbf" + data, ["line 1 begins with a byte order mark (save it as UTF-8 without one)"]),
+        (lambda data: data.replace(b"\n", b"\r"), ["line 1 ends with a carriage return alone"]),
+        (
+            damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":1e400,""threshold"":', 1)),
+            ["line 3", "settings is"],
+        ),
+        (
+            damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":NaN,""threshold"":', 1)),
+            ["line 3", "settings is"],
+        ),
+        (
+            damage(
+                3,
+                lambda row: row.replace(b'""threshold"":', b'""a"":' + b"[" * 900 + b"]" * 900 + b',""threshold"":', 1),
+            ),
+            ["line 3", "settings is"],
+        ),
+        (
+            damage(3, lambda row: row.replace(b'""threshold"":', b'""a"":""\\ud800"",""threshold"":', 1)),
+            ["line 3", "settings is"],
+        ),
+        (damage(2, lambda row: row.replace(b",128,", b",1_28,", 1)), ["line 2", "width is '1_28'"]),
         (lambda data: b"\x89PNG garbage without an end of line", ["line 1 is not the header"]),
         (lambda data: b"<<<<<<< HEAD\n" + data, ["line 1 is not the header"]),
     ],

@@ -3,22 +3,25 @@
 import dataclasses
 import gc
 import json
+import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
+import small
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from studied import Broken, again_from_the_table
 
 from fluxnb import families, notebooks, params, study
 from fluxnb.cache import first_block
-from fluxnb.errors import UserError
-from fluxnb.measure import ceilings, ranks, telemetry
-from fluxnb.models import full_size, pipelines
+from fluxnb.errors import LacksMemory, UserError
+from fluxnb.measure import ceilings, load, ranks, telemetry
+from fluxnb.models import embedded, full_size, pipelines
 from fluxnb.stacks import Stack
-from fluxnb.study import kept, subject
+from fluxnb.study import inferences, kept, soak, subject
 from fluxnb.study.candidate import Candidate
 from fluxnb.study.comparison import failure
 from fluxnb.study.pool import _Held
@@ -303,6 +306,130 @@ def test_the_fingerprint_follows_the_files_of_a_folder(tmp_path):
     (folder / "a.safetensors").write_bytes(b"three")
     assert subject.fingerprint(str(folder)) != one
     assert len(subject.fingerprint("embedded")) == 16
+
+
+DECIDES = [
+    "model_index.json", "transformer/config.json", "transformer/a.safetensors", "transformer/a.bin", "vae/b.gguf",
+    "scheduler/scheduler_config.json", "tokenizer/merges.txt", "tokenizer_2/spiece.model", "tokenizer/vocab",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [2**28, 10])
+def test_every_file_that_decides_an_image_changes_the_fingerprint_however_it_was_put_there(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(subject, "_WHOLE", size)  # of small files as of large ones
+    folder, elsewhere = tmp_path / "model", tmp_path / "transformer"
+    tensors = {name: torch.zeros(4096) for name in ("a", "b", "c")}
+    for name in DECIDES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"0" * 300_000)
+    save_file(tensors, folder / "transformer" / "a.safetensors")
+    (folder / "transformer").rename(elsewhere)
+    (folder / "transformer").symlink_to(elsewhere, target_is_directory=True)
+    before = {subject.fingerprint(str(folder))}
+    for path in (folder / name for name in DECIDES):
+        stat, data = path.stat(), bytearray(path.read_bytes())
+        data[-1 if size > 10 else len(data) // 64 * 32] ^= 1
+        (beside := path.with_name("x")).write_bytes(data)
+        os.utime(beside, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as cp -p and rsync do
+        os.replace(beside, path)
+        before.add(subject.fingerprint(str(folder)))
+    assert len(before) == len(DECIDES) + 1
+    tensors["b"][0] = 1
+    save_file(tensors, folder / "transformer" / "a.safetensors")
+    last = subject.fingerprint(str(folder))
+    assert last not in before
+    for name in ("README.md", ".gitattributes", "teacache.json"):
+        (folder / name).write_text("other")
+    assert subject.fingerprint(str(folder)) == last
+
+
+def test_a_model_of_the_hub_is_another_one_at_another_revision(monkeypatch):
+    import huggingface_hub
+
+    commits = iter(["a" * 40, "b" * 40, None])
+
+    def cached(name, file):
+        commit = next(commits)
+        return commit and f"/cache/models--x--y/snapshots/{commit}/{file}"
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    assert [subject.fingerprint("x/y") for _ in range(2)] == [f"x/y@{'a' * 12}", f"x/y@{'b' * 12}"]
+
+
+def test_other_settings_of_a_shipped_model_change_its_fingerprint(tmp_path, monkeypatch):
+    names = (embedded.NAME, embedded.SCHNELL)
+    before = [subject.fingerprint(name) for name in names]
+    weights = shutil.copytree(embedded.FOLDER.parent, tmp_path / "weights")
+    folders = {name: weights / embedded.FOLDERS[name].name for name in names}
+    monkeypatch.setattr(embedded, "FOLDER", folders[embedded.NAME])
+    monkeypatch.setattr(embedded, "FOLDERS", folders)
+    assert [subject.fingerprint(name) for name in names] == before
+    path = folders[embedded.NAME] / "scheduler" / "scheduler_config.json"
+    path.write_text(path.read_text().replace("1000", "999"))
+    assert not set(map(subject.fingerprint, names)) & set(before)
+
+
+def test_force_measures_again_and_makes_the_images_again(begin, made, monkeypatch):
+    s, own = begin()
+    first = s.compare(own, study.plain(STEPS), [study.fewer_steps(2)])
+    made.clear()
+    s, own = begin()
+    assert s.compare(own, study.plain(STEPS), [study.fewer_steps(2)]) == first and not made
+    monkeypatch.setenv("FLUXNB_AFRESH", str(len(s.results.rows())))
+    again = begin()[0].compare(own, study.plain(STEPS), [study.fewer_steps(2)])
+    assert made and not {row.id for row in again} & {row.id for row in first}
+    made.clear()
+    assert begin()[0].compare(own, study.plain(STEPS), [study.fewer_steps(2)]) == again and not made
+    monkeypatch.delenv("FLUXNB_AFRESH")
+    assert begin()[0].compare(own, study.plain(STEPS), [study.fewer_steps(2)]) == again
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"), LacksMemory("too little memory")],
+)
+def test_the_machines_own_memory_is_a_row_too_and_the_next_is_measured(begin, made, error):
+    s, own = begin()
+    broken = study.using(Broken("large", error), STEPS)
+    _, failed, fewer = s.compare(own, study.plain(STEPS), [broken, study.fewer_steps(2)])
+    assert failed.status == "oom" and "memory" in failed.reason and fewer.status == "ok"
+
+
+FULL = torch.cuda.OutOfMemoryError("tried to allocate 90 GiB")
+
+
+def test_every_technique_that_runs_out_of_memory_is_an_oom_row_and_the_next_is_measured(begin, made, monkeypatch):
+    def full(*_, **__):
+        raise FULL
+
+    techniques = {name: make() for name, make in (small.TECHNIQUES | small.COMPILED).items()}
+    for kind in {type(technique) for technique in techniques.values()}:
+        monkeypatch.setattr(kind, "apply", full)
+        monkeypatch.setattr(kind, "check", lambda *_: None, raising=False)
+    s, own = begin()
+    broken = [study.using(technique, STEPS, label=name) for name, technique in techniques.items()]
+    baseline, *rows, fewer = s.compare(own, study.plain(STEPS), [*broken, study.fewer_steps(2)])
+    assert {row.label: (row.status, row.reason) for row in rows} == dict.fromkeys(techniques, ("oom", str(FULL)))
+    assert baseline.status == fewer.status == "ok"
+
+
+@pytest.mark.parametrize("error", [FULL, MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_every_way_to_measure_makes_a_row_of_what_runs_out_of_memory(begin, made, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    s, own = begin()
+    assert s.time("product", {"n": 1}, full, 3).status == "oom"
+    assert s.time("product", {"n": 2}, lambda: None, 3).status == "ok"
+    with monkeypatch.context() as patch:
+        patch.setattr(Loaded, "batch", full)
+        rows = s.survey(own, study.plain(STEPS), [study.fewer_steps(2), study.fewer_steps(3)])
+        rows += inferences.first_and_second(s, own, [study.plain(STEPS)])
+        rows += [soak.soak(s, own, study.plain(STEPS), 1.0)]
+    assert [row.status for row in rows] == ["oom"] * 4
+    said = "Worker 0 could not start: OutOfMemoryError: CUDA out of memory"
+    monkeypatch.setattr(load.Server, "__enter__", lambda _: (_ for _ in ()).throw(UserError(said)))
+    assert [(row.status, row.reason) for row in s.serve(own, [study.Load(1, 1, 1)], 1)] == [("oom", said)]
 
 
 # --- what can't run -----------------------------------------------------------------------------------------

@@ -42,7 +42,15 @@ def shipped(model: str) -> Fit | None:
     from fluxnb.models import embedded
 
     file = (embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE
-    return Fit(**json.loads(file.read_text())) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        found = Fit(**json.loads(file.read_text(encoding="utf-8")))
+        if not all(math.isfinite(c) for c in found.coefficients) or not found.coefficients:
+            raise ValueError("a coefficient is no finite number")
+        return found
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{file} can't be read ({error}): delete it, and fit it again.") from None
 
 
 def coefficients(model: str) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fluxnb.errors import lacks_memory
 from fluxnb.measure import telemetry
 from fluxnb.models import pipelines
 from fluxnb.technique import Unavailable
@@ -67,9 +68,9 @@ def _small_matmul(size: int, dtype: str):
         multiply = product()  # what runs out of memory here is no missing kernel
         try:
             multiply()
-        except torch.cuda.OutOfMemoryError:
-            raise
         except (RuntimeError, NotImplementedError) as error:
+            if lacks_memory(error):
+                raise
             raise Unavailable(f"needs a GPU with matrix units for {dtype}: {str(error).splitlines()[0]}") from error
 
     return run
@@ -102,9 +103,9 @@ def attention(shape: tuple[int, int, int, int], dtype: str, backend: str):
         try:
             with sdpa_kernel(kinds[backend]):
                 torch.nn.functional.scaled_dot_product_attention(q, k, v)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if lacks_memory(error):
+                raise
             raise Unavailable(
                 f"needs a GPU, PyTorch build and shape that {backend} attention supports: {str(error).splitlines()[0]}"
             ) from error

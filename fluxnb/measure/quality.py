@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from fluxnb.errors import UserError
 from fluxnb.measure import perceptual
 
+BLACK = "the image to compare with is black"
 _TAPS = 11  # the window of Wang et al. 2004: 11 x 11 Gaussian, sigma 1.5
 
 
@@ -51,11 +53,14 @@ def compare(references: Sequence, candidates: Sequence) -> dict:
 
     psnr_db is the mean of the decibels over the pairs that differ, psnr_min_db the worst of them; both are
     None when all pairs are identical. psnr_identical counts the identical pairs. The others are means over all
-    pairs, whose images are of one size. Raises ValueError for no images, unequal numbers, or a size too small.
+    pairs, whose images are of one size. Raises ValueError for no images, unequal numbers, or a size too small, and
+    UserError for a black reference: what isn't a number ends as black, and two of these aren't alike.
     """
     if len(references) != len(candidates) or not len(references):
         raise ValueError(f"pairs of images are needed, got {len(references)} references, {len(candidates)} candidates")
     pairs = list(zip(references, candidates, strict=True))
+    if not all(np.asarray(a).any() for a in references):
+        raise UserError(f"{BLACK.capitalize()}, as what is no number ends: use another number format or model.")
     decibels = [psnr(a, b) for a, b in pairs]
     likeness = [ssim(a, b) for a, b in pairs]
     apart = [pair for pair, d in zip(pairs, decibels, strict=True) if d != math.inf]
@@ -86,6 +91,8 @@ def format_psnr(psnr_db: float | None, identical: int = 0) -> str:
 
 def in_words(reference, image) -> str:
     """What a pair of images differs in: "33.2 dB, ST-LPIPS 0.012, FLIP 0.034", or "identical"."""
+    if not np.asarray(reference).any():
+        return BLACK
     found = compare([reference], [image])
     words = format_psnr(found["psnr_db"], found["psnr_identical"])
     return words if found["psnr_identical"] else f"{words}, ST-LPIPS {found['st_lpips']:.3f}, FLIP {found['flip']:.3f}"

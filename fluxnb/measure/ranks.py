@@ -77,16 +77,19 @@ def run(
             "as there are, or fewer."
         )
     with leftovers.folder("ranks") as folder:
-        (folder / CALL).write_bytes(pickle.dumps((function, arguments, limit_s)))
+        try:
+            (folder / CALL).write_bytes(pickle.dumps((function, arguments, limit_s)))
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UserError(f"Ranks can't be given these arguments ({error}): use what pickle takes.") from None
         (folder / RESULTS).touch()
         driver = _start(folder, world)
         deadline, read = time.monotonic() + limit_s, 0
         try:
             while True:
                 over = driver.poll() is not None
-                lines = (folder / RESULTS).read_text(encoding="utf-8").splitlines(keepends=True)
+                lines = (folder / RESULTS).read_text("utf-8", "replace").splitlines(keepends=True)
                 while read < len(lines) and lines[read].endswith("\n"):
-                    yield json.loads(lines[read])
+                    yield _result(lines[read], world)
                     read += 1
                     deadline = time.monotonic() + limit_s
                 if over:
@@ -102,6 +105,16 @@ def run(
                 log.parent.mkdir(parents=True, exist_ok=True)
                 with open(log, "a", encoding="utf-8") as file:
                     file.write(scrub((folder / PRINTED).read_text(encoding="utf-8", errors="replace")))
+
+
+def _result(line: str, world: int) -> dict:
+    try:
+        result = json.loads(line)
+    except (ValueError, RecursionError):
+        result = None
+    if result is None or isinstance(result, int | float | str):
+        raise RankError(f"The first of {world} ranks gave a result that can't be read: {line.strip()[:80]!r}.")
+    return result
 
 
 def _start(folder: Path, world: int) -> subprocess.Popen:

@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxnb.errors import UserError
+from fluxnb.errors import UserError, lacks_memory
 from fluxnb.models import folders
 from fluxnb.models.request import check_channels
 
@@ -140,6 +140,8 @@ def refused(name: str, error: Exception) -> UserError:
         return gated(name)
     if isinstance(error, RepositoryNotFoundError):
         return UserError(f"The hub has no model {name}, or HF_TOKEN may not see it: check the id.")
+    if lacks_memory(error):
+        return folders.unread(f"The model {name}", error, "")
     return UserError(
         f"{name} could not be loaded ({folders.first_line(error)}): check the id and the connection to the hub, "
         "or give a local folder."
@@ -163,12 +165,12 @@ def config(name: str, file: str, local: bool) -> dict:
 
 
 def _sides(size: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d{1,5})(?:[x×*](\d{1,5}))?", size.lower())
+    match = re.fullmatch(r"([0-9]{1,5})(?:[x×*]([0-9]{1,5}))?", size.lower())
     sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not all(SIDES[0] <= side <= SIDES[1] and side % 16 == 0 for side in sides):
         raise UserError(
-            f"SIZE={size} is no size: give width and height in pixels, multiples of 16 from {SIDES[0]} to {SIDES[1]}, "
-            "such as SIZE=1024x1024."
+            f"SIZE={size[:40]} is no size: give width and height in pixels, multiples of 16 from {SIDES[0]} to "
+            f"{SIDES[1]}, such as SIZE=1024x1024."
         )
     return sides
 
@@ -182,8 +184,8 @@ def _own_sides(name: str, vae: dict) -> tuple[int, int]:
 
 def _number(name: str, variable: str, given: str, told: int | None, most: int, what: str) -> int:
     short = variable.removeprefix("FLUXNB_")
-    if given and not (given.isdecimal() and 1 <= int(given) <= most):
-        raise UserError(f"{short}={given} isn't allowed: give a whole number from 1 to {most}.")
+    if given and not (re.fullmatch("[0-9]{1,9}", given) and 1 <= int(given) <= most):
+        raise UserError(f"{short}={given[:80]} isn't allowed: give a whole number from 1 to {most}.")
     if not given and told is None:
         raise UserError(f"{name} doesn't say how many {what}: give {short}=…, a whole number from 1 to {most}.")
     return int(given or told or 0)

@@ -6,11 +6,21 @@ import json
 import re
 from pathlib import Path
 
-from fluxnb.errors import UserError
+from fluxnb.errors import LacksMemory, UserError, lacks_memory
 from fluxnb.models.request import check_channels
 
 SAFE = {"use_safetensors": True}  # of every from_pretrained: a pickle may run whatever it holds
 _WEIGHTS = re.compile(r"[^.]+?(-\d+-of-\d+)?(\.(?P<variant>[^.]+?)(-\d+-of-\d+)?)?\.(safetensors|bin)")
+
+
+PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+_NUMBERS = {  # settings that images are made with
+    "vae/config.json": ("scaling_factor", "shift_factor"),
+    "scheduler/scheduler_config.json": (
+        *("shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "num_train_timesteps"),
+    ),
+}
+_TOKENIZERS = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))  # any of these is a tokenizer
 
 
 def check(folder: Path) -> None:
@@ -26,14 +36,28 @@ def check(folder: Path) -> None:
     if missing:
         raise UserError(f"The model in {folder} has no {', '.join(missing)}: copy or save it again.")
     check_safe(folder, *parts)
-    kind = [*(index.get("transformer") or []), None, None][1]
-    if kind != "FluxTransformer2DModel":
+    for name in ("scheduler", *PARTS):
+        kind = index.get(name)
+        if not (isinstance(kind, list) and len(kind) == 2 and all(isinstance(text, str) and text for text in kind)):
+            raise UserError(
+                f"The model in {folder} has no {name} in its model_index.json, which names a library and a class for "
+                "it: copy or save it again."
+            )
+    for name in (name for name in parts if name.startswith("tokenizer")):
+        if not any(all((folder / name / file).is_file() for file in files) for files in _TOKENIZERS):
+            raise UserError(f"The model in {folder} has no words in its {name}: copy or save it again.")
+    if (kind := index["transformer"][1]) != "FluxTransformer2DModel":
         raise UserError(
-            f"The model in {folder} has {kind or 'no transformer'}, not FLUX.1's FluxTransformer2DModel: give another "
+            f"The model in {folder} has {kind}, not FLUX.1's FluxTransformer2DModel: give another "
             "folder, or copy or save it again."
         )
     config = read(folder, "transformer/config.json", f"The transformer's configuration of {folder}")
     check_channels(config, f"The model in {folder}")
+    for part, names in _NUMBERS.items():
+        settings = read(folder, part)
+        for name in (name for name in names if name in settings):
+            if isinstance(settings[name], bool) or not _is_number(settings[name]):
+                raise UserError(f"The model in {folder} has no number as {name} in {part}: copy or save it again.")
 
 
 def check_safe(folder: Path, *parts: str) -> None:
@@ -58,6 +82,7 @@ def load(folder: Path, dtype, rest: Path | None = None):
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
     whole, own = rest or folder, dict[str, object]()
+    _check_layers(folder)
     variants = _variants(whole)
     if len(variants) > 1:
         raise UserError(
@@ -73,38 +98,140 @@ def load(folder: Path, dtype, rest: Path | None = None):
         given = local | SAFE | ({"variant": variants.pop()} if variants else {})
         pipe = FluxPipeline.from_pretrained(whole, dtype=dtype, **given, **own)
     except Exception as error:  # whatever a damaged folder makes diffusers raise, it is the folder's fault
-        raise UserError(
-            f"The model in {folder} cannot be read ({first_line(error)}): copy or save it again."
-        ) from error
+        raise unread(f"The model in {folder}", error, "copy or save it again") from error
+    check_tokenizers(pipe, f"The model in {folder}")
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             check_complete(part, (folder if name in own else whole) / name)
     return pipe
 
 
-def check_complete(network, folder: Path | str) -> None:
-    """Raises UserError if weights of a network were not in its folder, and are nowhere or made up."""
-    own = network.state_dict(keep_vars=True)
-    lacking = [name for name, tensor in own.items() if tensor.is_meta]
-    files = [*Path(folder).glob("*.safetensors")]
-    if not lacking and files:
-        from safetensors import safe_open
+def unread(what: str, error: Exception, advice: str) -> UserError:
+    """What is said of a model that can't be loaded: memory that lacks isn't the model's fault, nor is a full disk."""
+    if lacks_memory(error):
+        return LacksMemory(
+            f"There is too little memory to load {what[0].lower()}{what[1:]}: free some, or use another."
+        )
+    said = str(error)
+    if "weights_only" in said or "UnpicklingError" in type(error).__name__ or "pickle" in said.lower():
+        return UserError(
+            f"{what} has weights as a pickle that isn't loaded, as it could run code: save it as safetensors "
+            "(save_pretrained does)."
+        )
+    return UserError(f"{what} cannot be read ({first_line(error)}): {advice}.")
 
-        found: set[str] = set()
-        for file in files:
-            with safe_open(file, "pt") as tensors:
-                found |= set(tensors.keys())
-        there = {name for name in own if name in found or any(_same(name, other) for other in found)}
+
+def check_complete(network, folder: Path | str) -> None:
+    """Raises UserError if weights of a network were not in its folder, or those in the folder are no part of it."""
+    own = network.state_dict(keep_vars=True)
+    lacking, extra = [name for name, tensor in own.items() if tensor.is_meta], []
+    found = _names(Path(folder))
+    if not lacking and found:
+        there = {name for name, ends in _ends(own).items() if ends & found} | {n for n in own if n in _endings(found)}
         held = {own[name].data_ptr() for name in there}  # some share a tensor, which is saved once
         lacking = [name for name in own if name not in there and own[name].data_ptr() not in held]
-    if lacking:
-        shown = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
-        raise UserError(f"{folder} has no weights for {shown}: copy or save the model again.")
+        if not getattr(network.config, "quantization_config", None):
+            known = _endings(own)
+            extra = [name for name, ends in _ends(found).items() if not (name in known or ends & set(own))]
+            if hasattr(network, "get_input_embeddings"):  # published text encoders have decoders and buffers beside
+                extra = [name for name in extra if _BLOCK.search(name) and not name.startswith("decoder.")]
+    for names, what in (
+        (lacking, "has no weights for"),
+        (sorted(extra), "has weights that its config.json has no place for,"),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise UserError(f"{folder} {what} {shown}: copy or save the model again.")
 
 
-def _same(name: str, other: str) -> bool:
-    """Whether two names differ by a prefix only, which libraries add and drop."""
-    return name.endswith(f".{other}") or other.endswith(f".{name}")
+def check_numbers(pipe, what: str) -> None:
+    """Raises UserError if a weight of a pipeline is no number, as NaN and infinity: its images would be black."""
+    import torch
+
+    for part, network in pipe.components.items():
+        if not isinstance(network, torch.nn.Module):
+            continue
+        for name, tensor in network.named_parameters():
+            if (
+                type(tensor) not in (torch.Tensor, torch.nn.Parameter)
+                or not tensor.is_floating_point()
+                or tensor.is_meta
+            ):
+                continue
+            values = tensor.detach().to(torch.bfloat16) if tensor.itemsize == 1 else tensor.detach()
+            if values.numel() and not all(map(torch.isfinite, values.aminmax())):
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise UserError(
+                    f"{what} has weights in its {part} that are no numbers in {kind} (NaN or infinite), {name}: copy "
+                    "or save it again, or use another number format."
+                )
+
+
+def check_tokenizers(pipe, what: str) -> None:
+    """Raises UserError unless each tokenizer has about as many words as its text encoder knows."""
+    for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        if getattr(pipe, name, None) is None or getattr(pipe, encoder, None) is None:
+            raise UserError(f"{what} has no {name} or no {encoder}: copy or save it again.")
+        words, known = len(getattr(pipe, name)), getattr(pipe, encoder).get_input_embeddings().num_embeddings
+        if not known * 0.9 <= words <= known:
+            raise UserError(
+                f"{what} has a {name} of {words} words and a {encoder} that knows {known}: they don't belong together; "
+                "copy or save it again."
+            )
+
+
+_BLOCK = re.compile(r"(^|\.)(layers?|blocks?|transformer_blocks|single_transformer_blocks)\.\d+\.")
+# a part -> the setting in its config.json, and the beginning of its weights' names before a block's number
+_LAYERS = {
+    "transformer": {"num_layers": "transformer_blocks", "num_single_layers": "single_transformer_blocks"},
+    "text_encoder": {"num_hidden_layers": "encoder.layers"},
+    "text_encoder_2": {"num_layers": "encoder.block"},
+}
+
+
+def _names(folder: Path) -> set[str]:
+    """The names of the weights in a folder's safetensors, by their headers; none where there are no such files."""
+    from safetensors import SafetensorError, safe_open
+
+    found: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt") as tensors:
+                found |= set(tensors.keys())
+        except (SafetensorError, OSError) as error:
+            raise unread(str(file), error, "copy or save it again") from None
+    return found
+
+
+def _check_layers(folder: Path) -> None:
+    """Raises UserError, before anything is built, where a configuration has another number of blocks than weights."""
+    for part, settings in _LAYERS.items():
+        names = _names(folder / part)
+        if not names or not (folder / part / "config.json").is_file():
+            continue
+        config = read(folder, f"{part}/config.json")
+        for setting, before in settings.items():
+            matches = (re.search(rf"(?:^|\.){re.escape(before)}\.(\d+)\.", name) for name in names)
+            count = max((int(match[1]) + 1 for match in matches if match), default=0)
+            told = config.get(setting, count)
+            if told != count:
+                raise UserError(
+                    f"The model in {folder} has weights of {count} {before.rpartition('.')[2]} in its {part} and "
+                    f"{setting} {told!r:.20} in the configuration: copy or save it again."
+                )
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e9
+
+
+def _ends(names) -> dict[str, set[str]]:
+    """Each name with all that is left of it without prefixes, which libraries add and drop."""
+    return {name: {name} | {name[i + 1 :] for i, letter in enumerate(name) if letter == "."} for name in names}
+
+
+def _endings(names) -> set[str]:
+    return set().union(*_ends(names).values())
 
 
 def _variants(folder: Path) -> set[str]:
@@ -125,7 +252,9 @@ def _parts(index: dict) -> list[str]:
 def read(folder: Path, name: str, what: str = "") -> dict:
     """The settings in a JSON file of a folder. Raises UserError that begins with `what` if they can't be read."""
     try:
-        found = json.loads((folder / name).read_text())
+        if (folder / name).is_fifo():  # reading would wait for ever
+            raise ValueError("it is no file")
+        found = json.loads((folder / name).read_text(encoding="utf-8-sig"))
         if not isinstance(found, dict):
             raise ValueError("it is no list of settings")
         return found

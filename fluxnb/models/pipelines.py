@@ -131,7 +131,10 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     else:
         pipe = _from_hub(name, DTYPES[dtype])
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    pipe = pipe.to(device)
+    if name not in RANDOM:
+        folders.check_numbers(pipe, f"The model {name}")
+    return pipe
 
 
 def weights_gib(name: str, dtype: str) -> float:
@@ -221,10 +224,8 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
     except UserError:
         raise
     except Exception as error:  # whatever a damaged folder or an absent hub makes diffusers raise
-        raise UserError(
-            f"The ControlNet {source} cannot be read ({first_line(error)}): check the folder, or the id and the "
-            "connection to the hub."
-        ) from error
+        advice = "check the folder, or the id and the connection to the hub"
+        raise folders.unread(f"The ControlNet {source}", error, advice) from error
 
 
 def lacks_controlnet(name: str) -> str:
@@ -374,9 +375,11 @@ def _from_hub(name: str, dtype):
     with contextlib.suppress(OSError, ValueError):  # which loading will say better
         request.check_channels(FluxTransformer2DModel.load_config(name, subfolder="transformer"), name)
     try:
-        return FluxPipeline.from_pretrained(name, dtype=dtype, **folders.SAFE)
-    except (OSError, ValueError) as error:
+        pipe = FluxPipeline.from_pretrained(name, dtype=dtype, **folders.SAFE)
+    except Exception as error:  # whatever the hub's answer or a damaged cache makes diffusers raise
         raise facts.refused(name, error) from error
+    folders.check_tokenizers(pipe, f"The model {name}")
+    return pipe
 
 
 def _quiet() -> None:

@@ -109,7 +109,7 @@ class StudyParams:
     models: list[str] = _key("models by name: embedded, flux-dev-random, a hub id or a local folder")
     distilled: list[str] | None = _key("four-step models: embedded-schnell, flux-schnell-random; null = none")
     prompts: list[str] | None = _key("prompts of yours; null = kept out of the embedded model's training")
-    judged: int = _key("how many of them judge images: every mean is over these", low=1, high=1000)
+    judged: int = _key("how many of them judge images: every mean is over these", low=1, high=500)
     shown: list[str] | None = _key("prompts shown in every grid and counted in no mean; null = the documents' own")
     clip: str | None = _key("a CLIP that judges how images fit their prompts: a hub id or a local folder; null = none")
     seeds: list[int] = _key("seeds; each prompt is drawn once with each of them", low=0, high=2**32 - 1)

@@ -115,8 +115,8 @@ def write_json(path: Path, value: dict) -> None:
 def read_json(path: Path) -> dict:
     """The mapping in a JSON file, or {} when there is no such file or it isn't a mapping."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -211,6 +211,8 @@ def _rows(table: Path) -> Iterator[dict]:
     """The table's lines as far as they can be read."""
     # the column of single latencies may be longer than csv's default field limit of 128 KiB
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    if not table.is_file():
+        return
     try:
         with open(table, newline="", encoding="utf-8", errors="replace") as file:
             yield from (row for row in csv.DictReader(file) if row.get("notebook"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from fluxnb import notebooks
@@ -80,7 +81,7 @@ def read(place: Place) -> list[Page]:
         if page.status == "unshown" and read_state(place.build, stem).get("status") in ("running", "interrupted"):
             page.problem = "its rows are being measured, or were when the run was stopped"
         facts = kept.get(stem)
-        if facts and (place.reports / page.href).is_file() and _is_later(facts["state"], page):
+        if facts and (place.reports / page.href).is_file() and _is_later(facts.get("state") or {}, page):
             page.notebook = None
             for name, value in facts.items():
                 setattr(page, name, value)
@@ -138,7 +139,8 @@ def _executed(place: Place, stem: str, rows: int) -> Page | None:
 def _is_later(state: dict, page: Page) -> bool:
     """Whether a page of this state was executed after the one here, if there is one here."""
     when = "started" if state.get("started") else "finished"  # a page made anew finished when its rows were measured
-    return page.notebook is None or (state.get(when) or "") > (page.state.get(when) or "")
+    now = datetime.now(UTC).isoformat()  # a page from the future was made before the clock was set back
+    return page.notebook is None or (page.state.get(when) or "") < (state.get(when) or "") <= now
 
 
 def _title(content: dict, stem: str) -> str:

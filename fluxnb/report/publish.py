@@ -19,6 +19,7 @@ from fluxnb.report import (
     TABLE,
     Place,
     copy,
+    count_rows,
     durations,
     own,
     read_json,
@@ -51,6 +52,7 @@ def report(chosen, root: Path, only=None, force: bool = False, replay: bool = Fa
         chosen = _as_committed(chosen, place)
     if force:
         os.environ["FLUXNB_FORCE"] = "1"
+        os.environ["FLUXNB_AFRESH"] = "0" if replay else str(sum(count_rows(place.table).values()))
     status = run(
         chosen,
         place,

@@ -8,6 +8,7 @@ executed is put where a run without jobs would have left it: rendering and resum
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -73,6 +74,7 @@ def sweep(
     if launch not in LAUNCHES:
         raise UserError(f"LAUNCH={launch} is no way to run notebooks: choose one of {', '.join(LAUNCHES)}.")
     if launch == "slurm":
+        _slurm_options()
         check_slurm()
     jobs = [_prepare(chosen, place, stem, force) for stem in stems]
     run = _on_slurm if launch == "slurm" else _here
@@ -272,12 +274,21 @@ def _trouble(sent) -> str:
 
 def _slurm_options() -> dict:
     """SLURM_OPTIONS="partition=gpu account=me time=600" as submitit wants them; time in minutes."""
-    given = {}
-    for part in shlex.split(os.environ.get("SLURM_OPTIONS", "")):
+    given: dict[str, int | str] = {}
+    written = os.environ.get("SLURM_OPTIONS", "")
+    allowed = 'write name=value, such as "partition=gpu time=600"'
+    try:
+        parts = shlex.split(written)
+    except ValueError as error:
+        raise UserError(f"SLURM_OPTIONS={written!r:.80} can't be read ({error}): {allowed}.") from None
+    for part in parts:
         name, equals, value = part.partition("=")
-        if not equals or not name.isidentifier():
-            raise UserError(f'SLURM_OPTIONS has {part!r}: write name=value, such as "partition=gpu time=600".')
-        given["timeout_min" if name == "time" else f"slurm_{name}"] = int(value) if value.isdigit() else value
+        if not equals or not re.fullmatch(r"[a-z][a-z0-9_-]*", name) or not value.isprintable():
+            raise UserError(f"SLURM_OPTIONS has {part!r:.80}: {allowed}.")
+        if name == "time" and not (re.fullmatch(r"[0-9]{1,6}", value) and int(value)):
+            raise UserError(f"SLURM_OPTIONS has time={value!r:.80}: give whole minutes, such as time=600.")
+        number = re.fullmatch(r"[0-9]{1,15}", value)
+        given["timeout_min" if name == "time" else f"slurm_{name.replace('-', '_')}"] = int(value) if number else value
     return given
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fluxnb.errors import UserError
+from fluxnb.errors import LacksMemory, UserError, lacks_memory
 from fluxnb.measure import latency, stats, telemetry
 from fluxnb.study.candidate import Candidate
 from fluxnb.study.judging import judge, trace_of
@@ -26,6 +26,7 @@ from fluxnb.technique import Unavailable, applied
 from fluxnb.techniques import compilation
 
 SLOW_S = 20.0  # of images that take longer than this two are warm-up enough
+FAILURES = (RuntimeError, MemoryError, LacksMemory)  # what is the row's and not the study's
 Append = Callable[[Candidate, dict], Row]
 
 
@@ -156,7 +157,7 @@ class Comparison:
         try:
             with telemetry.Sampler() as sampler:
                 samples = list(latency.interleave(runs, self.subject.rounds, around=around).values())
-        except RuntimeError as error:
+        except FAILURES as error:
             if ready and isinstance(error, torch.cuda.OutOfMemoryError):
                 return False
             for prepared in ready:
@@ -170,7 +171,7 @@ class Comparison:
         for runner, seconds in zip(runners[1 + again :], samples[1 + again :], strict=True):
             try:
                 self._row(self._taken(runner, seconds, sampler), row)
-            except RuntimeError as error:
+            except FAILURES as error:
                 self._append(runner.prepared.candidate, failure(error))
         return True
 
@@ -217,7 +218,7 @@ class Comparison:
             with telemetry.Sampler() as sampler:
                 samples = latency.interleave({"": runner.run}, rounds, around={"": runner.ready})
             return self._taken(runner, samples[""], sampler)
-        except RuntimeError as error:
+        except FAILURES as error:
             self._refuse(candidate, failure(error), error)
             return None
 
@@ -242,7 +243,7 @@ class Comparison:
             proof = {"patience_s": candidate.patience_s}
             self._refuse(candidate, {"status": "unavailable", "reason": said, "proof": proof})
             return None
-        except RuntimeError as error:
+        except FAILURES as error:
             if isinstance(error, torch.cuda.OutOfMemoryError) and self.pool.beside(subject):
                 raise
             self._refuse(candidate, failure(error), error)
@@ -256,7 +257,7 @@ class Comparison:
         """A row for what can't run; a comparison without its baseline is nothing, unless it lacks memory."""
         self._append(candidate, columns)
         if candidate is self.baseline:
-            if not isinstance(error, torch.cuda.OutOfMemoryError):
+            if not lacks_memory(error):
                 raise error or UserError(columns["reason"])
             self._lacking = columns["reason"]
 
@@ -366,7 +367,7 @@ def by_itself(
             taken = stats.summary([latency.timed(run) for _ in range(repeats)])
         steady = {"stable": int(warmed.stable)} if warmed else {}
         return {"status": "ok", **taken, **steady, **watched(sampler.result, host), **(also() if also else {})}
-    except (Unavailable, RuntimeError) as error:
+    except (Unavailable, *FAILURES) as error:
         return failure(error)
 
 
@@ -397,15 +398,14 @@ def held(run: Callable, repeats: int, held_s: float) -> dict:
     return {**stats.summary(samples), **watched(sampler.result, host), "proof": {"timed_s": round(sum(taken), 3)}}
 
 
-def failure(error: Unavailable | RuntimeError) -> dict:
+def failure(error: Exception) -> dict:
     """The columns of what went wrong, with the line of the message that says most."""
     if isinstance(error, Unavailable):
         return {"status": "unavailable", "reason": str(error)}
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
-    # of a rank only what it said is known
-    if isinstance(error, torch.cuda.OutOfMemoryError) or torch.cuda.OutOfMemoryError.__name__ in lines[0]:
+    if lacks_memory(error):
         latency.free_memory()
-        return {"status": "oom", "reason": lines[0]}
+        return {"status": "oom", "reason": lines[0] if str(error).strip() else "too little memory"}
     # torch.compile puts the name of the backend first and what happened behind it
     said = lines[1] if len(lines) > 1 and lines[0].endswith("raised:") else lines[0]
     more = [line.partition("context:")[2].strip() for line in lines if line.startswith("Developer debug context:")]

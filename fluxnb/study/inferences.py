@@ -9,7 +9,7 @@ import torch
 from fluxnb.measure import latency, stats, telemetry
 from fluxnb.study import kept
 from fluxnb.study.candidate import Candidate
-from fluxnb.study.comparison import failure, watched
+from fluxnb.study.comparison import FAILURES, failure, watched
 from fluxnb.study.judging import trace_of
 from fluxnb.study.loop import Task
 from fluxnb.study.row import Row
@@ -36,7 +36,7 @@ def first_and_second(s: Study, subject: Subject, candidates: list[Candidate], an
         for task in due:
             try:
                 s.append(task, _measured(s, one, of[task], anew, task))
-            except (Unavailable, RuntimeError) as error:
+            except (Unavailable, *FAILURES) as error:
                 s.append(task, failure(error))
 
     return s.measured(list(of), timer)

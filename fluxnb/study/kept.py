@@ -55,9 +55,14 @@ def _name(key: dict) -> str:
     return hashlib.sha256(canonical(key).encode()).hexdigest()[:16]
 
 
+def folder(images_dir: Path, key: dict) -> Path:
+    """Where what has this key is kept."""
+    return images_dir / _name(key)
+
+
 def find(images_dir: Path, key: dict) -> Kept | None:
     """What was kept under this key, None if it isn't whole."""
-    return _read(images_dir / _name(key))
+    return _read(folder(images_dir, key))
 
 
 def every(images_dir: Path) -> list[Kept]:
@@ -83,5 +88,5 @@ def _read(folder: Path) -> Kept | None:
         traces = json.loads((folder / TRACES).read_text())
         inputs = [(prompt, seed) for prompt, seed in about["inputs"]]
         return Kept(about["key"], about["label"], inputs, folder, traces)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -18,6 +18,7 @@ from fluxnb.study.row import KEY, Row
 from fluxnb.study.session import Session
 
 RUN_IT = "run this notebook without REPLAY=1, on the GPU that it is about."
+AFRESH = "FLUXNB_AFRESH"  # variable of `make report FORCE=1`: so many rows were there before, and count no more
 NOT_THERE = "not in the table that this page was made from, with these settings"
 PROGRESS = "FLUXNB_PROGRESS"  # the file that a kernel of `make report` tells how far it is
 
@@ -73,7 +74,7 @@ class Rows:
     def find(self, task: Task, shown: bool = False) -> Row | None:
         """A row that is enough; to be shown also an error. In a replay what isn't there raises."""
         if not telemetry.replayed():
-            row = self.results.find(task.key, task.code, errors=shown)
+            row = self.results.find(task.key, task.code, errors=shown, after=int(os.environ.get(AFRESH) or 0))
             return row if row is None or shown or task.enough(row) else None
         row = self.results.find(task.key, errors=True, anywhere=True)
         if row is None and task.meaning["family"] == families.BASELINE.name:  # there is nothing to set others beside

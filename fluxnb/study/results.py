@@ -16,12 +16,15 @@ import math
 import numbers
 import os
 import re
+import stat
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from fluxnb.errors import UserError
+from fluxnb.params.reading import plain
 from fluxnb.scrub import scrubbed
 from fluxnb.study.row import COLUMNS, FINISHED, KEY, STATUSES, WEIGHTS, Row, row_id
 
@@ -33,6 +36,9 @@ except ImportError:  # Windows has no flock: one process at a time there
 _ALWAYS = ("notebook", "technique", "gpu", "versions")  # without these, and a host, a key would find strangers
 _ANYWHERE = tuple(name for name in KEY if name not in ("host", "versions"))  # whatever the machine and its software
 _HEADER = ",".join(COLUMNS)
+_MARKS = {b"\xef\xbb\xbf": "a byte order mark", b"\xff\xfe": "UTF-16's mark", b"\xfe\xff": "UTF-16's mark"}
+_NUMBERS = {"int": "-?[0-9]{1,18}", "float": "[-+.0-9a-zA-Z]+"}
+_MOST_DEPTH = 20  # of settings and proofs, far more than any has
 
 
 class Results:
@@ -83,7 +89,9 @@ class Results:
             self.append({name: value for name, value in row.as_dict().items() if value is not None})
         return len(new)
 
-    def find(self, key: dict, code: str | None = None, errors: bool = False, anywhere: bool = False) -> Row | None:
+    def find(
+        self, key: dict, code: str | None = None, errors: bool = False, anywhere: bool = False, after: int = 0
+    ) -> Row | None:
         """The newest finished row (status ok, oom or unavailable) with this key, or None.
 
         Args:
@@ -91,6 +99,7 @@ class Results:
             code: only a row of techniques whose code had this digest; None: of any.
             errors: of a key that has no finished row, its newest error.
             anywhere: of any machine and any versions: what a replay shows.
+            after: so many rows at the table's beginning don't count.
 
         Raises ValueError for a column that is not part of the key, or a missing notebook, technique, gpu, host
         or versions.
@@ -106,8 +115,11 @@ class Results:
             alike = [row for row in self._rows if key_of(row, _ANYWHERE) == wanted]
         else:
             alike = self._alike(key)
+        earlier = {row.id for row in self._rows[:after]}
         error = None
         for row in reversed(alike):
+            if row.id in earlier:
+                continue
             if row.status in FINISHED and code in (None, row.code):
                 return row
             error = error or (row if row.status not in FINISHED else None)
@@ -148,6 +160,9 @@ class Results:
     @contextmanager
     def _open(self, flags: int):
         """A locked file descriptor, so that neither a reader nor a second writer sees half a line."""
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.stat(self.path).st_mode):  # reading a pipe would wait for ever
+                raise OSError(errno.EINVAL, "it is no file")
         while True:
             fd = os.open(self.path, flags | getattr(os, "O_BINARY", 0), 0o644)
             if fcntl:
@@ -248,6 +263,11 @@ class Results:
         """The rows of the first `whole` bytes, all complete lines. Raises UserError naming the line."""
         if not data:
             return []
+        for mark, what in _MARKS.items():
+            if data.startswith(mark):
+                raise self._malformed(1, f"begins with {what} (save it as UTF-8 without one)")
+        if b"\r" in data and b"\n" not in data:
+            raise self._malformed(1, "ends with a carriage return alone (save it with line feeds)")
         if whole == 0:
             if not _HEADER.encode().startswith(data):  # else the header itself is unfinished
                 raise self._malformed(1, "is not the header of a table of results")
@@ -276,7 +296,7 @@ class Results:
         if extra and {"id", *KEY} <= set(columns) and all(map(str.isidentifier, extra)):
             raise UserError(
                 f"{self.path} was written by a newer fluxnb, with columns this one does not know "
-                f"({', '.join(extra)}): update fluxnb, or move the file away; nothing was changed."
+                f"({plain(', '.join(extra), 300)}): update fluxnb, or move the file away; nothing was changed."
             )
         if not set(KEY) <= set(columns) or columns != [name for name in COLUMNS if name in columns]:
             raise self._malformed(1, "is not the header of a table of results")
@@ -310,9 +330,8 @@ class Results:
                 )
 
     def _malformed(self, line: int, what: str) -> UserError:
-        return UserError(
-            f"{self.path} line {line} {what}: move the file away or restore it from git; nothing was changed."
-        )
+        said = f"{self.path} line {line} {plain(what, 300)}"
+        return UserError(f"{said}: move the file away or restore it from git; nothing was changed.")
 
 
 def canonical(settings: dict) -> str:
@@ -414,21 +433,34 @@ def _decoded(name: str, cell: str):
     if not cell:
         return {} if name == "settings" else None
     try:
-        if kind == "int":
-            return int(cell)
-        if kind == "float":
-            return _float(name, float(cell))
+        if kind in _NUMBERS:
+            if not re.fullmatch(_NUMBERS[kind], cell):  # Python takes 1_0, " 1" and other alphabets' digits, too
+                raise ValueError
+            return int(cell) if kind == "int" else _float(name, float(cell))
         if kind == "time":
             _time(cell)
             return cell
-        value = json.loads(cell, parse_constant=_no_constant)
-    except ValueError:
+        value = json.loads(cell, parse_constant=_no_constant, parse_float=partial(_read_float, name))
+        if cell.count("{") + cell.count("[") > _MOST_DEPTH and _depth(value) > _MOST_DEPTH:
+            raise ValueError
+        if "\\ud" in cell.lower():  # half a character, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
         raise ValueError(f"{name} is {cell[:40]!r}") from None
     if kind == "dict" and isinstance(value, dict):
         return value
     if kind == "list" and isinstance(value, list):
         return [_float(name, v) for v in value]
     raise ValueError(f"{name} is {cell[:40]!r}")
+
+
+def _depth(value) -> int:
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, below), default=0)
+
+
+def _read_float(name: str, text: str) -> float:
+    return _float(name, float(text))
 
 
 def _no_constant(name: str):
@@ -462,5 +494,5 @@ def _line(cells) -> str:
 
 
 def _state(fd: int) -> tuple:
-    stat = os.fstat(fd)
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    now = os.fstat(fd)
+    return now.st_ino, now.st_size, now.st_mtime_ns

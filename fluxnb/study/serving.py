@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 
 from fluxnb import families
+from fluxnb.errors import UserError, lacks_memory
 from fluxnb.measure import load, telemetry
-from fluxnb.study.comparison import watched
+from fluxnb.study.comparison import failure, watched
 from fluxnb.study.loop import Rows, Task
 from fluxnb.study.row import Row
 from fluxnb.study.subject import Subject
@@ -88,8 +89,16 @@ def measure(rows: Rows, subject: Subject, loads: dict[Task, Load], due: list[Tas
     first, *_ = loads
     processes, steps = first.key["gpus"], first.key["steps"]
     images = tuple({loads[task].images for task in due})
-    with load.Server(subject, processes, PLACES, batch, images) as server:
-        for task in due:
-            found = rows.find(first)
-            capacity = found.images_per_s / found.images_each * processes if found else None
-            rows.append(task, loads[task].put_on(server, steps, capacity))
+    left = list(due)
+    try:
+        with load.Server(subject, processes, PLACES, batch, images) as server:
+            while left:
+                found = rows.find(first)
+                capacity = found.images_per_s / found.images_each * processes if found and found.ok else None
+                rows.append(left[0], loads[left[0]].put_on(server, steps, capacity))
+                left.pop(0)
+    except UserError as error:  # nothing was done, or there was nobody to do it
+        if not lacks_memory(error):
+            raise
+        for task in left:
+            rows.append(task, failure(error))

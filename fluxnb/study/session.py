@@ -29,6 +29,8 @@ class Session:
         """Its id: of this machine's newest row, if that is of this boot and less than an hour old, else a new one."""
         if self.id is None:
             own = [r for r in rows if r.host == self.host and r.session and r.measured_at]
+            # what was measured before the clock was set back says nothing of now
+            own = [r for r in own if datetime.fromisoformat(r.measured_at) <= datetime.now(UTC)]
             newest = max(own, key=lambda r: r.measured_at, default=None)
             since = max(_booted(), datetime.now(UTC) - GAP)
             joined = newest is not None and datetime.fromisoformat(newest.measured_at) > since

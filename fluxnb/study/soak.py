@@ -12,7 +12,7 @@ import torch
 from fluxnb.families import SERVING
 from fluxnb.measure import latency, stats, telemetry
 from fluxnb.study.candidate import Candidate
-from fluxnb.study.comparison import SLOW_S, failure, watched
+from fluxnb.study.comparison import FAILURES, SLOW_S, failure, watched
 from fluxnb.study.loop import Task
 from fluxnb.study.row import Row
 from fluxnb.study.study import Study
@@ -42,7 +42,7 @@ def soak(s: Study, subject: Subject, candidate: Candidate, seconds: float, origi
         try:
             columns = _soaked(s.loaded(own), candidate, seconds)
             columns["proof"]["origin"] = origin
-        except (Unavailable, RuntimeError) as error:
+        except (Unavailable, *FAILURES) as error:
             columns = failure(error)
         s.append(task, columns)
 

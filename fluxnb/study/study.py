@@ -11,14 +11,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from fluxnb import families, params
-from fluxnb.errors import UserError
+from fluxnb.errors import UserError, lacks_memory
 from fluxnb.families import Family
 from fluxnb.measure import clip, telemetry
 from fluxnb.study import fitted, kept, serving, spreading
 from fluxnb.study.candidate import Candidate
-from fluxnb.study.comparison import Comparison, by_itself, failure
+from fluxnb.study.comparison import FAILURES, Comparison, by_itself, failure
 from fluxnb.study.judging import judge, trace_of
-from fluxnb.study.loop import RUN_IT, Rows, Task
+from fluxnb.study.loop import AFRESH, RUN_IT, Rows, Task
 from fluxnb.study.pool import Pool
 from fluxnb.study.results import Results
 from fluxnb.study.row import Row
@@ -53,7 +53,7 @@ class Study(Subjects, Rows):
     def __init__(self, chosen: params.Params, notebook: str, root: Path):
         place = chosen.report_dir if telemetry.replayed() else chosen.own_dir
         super().__init__(Results(root / place / "results.csv"), notebook, root)
-        self.params, self.pool = chosen, Pool()
+        self.params, self.pool, self._kept = chosen, Pool(), set[Path]()  # folders of images that were made here
         self.images_dir, self.ranks_log = (root / chosen.build_dir / name for name in ("images", "ranks.log"))
 
     @property
@@ -130,10 +130,15 @@ class Study(Subjects, Rows):
         tasks = [self._task(subject, c, judged=True) for c in candidates]
 
         def timer(due: list[Task]) -> None:
-            references, _ = self._images(subject, baseline)
+            try:
+                references, lacking = self._images(subject, baseline)[0], None
+            except FAILURES as error:
+                if not lacks_memory(error):
+                    raise
+                references, lacking = [], failure(error)
             for task, candidate in zip(tasks, candidates, strict=True):
                 if task in due:
-                    self.append(task, self._judged(subject, candidate, references))
+                    self.append(task, lacking or self._judged(subject, candidate, references))
 
         return self.measured(tasks, timer)
 
@@ -143,7 +148,7 @@ class Study(Subjects, Rows):
         try:
             images, traces = self._images(subject, candidate)
             return row | {"status": "ok", **judge(own, references, images, traces, self.pool.get(own))}
-        except (Unavailable, RuntimeError) as error:
+        except (Unavailable, *FAILURES) as error:
             return failure(error)
 
     def spread(self, subject: Subject, candidates: list[Candidate], limit_s: float = 300.0) -> list[Row]:
@@ -231,7 +236,9 @@ class Study(Subjects, Rows):
         """The images and traces of all inputs: from the disk, else those in `made`, the rest made here."""
         made, own = dict(made or {}), candidate.of(subject)
         key = kept.key_of(self.key(subject, candidate), self._code(subject, candidate))
-        if found := kept.find(self.images_dir, key):
+        name = kept.folder(self.images_dir, key)
+        afresh = os.environ.get(AFRESH, "0") not in ("", "0") and name not in self._kept
+        if not afresh and (found := kept.find(self.images_dir, key)):
             return [found.image(i) for i in range(len(own.inputs))], found.traces
         if telemetry.replayed():
             label = candidate.meaning["label"]
@@ -244,6 +251,7 @@ class Study(Subjects, Rows):
                     images = loaded.batch(batch, candidate.steps)
                     made |= {given: (image, trace_of(candidate)) for given, image in zip(batch, images, strict=True)}
         images, traces = (list(column) for column in zip(*(made[given] for given in own.inputs), strict=True))
+        self._kept.add(name)
         kept.keep(self.images_dir, key, candidate.meaning["label"], own.inputs, images, traces)
         return images, traces
 

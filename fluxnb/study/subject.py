@@ -222,36 +222,86 @@ def _material(prompt: str, seed: int, width: int, height: int) -> material.Mater
 
 
 def fingerprint(name: str) -> str:
-    """What identifies a model's weights: a digest of the files of a folder, the name of anything else."""
+    """What identifies a model: a digest of the files of a folder, the hub's revision, the name of anything else."""
     folder = embedded.FOLDERS.get(name) or Path(name).expanduser()
     if not folder.is_dir():
-        return name
-    if name in embedded.FOLDERS:  # the probe's weights say what is in its images
-        whole = sorted(embedded.FOLDER.rglob("*.safetensors"))
-        shared = [path for path in whole if not (folder / path.relative_to(embedded.FOLDER)).is_file()]
-        files = [probe.FOLDER / probe.FILE, *sorted(folder.rglob("*.safetensors")), *shared]
-    else:  # how a model is put together counts as much, and what the study fits to it doesn't
-        files = sorted(p for p in folder.rglob("*.*") if p.suffix in (".safetensors", ".bin", ".json", ".model"))
-        files = [path for path in files if path.name != teacache.FILE]
-    stats = [(str(path), path.stat()) for path in files]
-    return _digest_of(tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+        return name + _revision(name)
+    if name not in embedded.FOLDERS:  # how a model is put together counts as much; what the study fits to it doesn't
+        # a part may be a link to another folder
+        folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")]
+        files = sorted(path for place in folders for path in place.iterdir() if path.is_file() and path.name[0] != ".")
+        files = [path for path in files if path.suffix not in _ASIDE and path.name != teacache.FILE]
+        return _digest_of(_states(files, folder))
+    whole = sorted(embedded.FOLDER.rglob("*.safetensors"))
+    shared = [path for path in whole if not (folder / path.relative_to(embedded.FOLDER)).is_file()]
+    # the probe's weights say what is in its images
+    weights = _digest_of(_states([probe.FOLDER / probe.FILE, *sorted(folder.rglob("*.safetensors")), *shared]))
+    settings = _digest_of(
+        _states(sorted({*folder.glob("*/*.json"), *embedded.FOLDER.glob("*/*.json")}), embedded.FOLDER.parent)
+    )
+    return weights if settings == _SETTINGS.get(name) else _digest_text(weights + settings)
+
+
+_ASIDE = (".md", ".png", ".jpg", ".jpeg", ".webp")  # files of a model that decide nothing
+_WHOLE = 2**28  # bytes of a file that is read as a whole
+# of the shipped models' settings and tokenizers, as their rows were measured with: others give another fingerprint
+_SETTINGS = {embedded.NAME: "f69ee110f6690eb1", embedded.SCHNELL: "9795a5aede7cc64e"}
+
+
+def _revision(name: str) -> str:
+    """The commit of a hub's model that is on this machine, as "@" and its digits; "" for anything else."""
+    import huggingface_hub
+
+    if name.count("/") != 1:
+        return ""
+    for file in ("transformer/config.json", "config.json", "model_index.json"):
+        found = huggingface_hub.try_to_load_from_cache(name, file)
+        if isinstance(found, str):
+            return f"@{found.split('snapshots/')[-1].split('/')[0][:12]}"
+    return ""
+
+
+def _states(files: list[Path], root: Path | None = None) -> tuple:
+    """What a digest of files is kept under: their paths, what they are called in it, and how they were changed last."""
+    called = [path.relative_to(root).as_posix() if root else path.name for path in files]
+    states = [path.stat() for path in files]
+    return tuple(
+        (str(path), name, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
+        for path, name, state in zip(files, called, states, strict=True)
+    )
 
 
 @functools.lru_cache(maxsize=16)
-def _digest_of(files: tuple[tuple[str, int, int], ...]) -> str:
+def _digest_of(files: tuple[tuple, ...]) -> str:
     digest = hashlib.sha256()
-    for name, size, _ in files:
-        path = Path(name)
-        digest.update(path.name.encode())
+    for path, called, size, *_ in files:
+        digest.update(called.encode())
         with open(path, "rb") as file:
-            if size < 2**28:
+            if size < _WHOLE:
                 digest.update(file.read())
                 continue
             digest.update(str(size).encode())
-            for place in range(0, size, size // 64):  # reading 34 GB takes minutes
+            for place, count in _samples(file, size):  # reading 34 GB takes minutes
                 file.seek(place)
-                digest.update(file.read(2**16))
+                digest.update(file.read(count))
     return digest.hexdigest()[:16]
+
+
+def _samples(file, size: int) -> list[tuple[int, int]]:
+    """(place, bytes) of a large file: the header of safetensors and a part of every tensor; else 64 parts of it."""
+    evenly = [(place, 2**16) for place in range(0, size, size // 64)]
+    try:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length) if length < 2**26 else "")
+        offsets = [tensor["data_offsets"] for key, tensor in header.items() if key != "__metadata__"]
+        starts = [(8 + length + start + part, 2**12) for start, end in offsets for part in (0, (end - start) // 2)]
+        return [(0, 8 + length), *starts, *evenly]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return evenly
+
+
+def _digest_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def weights_gib(pipe) -> float:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from fluxnb.errors import lacks_memory
 from fluxnb.families import ATTENTION
 from fluxnb.measure import ceilings, latency
 from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Changes, Technique, Unavailable, networks
@@ -153,9 +154,9 @@ def function(kind: str):
                     stack.callback(_flash_4())
                 stack.enter_context(sdpa_kernel(chosen))
                 return scaled_dot_product_attention(q, k, v)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if lacks_memory(error):
+                raise
             raise Unavailable(
                 f"needs a GPU, PyTorch build and shape that {kind} attention supports: {_first_line(error)}"
             ) from error

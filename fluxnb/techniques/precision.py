@@ -17,6 +17,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from fluxnb.errors import lacks_memory
 from fluxnb.families import QUANTIZATION
 from fluxnb.installed import needs
 from fluxnb.technique import AHEAD, ANOTHER, Changes, Technique, Unavailable, networks
@@ -80,9 +81,9 @@ class Quantizer(Technique):
     def _converted(self, linear, modulation) -> nn.Module | None:
         try:
             return self.convert(linear, modulation)
-        except torch.cuda.OutOfMemoryError:
-            raise
         except (ImportError, NotImplementedError, AssertionError, RuntimeError, ValueError) as error:
+            if lacks_memory(error):
+                raise
             raise Unavailable(f"needs another environment: {(str(error).splitlines() or ['?'])[0][:200]}") from error
 
 

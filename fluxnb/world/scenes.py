@@ -13,6 +13,7 @@ Four families of scenes, so that the study's own prompts are part of the world:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
@@ -147,6 +148,7 @@ _JUDGING = 2 * (
 )
 
 
+@functools.lru_cache(maxsize=16)
 def judging(count: int) -> tuple[str, ...]:
     """The first prompts that judge images: kept out of training, no two alike, of every family."""
     found: dict[str, str] = {}
