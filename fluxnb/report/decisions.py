@@ -12,7 +12,6 @@ from fluxnb.errors import UserError
 from fluxnb.measure import telemetry
 from fluxnb.report import charts, html
 from fluxnb.report.captions import conditions, masks, sentences
-from fluxnb.study import fitted
 
 
 def steps(s, subject, candidates: list, note: str = "") -> None:
@@ -52,10 +51,9 @@ def spread(s, subject, candidates: list) -> None:
         html.callout(f"`{subject.model.name}`: {findings.spread_sentence(traces)}", "note")
 
 
-def fit(s, subject, images: int) -> None:
-    """TeaCache's polynomial, fitted to so many of the subject's images or more, beside that published for FLUX.1-dev."""
-    steps = s.steps(subject)
-    found = _here(subject, lambda: teacache.fit(s.loaded(fitted.enough(subject, steps, images)), steps))
+def fit(s, subject) -> None:
+    """TeaCache's polynomial, fitted to every uncached image of the subject, beside the one published for FLUX.1-dev."""
+    found = _here(subject, lambda: teacache.fit(s.loaded(subject), s.steps(subject)))
     if found is None:
         return
     x, y = np.array(found.changes).T
