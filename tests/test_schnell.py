@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from measured import row
 
@@ -61,6 +62,23 @@ def test_prompts_kept_out_of_training_are_in_its_images(evaluation):
     assert figures["images"] == 200 and figures["adherence"] >= 0.95
     assert 0 < figures["st_lpips"] < figures["st_lpips_max"] < 1 and figures["psnr_db"] > 25
     assert [r["prompt"] for r in evaluation] == [scenes.held_out_scene(seed).caption for seed in range(200)]
+
+
+def test_the_page_of_the_embedded_model_shows_what_the_file_says(evaluation):
+    figures = train_schnell.summary(evaluation)
+    said = findings.distilled_sentence(figures, {"adherence": 0.5, "all_facts_right": 0.25, "images": 200})
+    for part in (
+        f"{figures['adherence']:.1%}",
+        f"{figures['psnr_min_db']:.1f} dB at worst",
+        "its teacher has 50.0% (25.0%)",
+    ):
+        assert part in said
+    assert f"{figures['st_lpips_max']:.3f} at worst" in said
+    frame = pd.DataFrame(evaluation)
+    frame.loc[7, "right"] -= 2
+    worst = findings.worst_distilled(frame, 2)
+    assert worst.PSNR.iloc[0] == figures["psnr_min_db"] and worst["ST-LPIPS"].max() == figures["st_lpips_max"]
+    assert worst.index[-1] == 7 and len(worst) <= 5 and worst.index.is_unique
 
 
 def test_images_made_here_show_what_the_committed_evaluation_says(pipe, evaluation):

@@ -143,6 +143,9 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "repeats": Key(int, "how often each kernel is timed", low=1, high=1000),
         "steps": Key(int, "steps of an image of the embedded model", low=1, high=200),
         "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
+        "float16_kinds": Key(
+            list[str] | None, "kernels in FP16, over all steps, at full size; null = none", choices=_KERNELS
+        ),
     },
     nb.COMPILATION: {
         "variants": Key(list[str], "what is compiled how", choices=_COMPILED),
