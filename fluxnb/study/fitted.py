@@ -14,7 +14,8 @@ IMAGES = 3  # whose trajectories it is fitted to, as far as they have steps enou
 
 def know(s) -> None:
     """Lets `teacache.coefficients` find what is fitted to the study's models of the user's, when it is asked for."""
-    for name in [subject.model.name for subject in s.every if subject.model.own]:
+    names = [*s.params.study.models, *(s.params.study.distilled or [])]
+    for name in [name for name in names if s.subject(name).model.own]:
         teacache.FITS[name] = functools.partial(polynomial, s, name)
 
 
