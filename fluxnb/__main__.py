@@ -75,7 +75,8 @@ def recipe(options) -> int:
     """A script that makes an image with what is recommended for a goal on a GPU."""
     from fluxnb import recipes
 
-    print(recipes.script(recipes.find(f"{options.gpu}/{options.goal}"), options.diffusers), end="")
+    found = recipes.find(f"{options.gpu}/{options.goal}", few=options.schnell)
+    print(recipes.script(found, options.diffusers), end="")
     return 0
 
 
@@ -218,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     words = "list every line of the documents with the rows that answer it, or the reason"
     add("--documents", action="store_true", help=words)
     made["recipe"].add_argument("--goal", default="near-lossless", help="such as lossless, balanced")
+    made["recipe"].add_argument("--schnell", action="store_true", help="for a model of few steps without guidance")
     made["recipe"].add_argument("--diffusers", action="store_true", help="without fluxnb, as far as diffusers has it")
     made["export"].add_argument("name", help="embedded, or embedded-schnell: four steps, no guidance")
     made["export"].add_argument("folder", type=Path, help="where it goes: a new or an empty folder")

@@ -2,6 +2,7 @@
 
     undo = accelerate(pipe, "near-lossless")    # the recipe of the GPU that the pipeline is on
     undo = accelerate(pipe, "h100/balanced")    # one by name
+    # of a pipeline of few steps without guidance, as FLUX.1-schnell's, either is h100/schnell/balanced, or a sentence
     undo = accelerate(pipe, Regional(), Cache(FirstBlock(0.1)))    # techniques, which go on in the right order
 
 `recipes.json` is made from the committed rows by `python -m fluxnb site`: a recipe is the stack of a row.
@@ -16,16 +17,20 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from fluxnb import stacks
 from fluxnb.errors import UserError
+from fluxnb.models import facts
 from fluxnb.technique import Technique, Unavailable
 from fluxnb.techniques import kinds
 
 FILE = Path(__file__).with_suffix(".json")
 GOAL = "near-lossless"  # where none is given
+SCHNELL, FEW = "schnell", "of few steps without guidance, as FLUX.1-schnell"  # in a recipe's name, and in words
+OF = {False: "recipes", True: "few_steps"}  # what recipes are of -> where the file has them; True: of few steps
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Recipe:
     """A recommended row: how to make its stack, for what it was measured, and what came out.
 
     Args:
-        name: configuration and goal: h100/near-lossless.
+        name: configuration and goal: h100/near-lossless; h100/schnell/near-lossless for models of few steps.
         goal: as a reader sees it, with its floor.
         stack: its name in `fluxnb.stacks`; its label where it has none.
         technique, settings: the row's, which the stack is made from.
@@ -41,6 +46,7 @@ class Recipe:
         load: the hub id of the model that it stands for; None for a folder.
         speed, quality: what came out, in words.
         rows: ids of the row, of its baseline and of the one that quality is from.
+        guided: whether the models that it is for take guidance.
     """
 
     name: str
@@ -65,6 +71,7 @@ class Recipe:
     speed: str
     quality: str
     rows: list[str]
+    guided: bool = True
 
     @property
     def techniques(self) -> tuple[Technique, ...]:
@@ -81,7 +88,8 @@ class Recipe:
     def evidence(self, steps: int | None = None) -> list[str]:
         """What it rests on, and what of it wasn't measured at so many steps, in sentences."""
         random = " (random weights of its size)" if self.load not in (None, self.model) else ""
-        of = f"`{self.model}`{random} at {self.width}×{self.height}, {self.plain_steps} steps, on {self.machine}"
+        asked = f"{self.plain_steps} steps{'' if self.guided else ' without guidance'}"
+        of = f"`{self.model}`{random} at {self.width}×{self.height}, {asked}, on {self.machine}"
         computed = self.computed_steps or self.steps
         reused = f", {computed:.3g} of them computed" if computed < self.steps else ""
         lines = [f"{self.speed}.", f"Measured on {of}{reused}.", f"Quality: {self.quality}."]
@@ -91,32 +99,58 @@ class Recipe:
         return [*lines, f"Rows: {', '.join(self.rows)} (`python -m fluxnb rows ID`)."]
 
 
-def find(goal: str = GOAL, pipe=None) -> Recipe:
+def find(goal: str = GOAL, pipe=None, few: bool = False) -> Recipe:
     """The recipe by name (h100/near-lossless), or for a goal on the GPU that a pipeline is on.
+
+    For a pipeline of few steps without guidance it is one for such models (h100/schnell/near-lossless), or none.
+
+    Args:
+        few: without a pipeline, whether it is for such models, as the name may say, too.
 
     Raises:
         UserError: there is none; which there are, and what to do.
     """
-    gpu, _, key = goal.rpartition("/")
-    goals = next(iter(known().values()))["recipes"]
+    place, _, key = goal.rpartition("/")
+    named = place.split("/")[-1] == SCHNELL
+    gpu = place.removesuffix(SCHNELL).removesuffix("/") if named else place
+    few = few or named if pipe is None else takes_few(pipe)
+    goals = next(iter(known().values()))[OF[few]]
     if key not in goals:
         raise UserError(f"There is no goal {key!r}: choose one of {', '.join(goals)}.")
-    made = [f"{name}/{key}" for name, own in known().items() if not isinstance(own["recipes"][key], str)]
-    there = f"take one over by its name ({', '.join(made) or 'there is none for this goal'}), or measure: `make report`"
+    if named and not few:
+        raise UserError(
+            f"{goal} is for models {FEW}, and this pipeline's is none: ask for {f'{gpu}/' * bool(gpu)}{key}."
+        )
+    name = f"{SCHNELL}/{key}" if few else key
+    made = [f"{other}/{name}" for other, own in known().items() if not isinstance(own[OF[few]][key], str)]
+    there = f"take one over by its name ({', '.join(made) or 'there is none for this goal'}), or measure: `make report"
+    there += " MODEL=…`" if few else "`"
+    of = f" for models {FEW}" if few else ""
     if not gpu and pipe is None:
         raise UserError(
-            f"Without a pipeline there is no GPU to find a recipe for {key} by: name it ({', '.join(made)})."
+            f"Without a pipeline there is no GPU to find a recipe for {name} by: name it ({', '.join(made)})."
         )
     if (gpu := gpu or _on(pipe)) not in known():
-        raise UserError(f"There is no recipe for {gpu}: {there}.")
-    if isinstance(why := known()[gpu]["recipes"][key], str):
-        raise UserError(f"There is no recipe {gpu}/{key} ({why}): {there}.")
-    return Recipe(name=f"{gpu}/{key}", **why)
+        raise UserError(f"There is no recipe{of} for {gpu}: {there}.")
+    if isinstance(why := known()[gpu][OF[few]][key], str):
+        raise UserError(f"There is no recipe {gpu}/{name}{of} ({why}): {there}.")
+    return Recipe(name=f"{gpu}/{name}", **why)
+
+
+def takes_few(pipe) -> bool:
+    """Whether a pipeline's model takes few steps without guidance, as far as its configurations say."""
+    with suppress(AttributeError):
+        config, scheduler = pipe.transformer.config, pipe.scheduler.config
+        return facts.takes_few(facts.usual_steps(config, scheduler), bool(config.get("guidance_embeds")))
+    return False
 
 
 @functools.cache
 def known() -> dict:
-    """Configuration -> the words in its GPU's name ("match"), and for each goal a recipe or why there is none."""
+    """Configuration -> the words in its GPU's name ("match"), and for each goal a recipe or why there is none.
+
+    The same of models of few steps ("few_steps").
+    """
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 
@@ -148,8 +182,8 @@ def accelerate(
     replaced: don't keep it where their memory is wanted, and load the pipeline again to be rid of the recipe.
 
     Args:
-        goal: such as near-lossless, for the GPU that the pipeline is on; or a recipe by name, a stack, or techniques,
-            which go on in the order of `stacks.ordered`.
+        goal: such as near-lossless, for the GPU that the pipeline is on and a model of as many steps; or a recipe by
+            name, a stack, or techniques, which go on in the order of `stacks.ordered`.
         steps: that you ask of the plain pipeline; those that the recipe was measured with by default. A rule such as
             "every 4th step after the first 6" stays what it is, and a recipe of fewer steps says how many to ask for.
 
@@ -288,7 +322,9 @@ image = pipe(
     width=options.size[0],
     height=options.size[1],
     num_inference_steps=options.steps,
-    max_sequence_length=options.tokens,
+"""
+        + "    guidance_scale=0.0,\n" * (not recipe.guided)
+        + """    max_sequence_length=options.tokens,
     generator=torch.Generator().manual_seed(options.seed),
 ).images[0]
 image.save(options.output)

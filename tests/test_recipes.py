@@ -23,7 +23,7 @@ from fluxnb.__main__ import main
 from fluxnb.cache import Cascade, Either, FirstBlock, Hold, Interval, MagCache, Schedule, Taylor, TeaCache, teacache
 from fluxnb.errors import UserError
 from fluxnb.findings.rows import is_baseline
-from fluxnb.models import embedded
+from fluxnb.models import embedded, pipelines
 from fluxnb.report import front
 from fluxnb.report import recipes as writer
 from fluxnb.report.configurations import Configuration, configurations
@@ -358,17 +358,69 @@ def test_the_front_page_has_the_call_beside_what_it_recommends():
     assert front.snippet("h200", [c for c in found if is_baseline(c.row)], own=False) == ""
 
 
-def test_recipes_are_named_for_the_model_of_most_steps_and_never_for_one_of_four():
+def four_steps():
+    """A plain baseline of a model of four steps, and what is faster and the same up to rounding."""
     four = test_recommend.plain(**test_recommend.SCHNELL, label="4 steps", seconds=0.8, seed=80)
-    lean = test_recommend.timed("lean, four", 1.4, test_recommend.BLOCKS, four, **test_recommend.SCHNELL)
-    both = Configuration("h200", ROOT, {}, [], [four, lean, *test_recommend.TIMED, *test_recommend.SEEN])
-    assert [front.has_recipes(both, found) for found in front.answers(both)] == [True, False]
+    return [four, test_recommend.timed("lean, four", 1.4, test_recommend.BLOCKS, four, **test_recommend.SCHNELL)]
+
+
+def test_models_of_few_steps_have_recipes_of_their_own():
+    both = Configuration("h200", ROOT, {}, [], [*four_steps(), *test_recommend.TIMED, *test_recommend.SEEN])
+    assert [front.has_recipes(both, found) for found in front.answers(both)] == [True, True]
     first, second = front.headlines([both])
     assert "at 28 steps (`flux-dev-random`): " in first and "at 4 steps (`flux-schnell-random`): " in second
-    assert {choice.row.model for choice in front.named(both)} == {"flux-dev-random"}
-    three = [test_recommend.plain(n=3, seed=40), four, lean]  # too few rounds of 28 steps
+    for few, model in ((False, "flux-dev-random"), (True, "flux-schnell-random")):
+        assert {choice.row.model for choice in front.named(both, few)} == {model}
+    three = [test_recommend.plain(n=3, seed=40), *four_steps()]  # too few rounds of 28 steps
     few = Configuration("h200", ROOT, {}, [], three)
-    assert front.named(few) == [] and [front.has_recipes(few, found) for found in front.answers(few)] == [False]
+    assert front.named(few) == [] and [front.has_recipes(few, found) for found in front.answers(few)] == [True]
+    text = front.snippet("h200", front.answers(few)[0], own=False)
+    assert 'accelerate(pipe, "h200/schnell/near-lossless")' in text and "--goal near-lossless --schnell" in text
+
+
+@pytest.fixture
+def measured_schnell(monkeypatch):
+    """The recipes of an H200 on which nothing but four steps was measured."""
+    made = writer.of(Configuration("h200", ROOT, {}, [], four_steps()))
+    monkeypatch.setattr(
+        recipes, "known", lambda: {"h200": made, "cpu": recipes.json.loads(recipes.FILE.read_text())["cpu"]}
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def schnell():
+    return pipelines.load(embedded.SCHNELL, "float32", "cpu")
+
+
+def test_a_pipeline_of_few_steps_gets_their_recipe_by_goal_or_name_and_never_one_of_28(schnell, measured_schnell):
+    assert measured_schnell["recipes"]["lossless"] == "no shortlist of one was timed"
+    for name in ("h200/lossless", "h200/schnell/lossless"):
+        found = recipes.find(name, schnell)
+        assert (found.name, found.steps, found.guided) == ("h200/schnell/lossless", 4, False)
+    assert {"FusedQKV", "TorchAO", "Cache"}.isdisjoint(type(part).__name__ for part in found.techniques)
+    text = plan(schnell, "h200/lossless")
+    assert "h200/schnell/lossless" in text and "4 steps without guidance" in text and "Cache(" not in text
+    with pytest.raises(UserError, match="no recipe cpu/schnell/near-lossless for models of few .*no shortlist of one"):
+        accelerate(schnell, "near-lossless")
+    with pytest.raises(
+        UserError, match=r"cpu/schnell/balanced for models .*\(h200/schnell/balanced\), or measure: `make"
+    ):
+        accelerate(schnell, "cpu/balanced")
+
+
+def test_a_recipe_of_few_steps_is_printed_without_guidance_and_refused_by_another_model(
+    untouched, measured_schnell, capsys
+):
+    for name in (["--goal", "lossless", "--schnell"], ["--goal", "schnell/lossless"]):
+        assert main(["recipe", "--gpu", "h200", *name]) == 0
+        text = capsys.readouterr().out
+        assert "guidance_scale=0.0" in text and "default=4" in text and "FLUX.1-schnell" in text
+    assert "guidance_scale" not in recipes.script(recipes.find("cpu/near-lossless"))
+    with pytest.raises(UserError, match="is for models of few steps .* is none: ask for h200/lossless"):
+        accelerate(untouched, "h200/schnell/lossless")
+    assert main(["recipe", "--gpu", "h200", "--goal", "lossless"]) == 2
+    assert "There is no recipe h200/lossless (no shortlist of one was timed)" in capsys.readouterr().err
 
 
 # --- TeaCache's coefficients ---

@@ -1,12 +1,14 @@
 """The four-step model as it is shipped: its size, its committed figures, a sample made again, and its export."""
 
 import csv
+import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from measured import row
 
@@ -15,6 +17,7 @@ from fluxnb.__main__ import main
 from fluxnb.cache import teacache
 from fluxnb.errors import UserError
 from fluxnb.models import embedded, pipelines
+from fluxnb.study.results import Results
 from fluxnb.study.subject import fingerprint
 from fluxnb.techniques import kinds
 from fluxnb.training import train, train_schnell
@@ -63,6 +66,23 @@ def test_prompts_kept_out_of_training_are_in_its_images(evaluation):
     assert [r["prompt"] for r in evaluation] == [scenes.held_out_scene(seed).caption for seed in range(200)]
 
 
+def test_the_page_of_the_embedded_model_shows_what_the_file_says(evaluation):
+    figures = train_schnell.summary(evaluation)
+    said = findings.distilled_sentence(figures, {"adherence": 0.5, "all_facts_right": 0.25, "images": 200})
+    for part in (
+        f"{figures['adherence']:.1%}",
+        f"{figures['psnr_min_db']:.1f} dB at worst",
+        "its teacher has 50.0% (25.0%)",
+    ):
+        assert part in said
+    assert f"{figures['st_lpips_max']:.3f} at worst" in said
+    frame = pd.DataFrame(evaluation)
+    frame.loc[7, "right"] -= 2
+    worst = findings.worst_distilled(frame, 2)
+    assert worst.PSNR.iloc[0] == figures["psnr_min_db"] and worst["ST-LPIPS"].max() == figures["st_lpips_max"]
+    assert worst.index[-1] == 7 and len(worst) <= 5 and worst.index.is_unique
+
+
 def test_images_made_here_show_what_the_committed_evaluation_says(pipe, evaluation):
     rows, _ = train.evaluate(pipe, SAMPLE, steps=embedded.SCHNELL_STEPS)
     assert [(r["facts"], r["right"]) for r in rows] == [(r["facts"], r["right"]) for r in evaluation[:SAMPLE]]
@@ -104,6 +124,61 @@ def test_the_study_runs_four_step_models_beside_the_others(s):
 def test_own_weights_come_without_the_studys_four_step_models(monkeypatch):
     monkeypatch.setenv("FLUXNB_MODEL", str(embedded.FOLDER))
     assert params.chosen("h100").study.distilled is None
+
+
+@pytest.fixture
+def of_ones_own(tmp_path, monkeypatch):
+    """A function (configuration, steps) -> the study of a user's own folder, exported from the four-step model."""
+    embedded.export(embedded.SCHNELL, tmp_path / "mine")
+
+    def opened(gpu, steps=""):
+        monkeypatch.setenv("FLUXNB_MODEL", str(tmp_path / "mine"))
+        monkeypatch.setenv("FLUXNB_STEPS", steps)
+        return study.Study(params.chosen(gpu), "06_teacache", tmp_path)
+
+    return opened
+
+
+@pytest.mark.parametrize("gpu", ["cpu", "h100"])
+def test_a_schnell_of_ones_own_is_told_from_its_folder_and_takes_four_steps_without_guidance(of_ones_own, gpu):
+    s = of_ones_own(gpu)
+    (own,) = s.distilled
+    assert s.every == s.judged == s.few_steps == [own] and s.many_steps == s.distilled_random == []
+    assert s.first_judged() == own and s.full_size == ([own] if gpu == "h100" else [])
+    assert (s.steps(own), own.guidance, own.model.few, own.model.own) == (4, 0, True, True)
+
+
+def test_more_steps_than_a_few_or_guidance_make_it_no_schnell(of_ones_own, monkeypatch):
+    assert of_ones_own("cpu", "8").many_steps == []
+    many = of_ones_own("cpu", "20")
+    assert many.distilled == [] and many.many_steps == many.judged
+    monkeypatch.setenv("FLUXNB_MODEL", str(embedded.FOLDER))  # with guidance
+    monkeypatch.setenv("FLUXNB_STEPS", "4")
+    guided = study.Study(params.chosen("cpu"), "06_teacache", many.root)
+    assert guided.distilled == [] and len(guided.many_steps) == 1
+
+
+def test_a_polynomial_of_few_steps_is_fitted_to_as_many_images_as_it_needs(of_ones_own):
+    (own,) = of_ones_own("smoke").distilled
+    assert len(own.inputs) == 1 and len(study.fitted.enough(own, 4, images=1).inputs) == 2
+    assert len(study.fitted.enough(own, 28, images=1).inputs) == 1
+
+
+@pytest.mark.thorough
+def test_its_pages_have_the_rows_that_the_shipped_one_has(tmp_path, copy_project):
+    root = copy_project(tmp_path / "project")
+    embedded.export(embedded.SCHNELL, tmp_path / "mine")
+
+    def rows(*model):
+        environment = {n: v for n, v in os.environ.items() if not n.startswith("FLUXNB_")} | {"PYTHONPATH": str(root)}
+        only = [part for number in ("05", "06", "07") for part in ("--only", number)]
+        command = [sys.executable, "-m", "fluxnb", "report", "--gpu", "smoke", *only, *model]
+        subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, timeout=900)
+        (table,) = (root / "reports/own/single_gpu/smoke").glob("*/results.csv" if model else "results.csv")
+        return [r for r in Results(table).rows() if r.ok and r.steps <= 4]
+
+    shipped = {(r.notebook, r.label, r.steps) for r in rows() if r.model == embedded.SCHNELL}
+    assert shipped <= {(r.notebook, r.label, r.steps) for r in rows("--model", str(tmp_path / "mine"))}
 
 
 def test_the_digest_is_of_its_own_transformer_and_of_what_it_shares(s, monkeypatch, tmp_path):

@@ -25,6 +25,39 @@ def evaluation_sentence(figures: Mapping[str, float]) -> str:
     )
 
 
+def distilled_sentence(figures: Mapping[str, float], teacher: Mapping[str, float]) -> str:
+    """What a distilled model shows of its prompts beside its teacher, and how far its images are from the teacher's.
+
+    Args:
+        figures: of fluxnb.training.train_schnell.summary.
+        teacher: of fluxnb.training.train.summary, of the same prompts and seeds.
+    """
+    facts, all_of_them = figures["adherence"], figures["all_facts_right"]
+    return (
+        f"On {figures['images']:.0f} prompts and seeds kept out of training, {facts:.1%} of the prompts' facts are in "
+        f"the image ({all_of_them:.1%} of images have all of them); its teacher has {teacher['adherence']:.1%} "
+        f"({teacher['all_facts_right']:.1%}) of {teacher['images']:.0f} of them. To the teacher's image from the same "
+        f"noise: PSNR {figures['psnr_db']:.1f} dB on average, {figures['psnr_min_db']:.1f} dB at worst; ST-LPIPS "
+        f"{figures['st_lpips']:.3f} on average, {figures['st_lpips_max']:.3f} at worst."
+    )
+
+
+def worst_distilled(evaluation, count: int = 4):
+    """Of a distilled model's evaluation the images with the lowest PSNR, then by ST-LPIPS and by missed facts, once.
+
+    Args:
+        evaluation: a data frame with the columns of fluxnb.training.train_schnell.
+        count: of each.
+    """
+    missed = (evaluation.facts - evaluation.right).sort_values(ascending=False, kind="stable")
+    places = [*evaluation.psnr_db.nsmallest(count).index, *evaluation.st_lpips.nlargest(count).index]
+    places += [place for place in missed.index[:count] if missed[place]]
+    frame = evaluation.loc[list(dict.fromkeys(places))].set_index("seed")
+    frame = frame.rename(columns={"psnr_db": "PSNR", "st_lpips": "ST-LPIPS"})
+    frame.attrs |= {"units": {"PSNR": "dB"}, "formats": {"PSNR": ".1f", "ST-LPIPS": ".3f"}}
+    return frame
+
+
 def failing(rows: Iterable[Mapping]) -> dict[str, float]:
     """Share of images that fail, by damage; of damage to a part also by part."""
     found: dict[str, list[Mapping]] = {}

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fluxnb.models.request import check_channels
 MODEL, SIZE, TOKENS, STEPS = GIVEN = ("FLUXNB_MODEL", "FLUXNB_SIZE", "FLUXNB_TOKENS", "FLUXNB_STEPS")
 MOST_TOKENS, MOST_STEPS, SIDES = 512, 200, (64, 4096)  # diffusers' limit for FLUX; ours, as in params/
 DEV_STEPS, SCHNELL_STEPS, SCHNELL_TOKENS = 28, 4, 256  # FLUX's makers' own
+FEW_STEPS = 8  # the most that a model distilled as FLUX.1-schnell takes
 _FILES = {
     "transformer": "transformer/config.json",
     "vae": "vae/config.json",
@@ -90,18 +92,32 @@ def read(name: str, size: str = "", tokens: str = "", steps: str = "") -> Facts:
         )
     check_channels(found["transformer"], f"The model {name}")
     guided = bool(found["transformer"].get("guidance_embeds"))
-    schnell = not guided and not found["scheduler"].get("use_dynamic_shifting")
+    usual = usual_steps(found["transformer"], found["scheduler"])
     width, height = _sides(size) if size else _own_sides(name, found["vae"])
     told = found["tokenizer"].get("model_max_length")
-    most = SCHNELL_TOKENS if schnell else MOST_TOKENS
+    most = SCHNELL_TOKENS if usual == SCHNELL_STEPS else MOST_TOKENS
     told = min(told, most) if isinstance(told, int) and 0 < told <= MOST_TOKENS else None
-    usual = DEV_STEPS if guided else SCHNELL_STEPS if schnell else None
     return Facts(
         name, width, height,
         _number(name, TOKENS, tokens, told, MOST_TOKENS, "tokens a prompt has (T5's, max_sequence_length)"),
         _number(name, STEPS, steps, usual, MOST_STEPS, "steps an image takes"),
         guided,
     )  # fmt: skip
+
+
+def usual_steps(transformer: Mapping, scheduler: Mapping) -> int | None:
+    """Steps that a model takes, as the configurations of its transformer and scheduler say; None where they don't.
+
+    FLUX.1-dev's with guidance; FLUX.1-schnell's without guidance and without a shift by size.
+    """
+    if transformer.get("guidance_embeds"):
+        return DEV_STEPS
+    return None if scheduler.get("use_dynamic_shifting") else SCHNELL_STEPS
+
+
+def takes_few(steps: int | None, guided: bool) -> bool:
+    """Whether a model that takes so many steps is one like FLUX.1-schnell: few of them, and no guidance."""
+    return steps is not None and steps <= FEW_STEPS and not guided
 
 
 def is_folder(name: str) -> bool:

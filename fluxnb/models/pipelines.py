@@ -66,6 +66,11 @@ class Model:
         return self.judged and not self.small
 
     @property
+    def few(self) -> bool:
+        """Whether it takes a few steps without guidance, as FLUX.1-schnell does."""
+        return facts.takes_few(self.steps, self.guided)
+
+    @property
     def checked(self) -> bool:
         """Whether adherence can be read off its images: fluxnb.world.probe knows the embedded world only."""
         return self.small

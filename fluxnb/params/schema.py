@@ -143,6 +143,9 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "repeats": Key(int, "how often each kernel is timed", low=1, high=1000),
         "steps": Key(int, "steps of an image of the embedded model", low=1, high=200),
         "full_size_steps": Key(int, "steps of an image at full size", low=2, high=200),
+        "float16_kinds": Key(
+            list[str] | None, "kernels in FP16, over all steps, at full size; null = none", choices=_KERNELS
+        ),
     },
     nb.COMPILATION: {
         "variants": Key(list[str], "what is compiled how", choices=_COMPILED),
@@ -228,6 +231,7 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "conditions": Key(list[str], "what a ControlNet is given; of random weights the first", choices=CONDITIONS),
         "strength": Key(float, "share of the steps run where a picture is the start", low=0.05, high=1),
         "threshold": Key(float, "threshold of both caches: the balanced preset", low=0),
+        "few_steps_threshold": Key(float, "threshold of both caches on a model of four steps", low=0),
         "attention": Key(str | None, "an attention kernel beside the caches; null = none", choices=_KERNELS),
         "quantizations": Key(
             list[str] | None, "torchao kinds, the first also under the schedule; null = no stacks", choices=_TORCHAO
@@ -288,6 +292,8 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "solver_steps": Key(list[int], "step counts of the second-order solver in the shortlist", low=1, high=199),
         "first_block_thresholds": Key(list[float], "First Block Cache in the shortlist, on trained weights", low=0),
         "tea_thresholds": Key(list[float], "TeaCache in the shortlist, on trained weights", low=0),
+        "few_step_first_block": Key(list[float], "First Block Cache in that of four-step models", low=0),
+        "few_step_tea": Key(list[float], "TeaCache in that of four-step models", low=0),
         "phases": Key(bool, "whether each phase and the plan's configurations are measured too: half an hour on a GPU"),
         "around": Key(list[str], "what is spared before and after the steps", choices=tuple(stacks.AROUND)),
     },

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from fluxnb import families, findings, notebooks, recipes
+from fluxnb.errors import UserError
 from fluxnb.findings import ledger
 from fluxnb.findings.recommend import Choice
 from fluxnb.findings.rows import is_baseline
 from fluxnb.measure import stats
+from fluxnb.models import pipelines
 from fluxnb.report import html, machine_of
 from fluxnb.report.configurations import Configuration
 from fluxnb.report.index import line
@@ -53,15 +56,26 @@ def answers(c: Configuration) -> list[list[Choice]]:
     return [found for base in findings.references(c.rows) if (found := findings.choices(c.rows, base))]
 
 
-def named(c: Configuration) -> list[Choice]:
-    """The answer that recipes have the names of: that of the model of most steps, as FLUX.1-dev; [] without any."""
-    bases = findings.references(c.rows)
+def named(c: Configuration, few: bool = False) -> list[Choice]:
+    """The answer that recipes have the names of: that of the model of most steps, as FLUX.1-dev; [] without any.
+
+    Args:
+        few: of models of few steps without guidance instead, as FLUX.1-schnell.
+    """
+    bases = [base for base in findings.references(c.rows) if takes_few(base.model) == few]
     return findings.choices(c.rows, bases[0]) if bases else []
 
 
+def takes_few(model: str | None) -> bool:
+    """Whether a model takes few steps without guidance; False of one that isn't here any more."""
+    with suppress(UserError):
+        return bool(model) and pipelines.describe(model).few
+    return False
+
+
 def has_recipes(c: Configuration, found: list[Choice]) -> bool:
-    """Whether the package's recipes are of this answer; that of a model of four steps has none by name."""
-    first = named(c)
+    """Whether the package's recipes are of this answer."""
+    first = named(c, takes_few(found[0].base.model))
     return bool(first) and found[0].base.model == first[0].base.model
 
 
@@ -182,14 +196,16 @@ def snippet(name: str, found: list[Choice], own: bool) -> str:
     if not made:
         return ""
     key = recipes.GOAL if recipes.GOAL in made else next(iter(made))
-    code, after = recipes.code(made[key].stack.techniques), ""
+    code, after, few = recipes.code(made[key].stack.techniques), "", takes_few(found[0].base.model)
     if not own:
-        code = f'from fluxnb import accelerate\n\nundo = accelerate(pipe, "{name}/{key}")'
+        by_name = f"{name}/{recipes.SCHNELL}/{key}" if few else f"{name}/{key}"
+        code = f'from fluxnb import accelerate\n\nundo = accelerate(pipe, "{by_name}")'
+        call = f"python -m fluxnb recipe --gpu {name} --goal {key}{' --schnell' * few}"
         after = (
-            f"<p><code>python -m fluxnb recipe --gpu {name} --goal {key}</code> prints it as a script, "
-            f"<code>--diffusers</code> without fluxnb. Goals: {', '.join(f'<code>{k}</code>' for k in made)}.</p>"
+            f"<p><code>{call}</code> prints it as a script, <code>--diffusers</code> without fluxnb. Goals: "
+            f"{', '.join(f'<code>{k}</code>' for k in made)}.</p>"
         )
-    label = f"In your own pipeline, {name}, {key}"
+    label = f"In your own pipeline{f' {recipes.FEW}' * few}, {name}, {key}"
     region = f'<div class="fx-scroll" role="region" tabindex="0" aria-label="{label}">'
     return f"{region}<pre><code>{html.inline(code)}</code></pre></div>{after}"
 

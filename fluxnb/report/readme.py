@@ -9,10 +9,9 @@ from fluxnb.findings import ledger, published
 from fluxnb.findings.recommend import Choice, stands_in
 from fluxnb.findings.rows import is_baseline, peak_gib
 from fluxnb.findings.words import sureness
-from fluxnb.models import facts
 from fluxnb.report import write_changed
 from fluxnb.report.configurations import Configuration, configurations
-from fluxnb.report.front import answers, soonest, unanswered
+from fluxnb.report.front import answers, soonest, takes_few, unanswered
 from fluxnb.report.ledger import entries
 from fluxnb.study.row import Row
 
@@ -65,7 +64,7 @@ def results_table(found: list[Configuration], root: Path, few: bool = False) -> 
         if not few and (row := soonest(c)) is not None:
             goal = f"one image on {row.gpus} GPUs, over the same on one"
             lines.append([c.name, goal, row.label, *_figures(row), "–", f"`{row.id}`"])
-        for choices in (own for own in answers(c) if (own[0].base.steps == facts.SCHNELL_STEPS) == few):
+        for choices in (own for own in answers(c) if takes_few(own[0].base.model) == few):
             for choice in choices:
                 figures = _figures(choice.row) if not is_baseline(choice.row) else ["–"] * 3
                 lines.append([c.name, choice.goal.text, choice.label, *figures, _quality(choice), f"`{choice.row.id}`"])

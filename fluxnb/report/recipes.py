@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from fluxnb import findings, params, recipes
+from fluxnb import findings, notebooks, params, recipes
 from fluxnb.findings.recommend import GOALS, Choice, quality_words, speed_words
 from fluxnb.findings.rows import is_baseline
 from fluxnb.models import pipelines
 from fluxnb.report import write_changed
 from fluxnb.report.configurations import Configuration, configurations
-from fluxnb.report.front import machine, named
+from fluxnb.report.front import machine, named, takes_few
 
 _STAND_FOR = {
     "flux-dev-random": "black-forest-labs/FLUX.1-dev",
@@ -29,11 +29,16 @@ def write(root: Path) -> Path:
 
 def of(c: Configuration) -> dict:
     """The words in a GPU's name that the configuration is for, and for each goal a recipe or why there is none."""
-    found = {choice.goal.key: choice for choice in named(c)}
-    nothing = "no memory that counts was measured" if found else findings.no_headline(c.ok)
+    return {"match": params.load(c.name).gpu.match} | {key: _by_goal(c, few) for few, key in recipes.OF.items()}
+
+
+def _by_goal(c: Configuration, few: bool) -> dict:
+    found = {choice.goal.key: choice for choice in named(c, few)}
+    own = [r for r in c.ok if r.notebook == notebooks.FINAL_STACK and takes_few(r.model) == few]
+    untimed = findings.no_headline(own) if own else "no shortlist of one was timed"
+    nothing = "no memory that counts was measured" if found else untimed
     said = {key: choice.label if is_baseline(choice.row) else recipe(c, choice) for key, choice in found.items()}
-    made = {goal.key: said.get(goal.key, nothing) for goal in GOALS}
-    return {"match": params.load(c.name).gpu.match, "recipes": made}
+    return {goal.key: said.get(goal.key, nothing) for goal in GOALS}
 
 
 def recipe(c: Configuration, choice: Choice) -> dict:
@@ -61,5 +66,6 @@ def recipe(c: Configuration, choice: Choice) -> dict:
         "n": row.n,
         "speed": speed_words(row),
         "quality": quality_words(choice) + other,
+        "guided": model.guided,
         "rows": list(dict.fromkeys(r.id for r in (row, choice.base, seen) if r is not None)),
     }

@@ -45,8 +45,19 @@ class Subjects:
 
     @cached_property
     def few_steps(self) -> list[Subject]:
-        """The models of study.distilled, which take a few steps of their own."""
-        return [self.subject(name) for name in self.params.study.distilled or []]
+        """The models that take a few steps of their own: of study.distilled, then of study.models, as yours may be."""
+        named = [self.subject(name) for name in self.params.study.distilled or []]
+        return list(dict.fromkeys([*named, *(subject for subject in self.subjects if subject.model.few)]))
+
+    @property
+    def every(self) -> list[Subject]:
+        """`subjects`, and those of `few_steps` that aren't among them."""
+        return list(dict.fromkeys([*self.subjects, *self.few_steps]))
+
+    @property
+    def many_steps(self) -> list[Subject]:
+        """Those of `judged` that don't take a few steps only."""
+        return [subject for subject in self.judged if not subject.model.few]
 
     @property
     def distilled(self) -> list[Subject]:
@@ -64,9 +75,9 @@ class Subjects:
         return given(pipelines.describe(name), dtype, self.params.study)
 
     def first_judged(self) -> Subject:
-        """The first of the study's models whose images mean something. Raises UserError if there is none."""
+        """The first of the study's models whose images mean something, of many steps where one is. Raises UserError."""
         if self.judged:
-            return self.judged[0]
+            return (self.many_steps or self.judged)[0]
         raise UserError(
             f"{self.notebook} judges images, and no model of study.models has trained weights: add `{embedded.NAME}`, "
             f"or a hub id or folder with real weights, to study.models in params/{self.params.name}.yaml."

@@ -239,11 +239,12 @@ def techniques() -> list[Stack]:
 def from_recipes(gpu: str) -> list[Stack]:
     """The stacks of a configuration's recipes, each once, under the name of the first recipe that it is of."""
     found: dict[str, Stack] = {}
-    for goal, recipe in recipes.known().get(gpu, {"recipes": {}})["recipes"].items():
-        if not isinstance(recipe, str):
-            parts = recipes.find(f"{gpu}/{goal}").techniques
-            label = f"recipe {gpu}/{goal}: {', '.join(part.label for part in parts)}"
-            found.setdefault(str(recipe["settings"]), Stack(recipe["stack"], parts, label=label))
+    for few, of in recipes.OF.items():
+        for goal, made in recipes.known().get(gpu, {of: {}})[of].items():
+            if not isinstance(made, str):
+                recipe = recipes.find(f"{gpu}/{goal}", few=few)
+                label = f"recipe {recipe.name}: {', '.join(part.label for part in recipe.techniques)}"
+                found.setdefault(str(recipe.settings), Stack(recipe.stack, recipe.techniques, label=label))
     return list(found.values())
 
 
