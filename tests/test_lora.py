@@ -146,7 +146,7 @@ def test_a_lora_that_is_part_of_the_weights_is_put_under_anything(plain, weights
 
 def _adapters() -> dict:
     """Kinds of peft's adapters and options of a LoRA -> their configuration."""
-    from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig
+    from peft import BOFTConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig
 
     some = {"target_modules": ["to_q", "proj_mlp", "net.0.proj", "norm1.linear"]}
     low = {**some, "r": 4}
@@ -159,7 +159,8 @@ def _adapters() -> dict:
         "LoHa": LoHaConfig(**low, init_weights=False),
         "LoKr": LoKrConfig(**low, init_weights=False),
         "IA3": IA3Config(**some, feedforward_modules=[]),
-        "OFT": OFTConfig(r=0, oft_block_size=4, target_modules=["to_q"]),
+        "OFT": OFTConfig(r=0, oft_block_size=4, **some),
+        "BOFT": BOFTConfig(boft_block_size=4, **some),
     }
 
 
@@ -173,7 +174,7 @@ def _add(pipe, kind: str) -> None:
     pipe.transformer.eval()
 
 
-ALIKE = ("rank-stabilised", "bias", "embedders", "IA3", "OFT")  # of what the others show already
+ALIKE = ("rank-stabilised", "bias", "embedders", "BOFT")  # of what the others show already
 
 
 @pytest.mark.parametrize(
@@ -209,6 +210,59 @@ def test_every_kind_of_adapter_acts_or_is_a_sentence(plain, kind):
             left = ROUNDED if kind == "saved layers" else 0  # around which diffusers leaves peft's wrapper
             assert torch.allclose(image(pipe), own, rtol=0, atol=left), name
         assert torch.equal(image(pipe), plain), name
+
+
+# adapter -> quantizers that it can't go around: those that are there, and in the order that is put on first
+_OWN = ("Quanto", "SVDQuant")  # none can
+REFUSED = {
+    "DoRA": (("GGUF", *_OWN), ("GGUF",)),
+    "bias": (("TorchAO int8", *_OWN), ()),
+    "saved layers": (("TorchAO int8", "GGUF", "NF4", *_OWN), ()),
+    "LoHa": (("GGUF", "NF4", *_OWN), ("GGUF", "NF4")),
+    "LoKr": (("GGUF", "NF4", *_OWN), ("GGUF", "NF4")),
+    "OFT": (("TorchAO int8", *_OWN), ()),
+    "BOFT": (("TorchAO int8", *_OWN), ()),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind in ("DoRA", "IA3", "OFT") else pytest.mark.thorough) for kind in _adapters()],
+)
+def test_an_adapter_is_refused_by_those_quantizers_only_whose_layers_it_cannot_go_around(kind):
+    least, other = small.load(1), small.load(1)
+    plain = image(least)
+    _add(other, kind)
+    expected = image(other)
+    for name in ("TorchAO int8", "GGUF", "NF4", *_OWN):
+        with applied(least, TECHNIQUES[name]()):
+            rounded = (image(least) - plain).norm()
+        later, before = REFUSED.get(kind, (_OWN, ()))
+        for first in (True, False):
+            pipe = small.load(1)
+            refused = name in (before if first else later)
+            try:
+                _add(pipe, kind) if first else None
+                undo = TECHNIQUES[name]().apply(pipe)
+                None if first else _add(pipe, kind)
+            except (Unavailable, UserError):
+                assert refused, (name, first)
+                continue
+            assert not refused, (name, first)
+            assert (image(pipe) - expected).norm() < 8 * rounded + 1e-3, (name, first)
+            undo()
+            assert torch.equal(image(pipe), expected) or not first, name
+
+
+def test_an_adapter_that_nobody_tried_is_a_sentence_that_says_so():
+    from peft import HRAConfig
+
+    pipe = small.load(1)
+    with applied(pipe, TECHNIQUES["NF4"]()), pytest.raises(UserError, match="peft's HRA wasn't tried around layers"):
+        pipe.transformer.add_adapter(HRAConfig(r=4, target_modules=["to_q"]))
+    pipe.transformer.add_adapter(HRAConfig(r=4, target_modules=["to_q"]))
+    with pytest.raises(Unavailable, match="were tried around its layers, and finds HRA"):
+        TECHNIQUES["NF4"]().apply(pipe)
 
 
 @pytest.mark.parametrize("name", ["GGUF", "NF4", "TorchAO int8", "ModulationAhead"])

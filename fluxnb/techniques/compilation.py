@@ -240,12 +240,7 @@ class _Recorded:
             "original's weights: take it off, copy, and put it on each."
         )
         changes.refuse(network, ("__reduce_ex__",), copying)
-        grouping = (
-            f"Layers can't be offloaded in groups while {changes.name} is on, which replays them where they are: "
-            "offload whole models (enable_model_cpu_offload), or take it off."
-        )
-        for owner in (pipe, network):
-            changes.refuse(owner, ("enable_group_offload",), grouping)
+        layers.refuse_groups(pipe, changes)
         if isinstance(changes.lock, contextlib.nullcontext):
             changes.lock = self.lock  # type: ignore[assignment]
         self.lock = changes.lock  # type: ignore[assignment]
@@ -374,6 +369,7 @@ class FusedQKV(Technique):
         apart = [attention for attention in attentions if not attention.fused_projections]
         separate = [getattr(a, name) for a in apart for part in _parts(a) for name in self._PARTS[part]]
         layers.check(separate)
+        layers.check_groups([transformer] if apart else [])
         with Changes(self.label) as changes:
             if apart:
                 layers.refuse_state([transformer], separate, changes)

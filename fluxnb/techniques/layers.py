@@ -16,7 +16,9 @@ from fluxnb.errors import UserError
 from fluxnb.technique import Changes, Unavailable, networks
 
 LOADING = ("load_lora_adapter", "add_adapter")
-_ADAPTERS = (
+_OPTIONS = ("use_dora", "lora_bias", "modules_to_save")  # of a LoRA, that not every layer has
+ADAPTERS = ("LORA", *_OPTIONS, "LOHA", "LOKR", "IA3", "OFT", "BOFT")  # peft's types and options that were tried
+_METHODS = (
     *LOADING, "set_adapter", "set_adapters", "enable_adapters", "disable_adapters", "enable_lora", "disable_lora",
     "delete_adapters", "delete_adapter", "fuse_lora", "unfuse_lora", "unload_lora",
 )  # fmt: skip
@@ -72,6 +74,13 @@ def check_whole(network) -> None:
         raise Unavailable("needs layers that nothing offloads or casts in groups or one by one: offload whole models")
 
 
+def check_groups(networks: list) -> None:
+    """Raises Unavailable if diffusers offloads networks in groups, whose tensors it knows by what they were then."""
+    for module in (module for network in networks for module in network.modules()):
+        if "group_offloading" in getattr(vars(module).get("_diffusers_hook"), "hooks", ()):
+            raise Unavailable("needs layers that aren't offloaded in groups yet: offload them afterwards")
+
+
 def refuse_loras(pipe, changes: Changes) -> None:
     """A LoRA can't be loaded meanwhile: a sentence says so before anything changes."""
     why = (
@@ -83,27 +92,31 @@ def refuse_loras(pipe, changes: Changes) -> None:
     _watch_peft([pipe.transformer], changes, lambda config: why)
 
 
-def check_adapters(pipe, changes: Changes, kinds: Collection[str]) -> None:
-    """What of peft's goes around layers: other kinds are refused, those that are there and those that come.
+def check_adapters(pipe, changes: Changes, first: Collection[str], later: Collection[str]) -> None:
+    """What of peft's goes around layers; other kinds are refused. Both are of `ADAPTERS`, those that were tried.
 
     Args:
-        kinds: names among peft's types of adapters, and of the options of a LoRA that not every layer has.
+        first: kinds that may be there.
+        later: kinds that may come.
     """
 
     name = changes.name  # peft keeps what looks at it: not the changes, which keep the originals
 
-    def strange(config) -> str | None:
-        given = [option for option in ("use_dora", "lora_bias", "modules_to_save") if getattr(config, option, None)]
+    def strange(config, kinds) -> str | None:
+        given = [option for option in _OPTIONS if getattr(config, option, None)]
         return next((kind for kind in (config.peft_type.value, *given) if kind not in kinds), None)
 
     def refused(config) -> str | None:
-        if (kind := strange(config)) is None:
+        if (kind := strange(config, later)) is None:
             return None
-        return f"peft's {kind} can't go around layers that are {name}: take that off and load it first."
+        can = "can't go" if kind in ADAPTERS else "wasn't tried"
+        return f"peft's {kind} {can} around layers that are {name}: take that off and load it first."
 
     for network in networks(pipe):
-        if found := list(filter(None, map(strange, getattr(network, "peft_config", {}).values()))):
-            raise Unavailable(f"needs adapters of peft's that can go around its layers, and finds {found[0]}")
+        for config in getattr(network, "peft_config", {}).values():
+            if (kind := strange(config, first)) is not None:
+                tried = "can go" if kind in ADAPTERS else "were tried"
+                raise Unavailable(f"needs adapters of peft's that {tried} around its layers, and finds {kind}")
     _watch_peft(networks(pipe), changes, refused)
 
 
@@ -195,6 +208,34 @@ def _hooking(original, kind: type, watching: weakref.WeakSet, why: str):
     return init_hook
 
 
+def refuse_groups(pipe, changes: Changes) -> None:
+    """Layers whose tensors diffusers can't exchange for moved ones say so before it has begun, whichever way it comes.
+
+    It sets their `data`, which leaves what a package keeps inside a tensor of its own where that was.
+    """
+    from diffusers.hooks.group_offloading import GroupOffloadingHook
+
+    why = (
+        f"Layers can't be offloaded in groups while {changes.name} is on: offload whole models "
+        "(enable_model_cpu_offload), or take it off."
+    )
+    for owner in (pipe, *networks(pipe)):
+        changes.refuse(owner, ("enable_group_offload",), why)
+    watching = weakref.WeakSet(networks(pipe))
+    changes.callback(watching.clear)
+    original = GroupOffloadingHook.initialize_hook
+
+    @functools.wraps(original)
+    def initialize_hook(hook, module):
+        if any(module is part for network in watching for part in network.modules()):
+            if not module._diffusers_hook.hooks:  # as it was before diffusers began
+                del module._diffusers_hook
+            raise UserError(why)
+        return original(hook, module)
+
+    changes.put(GroupOffloadingHook, "initialize_hook", initialize_hook, yields=True)
+
+
 def refuse_copying(pipe, changes: Changes) -> None:
     """Layers whose package can't copy or pickle them say so."""
     why = f"Layers that are {changes.name} can't be copied or pickled: take that off, copy, and put it on each."
@@ -231,6 +272,6 @@ def watch_loras(pipe, network, changes: Changes, then: Callable[[], None]) -> No
         finally:
             then()
 
-    for owner, name in (*((network, name) for name in _ADAPTERS), (pipe, "unfuse_lora")):
+    for owner, name in (*((network, name) for name in _METHODS), (pipe, "unfuse_lora")):
         if hasattr(owner, name):
             changes.put(owner, name, functools.partial(watched, getattr(owner, name)))
