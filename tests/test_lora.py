@@ -338,6 +338,29 @@ def test_a_recording_is_made_anew_when_a_lora_comes_or_weights_move(pipe, weight
     assert not {"load_lora_adapter", "_apply"} & set(vars(pipe.transformer))
 
 
+def test_a_lora_that_cannot_be_traced_breaks_the_compiled_transformer_instead_of_the_image():
+    pipe, eager = small.load(1), small.load(1)
+    weights = lora(pipe)
+
+    @torch.compiler.disable
+    def untraced(x):
+        return 2 * x
+
+    with applied(pipe, t.Whole()), torch.compiler.set_stance(force_backend="eager"):
+        plain = image(pipe, steps=2)
+        for own in (pipe, eager):
+            load(own, weights)
+            layer = own.transformer.single_transformer_blocks[0].proj_mlp.lora_B["style"]
+            layer.forward = lambda x, plain=layer.forward: untraced(plain(x))
+        expected = image(eager, steps=2)
+        assert (expected - plain).norm() > 0.01
+        assert torch.allclose(image(pipe, steps=2), expected, atol=ROUNDED)
+        pipe.unload_lora_weights()
+        assert torch.equal(image(pipe, steps=2), plain)
+    with applied(eager, t.Whole()), torch.compiler.set_stance(force_backend="eager"):
+        assert torch.allclose(image(eager, steps=2), expected, atol=ROUNDED)
+
+
 @pytest.mark.parametrize("name", ["FusedQKV", "SVDQuant", "Quanto"])
 def test_peft_s_own_way_in_is_a_sentence_until_the_technique_is_off(pipe, name):
     from peft import LoraConfig, get_peft_model, inject_adapter_in_model

@@ -126,6 +126,8 @@ def compile_each(modules: list, changes: Changes, mode: str | None = None, fullg
 class Whole(Technique):
     """Compiles the transformer as one graph: slower to compile, and no cache can go in between. Source: torch.compile.
 
+    With a LoRA of peft's in it the graph may break where PyTorch doesn't trace what that does.
+
     Args:
         mode: torch.compile's; `reduce-overhead` is Inductor's own use of CUDA graphs.
     """
@@ -151,8 +153,24 @@ class Whole(Technique):
         _check_whole(transformer)
         with Changes(self.label) as changes:
             compile_each([transformer], changes, self.mode)
+            changes.put(transformer, "_compiled_call_impl", _may_break(transformer, self.mode), yields=True)
             self.proof = {"compiled": "1 transformer"}
         return changes.take_back
+
+
+def _may_break(transformer, mode: str | None):
+    """The compiled transformer; with a LoRA in it, one whose graph may break.
+
+    Seen on a GPU with PyTorch 2.11: "Skip calling `torch.compiler.disable()`d function".
+    """
+    import torch
+
+    whole, broken = transformer._compiled_call_impl, torch.compile(transformer._call_impl, mode=mode)
+
+    def compiled(*args, **given):
+        return (broken if hasattr(transformer, "peft_config") else whole)(*args, **given)
+
+    return compiled
 
 
 def _check_whole(transformer) -> None:

@@ -122,27 +122,51 @@ def check_adapters(pipe, changes: Changes, first: Collection[str], later: Collec
 
 def _watch_peft(networks: list, changes: Changes, refused: Callable[[Any], str | None]) -> None:
     """`refused(config)` says why an adapter of peft's can't go into networks, whichever way it comes."""
+
+    def check(tuner, model, adapter_name, *args, **kwargs):
+        if why := refused(tuner.peft_config[adapter_name]):
+            if not hasattr(model, "peft_config"):
+                vars(model).pop("_hf_peft_config_loaded", None)  # diffusers says so too early
+            raise UserError(why)
+
     with contextlib.suppress(ImportError):
         from peft.tuners.tuners_utils import BaseTuner
 
-        watched = _injecting(BaseTuner.inject_adapter, weakref.WeakSet(networks), refused, changes)
-        changes.put(BaseTuner, "inject_adapter", watched, yields=True)
+        _watch(BaseTuner, "inject_adapter", networks, check, changes)
 
 
-def _injecting(original, watching: weakref.WeakSet, refused: Callable, changes: Changes):
-    """peft's own way into a model, looked at where a watched network is in that."""
-    changes.callback(watching.clear)  # what came later may go on calling this
+_WATCHED: dict[tuple[type, str], weakref.WeakKeyDictionary] = {}  # method of a class -> network -> its checks
 
+
+def _watch(kind: type, name: str, networks: list, check: Callable, changes: Changes) -> None:
+    """`check` comes before a method, with its arguments, whose first is a module that has to do with the networks.
+
+    The method is exchanged once for the whole process: what is put on a thousand pipelines, and never taken off, would
+    make a chain as long. `check` mustn't hold a network.
+    """
+    if (kind, name) not in _WATCHED:
+        watched = _WATCHED[kind, name] = weakref.WeakKeyDictionary()
+        setattr(kind, name, _checked(getattr(kind, name), watched))
+    for network in networks:
+        checks = _WATCHED[kind, name].setdefault(network, [])
+        checks.append(check)
+        changes.callback(checks.remove, check)
+
+
+def _checked(original: Callable, watched: weakref.WeakKeyDictionary) -> Callable:
     @functools.wraps(original)
-    def inject_adapter(tuner, model, adapter_name, *args, **kwargs):
-        if watching and any(module in watching for module in model.modules()):
-            if why := refused(tuner.peft_config[adapter_name]):
-                if not hasattr(model, "peft_config"):
-                    vars(model).pop("_hf_peft_config_loaded", None)  # diffusers says so too early
-                raise UserError(why)
-        return original(tuner, model, adapter_name, *args, **kwargs)
+    def method(self, module, *args, **kwargs):
+        for network, checks in list(watched.items()):
+            if checks and (_inside(network, module) or _inside(module, network)):
+                for check in list(checks):
+                    check(self, module, *args, **kwargs)
+        return original(self, module, *args, **kwargs)
 
-    return inject_adapter
+    return method
+
+
+def _inside(part: nn.Module, whole: nn.Module) -> bool:
+    return any(module is part for module in whole.modules())
 
 
 def refuse_state(networks: list, layers: Iterable[nn.Module], changes: Changes) -> None:
@@ -183,29 +207,19 @@ def refuse_sequential(pipe, changes: Changes) -> None:
         "(enable_model_cpu_offload), or take it off."
     )
     changes.refuse(pipe, ("enable_sequential_cpu_offload",), why)
-    watching = weakref.WeakSet(networks(pipe))
-    changes.callback(watching.clear)
-    for kind in (AlignDevicesHook, SequentialHook):
-        changes.put(kind, "init_hook", _hooking(kind.init_hook, AlignDevicesHook, watching, why), yields=True)
 
-
-def _hooking(original, kind: type, watching: weakref.WeakSet, why: str):
-    """accelerate's hook that moves single layers, refused by watched networks and their parts."""
-
-    @functools.wraps(original)
-    def init_hook(hook, module):
+    def check(hook, module):
         hooks = getattr(hook, "hooks", (hook,))
-        inside = any(module is part for network in watching for part in network.modules())
-        if inside and any(isinstance(one, kind) for one in hooks):
+        if any(isinstance(one, AlignDevicesHook) for one in hooks):
             own = vars(module)
             if "_hf_hook" not in own:  # as it was before accelerate began
                 own.pop("_old_forward", None)
                 if len(hooks) > 1:
                     importlib.import_module("accelerate.hooks").add_hook_to_module(module, hooks[0])
             raise UserError(why)
-        return original(hook, module)
 
-    return init_hook
+    for kind in (AlignDevicesHook, SequentialHook):
+        _watch(kind, "init_hook", networks(pipe), check, changes)
 
 
 def refuse_groups(pipe, changes: Changes) -> None:
@@ -221,19 +235,13 @@ def refuse_groups(pipe, changes: Changes) -> None:
     )
     for owner in (pipe, *networks(pipe)):
         changes.refuse(owner, ("enable_group_offload",), why)
-    watching = weakref.WeakSet(networks(pipe))
-    changes.callback(watching.clear)
-    original = GroupOffloadingHook.initialize_hook
 
-    @functools.wraps(original)
-    def initialize_hook(hook, module):
-        if any(module is part for network in watching for part in network.modules()):
-            if not module._diffusers_hook.hooks:  # as it was before diffusers began
-                del module._diffusers_hook
-            raise UserError(why)
-        return original(hook, module)
+    def check(hook, module):
+        if not module._diffusers_hook.hooks:  # as it was before diffusers began
+            del module._diffusers_hook
+        raise UserError(why)
 
-    changes.put(GroupOffloadingHook, "initialize_hook", initialize_hook, yields=True)
+    _watch(GroupOffloadingHook, "initialize_hook", networks(pipe), check, changes)
 
 
 def refuse_copying(pipe, changes: Changes) -> None:

@@ -7,6 +7,7 @@ builds it in (`Subject.having`) instead of putting it on and off.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Collection
@@ -414,11 +415,22 @@ class Quanto(_OfKind):
     def convert(self, linear, modulation):
         from optimum import quanto
 
-        new = quanto.QLinear.from_module(linear, weights=getattr(quanto, self.KINDS[self.kind]))
+        new = _without_autocast(quanto.QLinear).from_module(linear, weights=getattr(quanto, self.KINDS[self.kind]))
         if new is None:
             return None
         new.freeze()
         return new
+
+
+@functools.cache
+def _without_autocast(kind: type) -> type:
+    """A kind of layer whose kernels take one number format only, whatever torch.autocast makes of the others'."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return kind.forward(self, x.to(self.weight.dtype))
+
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:
