@@ -113,8 +113,6 @@ def compile_each(modules: list, changes: Changes, mode: str | None = None, fullg
     """Compiles modules at their first call, without graph breaks, in place of what may have been compiled before."""
     import torch
 
-    if not hasattr(torch, "compile"):
-        raise Unavailable("needs a PyTorch with torch.compile")
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, COMPILED_VARIANTS)
     for module in modules:
@@ -125,8 +123,6 @@ def compile_each(modules: list, changes: Changes, mode: str | None = None, fullg
 @dataclass
 class Whole(Technique):
     """Compiles the transformer as one graph: slower to compile, and no cache can go in between. Source: torch.compile.
-
-    With a LoRA of peft's in it the graph may break where PyTorch doesn't trace what that does.
 
     Args:
         mode: torch.compile's; `reduce-overhead` is Inductor's own use of CUDA graphs.
@@ -159,18 +155,11 @@ class Whole(Technique):
 
 
 def _may_break(transformer, mode: str | None):
-    """The compiled transformer; with a LoRA in it, one whose graph may break.
-
-    Seen on a GPU with PyTorch 2.11: "Skip calling `torch.compiler.disable()`d function".
-    """
+    """The compiled transformer; with a LoRA in it, one whose graph may break, as PyTorch 2.11's has to on a GPU."""
     import torch
 
     whole, broken = transformer._compiled_call_impl, torch.compile(transformer._call_impl, mode=mode)
-
-    def compiled(*args, **given):
-        return (broken if hasattr(transformer, "peft_config") else whole)(*args, **given)
-
-    return compiled
+    return lambda *args, **given: (broken if hasattr(transformer, "peft_config") else whole)(*args, **given)
 
 
 def _check_whole(transformer) -> None:
@@ -178,9 +167,7 @@ def _check_whole(transformer) -> None:
     if hasattr(transformer, AHEAD):
         raise Unavailable("needs a transformer without ModulationAhead, which decides between two steps")
     if hasattr(transformer, CACHED):
-        raise Unavailable(
-            "needs a transformer without a cache, which decides between its blocks: compile those (Regional)"
-        )
+        raise Unavailable("needs a transformer without a cache, which decides between blocks: compile those (Regional)")
 
 
 @dataclass

@@ -427,6 +427,8 @@ def _without_autocast(kind: type) -> type:
     """A kind of layer whose kernels take one number format only, whatever torch.autocast makes of the others'."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return kind.forward(self, x)
         with torch.autocast(x.device.type, enabled=False):
             return kind.forward(self, x.to(self.weight.dtype))
 
