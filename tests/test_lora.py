@@ -176,7 +176,7 @@ def _add(pipe, kind: str) -> None:
     pipe.transformer.eval()
 
 
-ALIKE = ("rank-stabilised", "bias", "embedders", "BOFT")  # of what the others show already
+ALIKE = ("rank-stabilised", "bias", "embedders", "IA3", "OFT", "BOFT")  # of what the others show already
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param(kind, marks=() if kind in ("DoRA", "IA3", "OFT") else pytest.mark.thorough) for kind in _adapters()],
+    [pytest.param(kind, marks=() if kind in ("IA3", "OFT") else pytest.mark.thorough) for kind in _adapters()],
 )
 def test_an_adapter_is_refused_by_those_quantizers_only_whose_layers_it_cannot_go_around(kind):
     pipe = small.load(1)
