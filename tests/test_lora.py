@@ -1,5 +1,7 @@
 """LoRAs (peft) loaded before, inside and after a technique: the right image, or a sentence before anything changes."""
 
+import copy
+
 import pytest
 import small
 import torch
@@ -146,7 +148,7 @@ def test_a_lora_that_is_part_of_the_weights_is_put_under_anything(plain, weights
 
 def _adapters() -> dict:
     """Kinds of peft's adapters and options of a LoRA -> their configuration."""
-    from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig
+    from peft import BOFTConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig
 
     some = {"target_modules": ["to_q", "proj_mlp", "net.0.proj", "norm1.linear"]}
     low = {**some, "r": 4}
@@ -159,7 +161,8 @@ def _adapters() -> dict:
         "LoHa": LoHaConfig(**low, init_weights=False),
         "LoKr": LoKrConfig(**low, init_weights=False),
         "IA3": IA3Config(**some, feedforward_modules=[]),
-        "OFT": OFTConfig(r=0, oft_block_size=4, target_modules=["to_q"]),
+        "OFT": OFTConfig(r=0, oft_block_size=4, **some),
+        "BOFT": BOFTConfig(boft_block_size=4, **some),
     }
 
 
@@ -173,7 +176,7 @@ def _add(pipe, kind: str) -> None:
     pipe.transformer.eval()
 
 
-ALIKE = ("rank-stabilised", "bias", "embedders", "IA3", "OFT")  # of what the others show already
+ALIKE = ("rank-stabilised", "bias", "embedders", "IA3", "OFT", "BOFT")  # of what the others show already
 
 
 @pytest.mark.parametrize(
@@ -209,6 +212,61 @@ def test_every_kind_of_adapter_acts_or_is_a_sentence(plain, kind):
             left = ROUNDED if kind == "saved layers" else 0  # around which diffusers leaves peft's wrapper
             assert torch.allclose(image(pipe), own, rtol=0, atol=left), name
         assert torch.equal(image(pipe), plain), name
+
+
+# adapter -> quantizers that it can't go around: those that are there, and in the order that is put on first
+_OWN = ("Quanto", "SVDQuant")  # none can
+REFUSED = {
+    "DoRA": (("GGUF", *_OWN), ("GGUF",)),
+    "bias": (("TorchAO int8", *_OWN), ()),
+    "saved layers": (("TorchAO int8", "GGUF", "NF4", *_OWN), ()),
+    "LoHa": (("GGUF", "NF4", *_OWN), ("GGUF", "NF4")),
+    "LoKr": (("GGUF", "NF4", *_OWN), ("GGUF", "NF4")),
+    "OFT": (("TorchAO int8", *_OWN), ()),
+    "BOFT": (("TorchAO int8", *_OWN), ()),
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=() if kind in ("IA3", "OFT") else pytest.mark.thorough) for kind in _adapters()],
+)
+def test_an_adapter_is_refused_by_those_quantizers_only_whose_layers_it_cannot_go_around(kind):
+    pipe = small.load(1)
+    own, plain = pipe.transformer, image(pipe, steps=2)
+    pipe.transformer = copy.deepcopy(own)
+    _add(pipe, kind)
+    expected = image(pipe, steps=2)
+    for name in ("TorchAO int8", "GGUF", "NF4", *_OWN):
+        pipe.transformer = own
+        with applied(pipe, TECHNIQUES[name]()):
+            rounded = (image(pipe, steps=2) - plain).norm()
+        later, before = REFUSED.get(kind, (_OWN, ()))
+        for first in (True, False):
+            pipe.transformer = copy.deepcopy(own)
+            refused = name in (before if first else later)
+            try:
+                _add(pipe, kind) if first else None
+                undo = TECHNIQUES[name]().apply(pipe)
+                None if first else _add(pipe, kind)
+            except (Unavailable, UserError):
+                assert refused, (name, first)
+                continue
+            assert not refused, (name, first)
+            assert (image(pipe, steps=2) - expected).norm() < 8 * rounded + 1e-3, (name, first)
+            undo()
+            assert torch.equal(image(pipe, steps=2), expected) or not first, name
+
+
+def test_an_adapter_that_nobody_tried_is_a_sentence_that_says_so():
+    from peft import HRAConfig
+
+    pipe = small.load(1)
+    with applied(pipe, TECHNIQUES["NF4"]()), pytest.raises(UserError, match="peft's HRA wasn't tried around layers"):
+        pipe.transformer.add_adapter(HRAConfig(r=4, target_modules=["to_q"]))
+    pipe.transformer.add_adapter(HRAConfig(r=4, target_modules=["to_q"]))
+    with pytest.raises(Unavailable, match="were tried around its layers, and finds HRA"):
+        TECHNIQUES["NF4"]().apply(pipe)
 
 
 @pytest.mark.parametrize("name", ["GGUF", "NF4", "TorchAO int8", "ModulationAhead"])
@@ -282,6 +340,29 @@ def test_a_recording_is_made_anew_when_a_lora_comes_or_weights_move(pipe, weight
         assert not recorded.graphs
     changes.take_back()
     assert not {"load_lora_adapter", "_apply"} & set(vars(pipe.transformer))
+
+
+def test_a_lora_that_cannot_be_traced_breaks_the_compiled_transformer_instead_of_the_image():
+    pipe, eager = small.load(1), small.load(1)
+    weights = lora(pipe)
+
+    @torch.compiler.disable
+    def untraced(x):
+        return 2 * x
+
+    with applied(pipe, t.Whole()), torch.compiler.set_stance(force_backend="eager"):
+        plain = image(pipe, steps=2)
+        for own in (pipe, eager):
+            load(own, weights)
+            layer = own.transformer.single_transformer_blocks[0].proj_mlp.lora_B["style"]
+            layer.forward = lambda x, plain=layer.forward: untraced(plain(x))
+        expected = image(eager, steps=2)
+        assert (expected - plain).norm() > 0.01
+        assert torch.allclose(image(pipe, steps=2), expected, atol=ROUNDED)
+        pipe.unload_lora_weights()
+        assert torch.equal(image(pipe, steps=2), plain)
+    with applied(eager, t.Whole()), torch.compiler.set_stance(force_backend="eager"):
+        assert torch.allclose(image(eager, steps=2), expected, atol=ROUNDED)
 
 
 @pytest.mark.parametrize("name", ["FusedQKV", "SVDQuant", "Quanto"])

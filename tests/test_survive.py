@@ -3,6 +3,7 @@
 import copy
 import functools
 import io
+import itertools
 import sys
 import threading
 import time
@@ -19,10 +20,11 @@ from fluxnb import families, recipes
 from fluxnb import techniques as t
 from fluxnb.cache import Cache, Interval, first_block
 from fluxnb.errors import UserError
-from fluxnb.stacks import Stack, ordered
+from fluxnb.stacks import Stack
 from fluxnb.study import survival, trials
 from fluxnb.study.bench import Bench
 from fluxnb.technique import ANOTHER, Technique, Unavailable, applied
+from fluxnb.techniques import precision
 
 ALL = TECHNIQUES | COMPILED
 ON_WEIGHTS = ("FusedQKV", "FusedQKV of single blocks", "ModulationAhead", "FusedGELU", "FusedRoPE", *QUANTIZED)
@@ -92,25 +94,109 @@ def in_turn(lora_first: bool) -> survival.Case:
 
 
 IN_TURN = [in_turn(lora_first) for lora_first in (True, False)]
-QUANTIZERS = ("TorchAO INT8 weight-only", "bitsandbytes NF4", "GGUF Q8_0")
-PAIRED = [  # what works on the transformer or the steps: one of each kind
-    *("DPM-Solver++", "FBCache 0.5", "SDPA math", "fused QKV", "fused GELU", "modulation ahead"),
-    *QUANTIZERS[:2],
-]
+HERE_TOO = [name for name in HERE if type(EACH[name].techniques[0]) in {type(make()) for make in TECHNIQUES.values()}]
+PAIRS = list(itertools.permutations(HERE_TOO, 2))
 
 
-@pytest.mark.parametrize("first", PAIRED[:-1])
-def test_two_techniques_together_are_right_or_a_sentence_whatever_happens_in_turn(first):
+def together(pairs) -> tuple[dict, list[bool]]:
+    """What is wrong of pairs, which go on in that order; and whether each was refused as it was put on."""
     bench, wrong, refused = trials.Trials(Bench("cpu", "float32", steps=3)), {}, []
-    for second in PAIRED[PAIRED.index(first) + 1 :]:
-        stack = Stack(f"{first}, {second}", ordered([*EACH[first].techniques, *EACH[second].techniques]))
+    for first, second in pairs:
+        stack = Stack(f"{first}, {second}", (*EACH[first].techniques, *EACH[second].techniques))
         for case in IN_TURN:
             cell = bench.tried(stack, case)
-            refused.append(cell["proof"]["when"] == survival.PUT_ON.name)
             if cell["status"] == "error":
                 wrong[stack.name, case.name] = cell
+        refused.append(cell["proof"]["when"] == survival.PUT_ON.name)
+    return wrong, refused
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("first", HERE_TOO)
+def test_every_two_techniques_together_are_right_or_a_sentence_whatever_happens_in_turn(first):
+    wrong, refused = together(pair for pair in PAIRS if pair[0] == first)
     assert not wrong, wrong
-    assert not all(refused) or first in QUANTIZERS  # which don't go on one another
+    assert not all(refused) or EACH[first].techniques[0].family is families.QUANTIZATION
+
+
+def test_some_two_techniques_together_are_right_or_a_sentence_whatever_happens_in_turn():
+    wrong, refused = together([*PAIRS[::50], ("fused GELU", "TorchAO INT8")])
+    assert not wrong, wrong
+    assert not all(refused)
+
+
+@pytest.mark.parametrize("name", ["Quanto", "GGUF", "NoHookSearch"])
+def test_what_is_put_on_many_pipelines_and_never_taken_off_is_no_chain(least, name):
+    from accelerate.hooks import AlignDevicesHook, SequentialHook
+    from diffusers.hooks import group_offloading as groups
+    from peft.tuners.tuners_utils import BaseTuner
+
+    def theirs():
+        return (BaseTuner.inject_adapter, AlignDevicesHook.init_hook, SequentialHook.init_hook,
+                groups.GroupOffloadingHook.initialize_hook, groups._get_group_onload_device)  # fmt: skip
+
+    for make in (name, "Quanto", "NoHookSearch"):
+        TECHNIQUES[make]().apply(copy.deepcopy(least))
+    before = theirs()
+    TECHNIQUES[name]().apply(copy.deepcopy(least))
+    assert theirs() == before
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_layers_whose_tensors_cannot_be_exchanged_refuse_group_offloading_whichever_way_it_comes(pipe, plain, kind):
+    from diffusers.hooks import apply_group_offloading
+
+    cpu, options = torch.device("cpu"), {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    ways = (
+        lambda: pipe.enable_group_offload(cpu, cpu, offload_type=kind, **options),
+        lambda: pipe.transformer.enable_group_offload(cpu, cpu, offload_type=kind, **options),
+        lambda: apply_group_offloading(pipe.transformer, cpu, cpu, offload_type=kind, **options),
+        lambda: apply_group_offloading(pipe.transformer.transformer_blocks, cpu, cpu, offload_type=kind, **options),
+    )
+    with applied(pipe, t.Quanto("int8")):
+        on, before = image(pipe), state(pipe)
+        for way in ways:
+            with pytest.raises(UserError, match="can't be offloaded in groups while Quanto INT8 is on"):
+                way()
+            assert not differences(before, state(pipe))
+        weight = pipe.transformer.single_transformer_blocks[0].proj_mlp.weight
+        inside = weight._data.data_ptr()
+        weight.data = weight.data.clone()  # as diffusers would
+        assert weight._data.data_ptr() == inside, "it moves now: nothing need be refused"
+        assert torch.equal(image(pipe), on)
+    assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", ["FusedQKV", *QUANTIZED])
+def test_layers_offloaded_in_groups_already_are_not_exchanged(name):
+    pipe, cpu = small.load(1), torch.device("cpu")
+    pipe.transformer.enable_group_offload(cpu, cpu, offload_type="block_level", num_blocks_per_group=1)
+    before = state(pipe)
+    with pytest.raises(Unavailable, match="^needs layers that"):
+        TECHNIQUES[name]().apply(pipe)
+    assert not differences(before, state(pipe))
+
+
+@pytest.mark.parametrize("name", ["ModulationAhead", "Quanto", "SVDQuant", "NF4"])
+def test_under_autocast_the_image_is_that_of_autocast(least, name):
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = image(least)
+        with applied(least, TECHNIQUES[name]()):
+            made = image(least)
+    assert torch.isfinite(made).all() and (made - plain).norm() < 0.1 * plain.norm()
+
+
+@pytest.mark.parametrize("kinds", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_weights_of_int8_that_are_unpacked_compile_in_the_format_that_the_model_has_now(monkeypatch, kinds):
+    monkeypatch.setattr(precision._Unpacking, "device", "cpu")  # a GPU's way
+    pipe = small.load(1)
+    pipe.transformer.to(kinds[0])
+    with applied(pipe, t.TorchAO("int8 weight-only")), torch.no_grad():
+        pipe.transformer.to(kinds[1])
+        layer = pipe.transformer.single_transformer_blocks[0].proj_mlp
+        x = torch.ones(2, layer.in_features, dtype=kinds[1])
+        made = torch.compile(layer._call_impl, fullgraph=True, backend="eager")(x)
+        assert made.dtype == kinds[1] and torch.allclose(made, layer(x), rtol=0.05, atol=0.05)
 
 
 def test_two_threads_leave_the_process_its_choice_of_kernels(pipe, monkeypatch):

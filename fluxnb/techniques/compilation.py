@@ -113,8 +113,6 @@ def compile_each(modules: list, changes: Changes, mode: str | None = None, fullg
     """Compiles modules at their first call, without graph breaks, in place of what may have been compiled before."""
     import torch
 
-    if not hasattr(torch, "compile"):
-        raise Unavailable("needs a PyTorch with torch.compile")
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, COMPILED_VARIANTS)
     for module in modules:
@@ -151,8 +149,17 @@ class Whole(Technique):
         _check_whole(transformer)
         with Changes(self.label) as changes:
             compile_each([transformer], changes, self.mode)
+            changes.put(transformer, "_compiled_call_impl", _may_break(transformer, self.mode), yields=True)
             self.proof = {"compiled": "1 transformer"}
         return changes.take_back
+
+
+def _may_break(transformer, mode: str | None):
+    """The compiled transformer; with a LoRA in it, one whose graph may break, as PyTorch 2.11's has to on a GPU."""
+    import torch
+
+    whole, broken = transformer._compiled_call_impl, torch.compile(transformer._call_impl, mode=mode)
+    return lambda *args, **given: (broken if hasattr(transformer, "peft_config") else whole)(*args, **given)
 
 
 def _check_whole(transformer) -> None:
@@ -160,9 +167,7 @@ def _check_whole(transformer) -> None:
     if hasattr(transformer, AHEAD):
         raise Unavailable("needs a transformer without ModulationAhead, which decides between two steps")
     if hasattr(transformer, CACHED):
-        raise Unavailable(
-            "needs a transformer without a cache, which decides between its blocks: compile those (Regional)"
-        )
+        raise Unavailable("needs a transformer without a cache, which decides between blocks: compile those (Regional)")
 
 
 @dataclass
@@ -240,12 +245,7 @@ class _Recorded:
             "original's weights: take it off, copy, and put it on each."
         )
         changes.refuse(network, ("__reduce_ex__",), copying)
-        grouping = (
-            f"Layers can't be offloaded in groups while {changes.name} is on, which replays them where they are: "
-            "offload whole models (enable_model_cpu_offload), or take it off."
-        )
-        for owner in (pipe, network):
-            changes.refuse(owner, ("enable_group_offload",), grouping)
+        layers.refuse_groups(pipe, changes)
         if isinstance(changes.lock, contextlib.nullcontext):
             changes.lock = self.lock  # type: ignore[assignment]
         self.lock = changes.lock  # type: ignore[assignment]
@@ -374,6 +374,7 @@ class FusedQKV(Technique):
         apart = [attention for attention in attentions if not attention.fused_projections]
         separate = [getattr(a, name) for a in apart for part in _parts(a) for name in self._PARTS[part]]
         layers.check(separate)
+        layers.check_groups([transformer] if apart else [])
         with Changes(self.label) as changes:
             if apart:
                 layers.refuse_state([transformer], separate, changes)

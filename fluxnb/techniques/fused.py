@@ -88,7 +88,9 @@ def _base(layer: nn.Module) -> nn.Module:
 
 def _matches(linear: nn.Module, x: torch.Tensor) -> bool:
     """Whether the layer is nothing but its weight, here and now; with a LoRA or cast by a hook it has to be called."""
-    return type(linear) is nn.Linear and linear.weight.dtype == x.dtype and linear.weight.device == x.device
+    if type(linear) is not nn.Linear or type(linear.weight.data) is not torch.Tensor:  # quantized since
+        return False
+    return linear.weight.dtype == x.dtype and linear.weight.device == x.device
 
 
 def _rounds(linear) -> bool:

@@ -31,27 +31,43 @@ class NoHookSearch(Technique):
 
     def apply(self, pipe):
         """Looks in diffusers' place; returns the function that undoes it. Unavailable if there is a hook."""
-        from diffusers.hooks import group_offloading as offloading
-
         networks = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
         if any(map(_hooked, networks)):
             raise Unavailable("needs a pipeline without hooks: nothing offloaded, no cache of diffusers' own")
-        known, original = weakref.WeakSet(networks), offloading._get_group_onload_device
-
-        def onload_device(module):
-            if module in known and not _hooked(module):
-                raise ValueError("Group offloading is not enabled for the provided module.")
-            return original(module)
-
+        _diffusers_own()
         with Changes(self.label) as changes:
-            changes.put(offloading, "_get_group_onload_device", onload_device, yields=True)
             for network in networks:
+                _known[network] = _known.get(network, 0) + 1
+                changes.callback(_forget, network)
                 if hasattr(network, "_reset_stateful_cache"):
                     # not a function of its own: of a copied pipeline it is the copy's
                     reset = functools.partial(_reset, network, network._reset_stateful_cache)
                     changes.put(network, "_reset_stateful_cache", reset)
             self.proof = {"without a hook": f"all of {sum(1 for n in networks for _ in n.modules()):,} modules"}
         return changes.take_back
+
+
+_known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # network -> how often it is put on it
+
+
+@functools.cache  # once for the process: of many pipelines it would be a chain
+def _diffusers_own():
+    """diffusers' function, from now on behind `_onload_device`."""
+    from diffusers.hooks import group_offloading as offloading
+
+    original, offloading._get_group_onload_device = offloading._get_group_onload_device, _onload_device
+    return original
+
+
+def _onload_device(module):
+    """In place of diffusers' function, which looks through the whole module."""
+    if _known.get(module) and not _hooked(module):
+        raise ValueError("Group offloading is not enabled for the provided module.")
+    return _diffusers_own()(module)
+
+
+def _forget(network: torch.nn.Module) -> None:
+    _known[network] -= 1
 
 
 def _reset(network: torch.nn.Module, original, recurse: bool = True) -> None:

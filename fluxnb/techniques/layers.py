@@ -16,7 +16,9 @@ from fluxnb.errors import UserError
 from fluxnb.technique import Changes, Unavailable, networks
 
 LOADING = ("load_lora_adapter", "add_adapter")
-_ADAPTERS = (
+_OPTIONS = ("use_dora", "lora_bias", "modules_to_save")  # of a LoRA, that not every layer has
+ADAPTERS = ("LORA", *_OPTIONS, "LOHA", "LOKR", "IA3", "OFT", "BOFT")  # peft's types and options that were tried
+_METHODS = (
     *LOADING, "set_adapter", "set_adapters", "enable_adapters", "disable_adapters", "enable_lora", "disable_lora",
     "delete_adapters", "delete_adapter", "fuse_lora", "unfuse_lora", "unload_lora",
 )  # fmt: skip
@@ -72,6 +74,13 @@ def check_whole(network) -> None:
         raise Unavailable("needs layers that nothing offloads or casts in groups or one by one: offload whole models")
 
 
+def check_groups(networks: list) -> None:
+    """Raises Unavailable if diffusers offloads networks in groups, whose tensors it knows by what they were then."""
+    for module in (module for network in networks for module in network.modules()):
+        if "group_offloading" in getattr(vars(module).get("_diffusers_hook"), "hooks", ()):
+            raise Unavailable("needs layers that aren't offloaded in groups yet: offload them afterwards")
+
+
 def refuse_loras(pipe, changes: Changes) -> None:
     """A LoRA can't be loaded meanwhile: a sentence says so before anything changes."""
     why = (
@@ -83,53 +92,81 @@ def refuse_loras(pipe, changes: Changes) -> None:
     _watch_peft([pipe.transformer], changes, lambda config: why)
 
 
-def check_adapters(pipe, changes: Changes, kinds: Collection[str]) -> None:
-    """What of peft's goes around layers: other kinds are refused, those that are there and those that come.
+def check_adapters(pipe, changes: Changes, first: Collection[str], later: Collection[str]) -> None:
+    """What of peft's goes around layers; other kinds are refused. Both are of `ADAPTERS`, those that were tried.
 
     Args:
-        kinds: names among peft's types of adapters, and of the options of a LoRA that not every layer has.
+        first: kinds that may be there.
+        later: kinds that may come.
     """
 
     name = changes.name  # peft keeps what looks at it: not the changes, which keep the originals
 
-    def strange(config) -> str | None:
-        given = [option for option in ("use_dora", "lora_bias", "modules_to_save") if getattr(config, option, None)]
+    def strange(config, kinds) -> str | None:
+        given = [option for option in _OPTIONS if getattr(config, option, None)]
         return next((kind for kind in (config.peft_type.value, *given) if kind not in kinds), None)
 
     def refused(config) -> str | None:
-        if (kind := strange(config)) is None:
+        if (kind := strange(config, later)) is None:
             return None
-        return f"peft's {kind} can't go around layers that are {name}: take that off and load it first."
+        can = "can't go" if kind in ADAPTERS else "wasn't tried"
+        return f"peft's {kind} {can} around layers that are {name}: take that off and load it first."
 
     for network in networks(pipe):
-        if found := list(filter(None, map(strange, getattr(network, "peft_config", {}).values()))):
-            raise Unavailable(f"needs adapters of peft's that can go around its layers, and finds {found[0]}")
+        for config in getattr(network, "peft_config", {}).values():
+            if (kind := strange(config, first)) is not None:
+                tried = "can go" if kind in ADAPTERS else "were tried"
+                raise Unavailable(f"needs adapters of peft's that {tried} around its layers, and finds {kind}")
     _watch_peft(networks(pipe), changes, refused)
 
 
 def _watch_peft(networks: list, changes: Changes, refused: Callable[[Any], str | None]) -> None:
     """`refused(config)` says why an adapter of peft's can't go into networks, whichever way it comes."""
+
+    def check(tuner, model, adapter_name, *args, **kwargs):
+        if why := refused(tuner.peft_config[adapter_name]):
+            if not hasattr(model, "peft_config"):
+                vars(model).pop("_hf_peft_config_loaded", None)  # diffusers says so too early
+            raise UserError(why)
+
     with contextlib.suppress(ImportError):
         from peft.tuners.tuners_utils import BaseTuner
 
-        watched = _injecting(BaseTuner.inject_adapter, weakref.WeakSet(networks), refused, changes)
-        changes.put(BaseTuner, "inject_adapter", watched, yields=True)
+        _watch(BaseTuner, "inject_adapter", networks, check, changes)
 
 
-def _injecting(original, watching: weakref.WeakSet, refused: Callable, changes: Changes):
-    """peft's own way into a model, looked at where a watched network is in that."""
-    changes.callback(watching.clear)  # what came later may go on calling this
+_WATCHED: dict[tuple[type, str], weakref.WeakKeyDictionary] = {}  # method of a class -> network -> its checks
 
+
+def _watch(kind: type, name: str, networks: list, check: Callable, changes: Changes) -> None:
+    """`check` comes before a method, with its arguments, whose first is a module that has to do with the networks.
+
+    The method is exchanged once for the whole process: what is put on a thousand pipelines, and never taken off, would
+    make a chain as long. `check` mustn't hold a network.
+    """
+    if (kind, name) not in _WATCHED:
+        watched = _WATCHED[kind, name] = weakref.WeakKeyDictionary()
+        setattr(kind, name, _checked(getattr(kind, name), watched))
+    for network in networks:
+        checks = _WATCHED[kind, name].setdefault(network, [])
+        checks.append(check)
+        changes.callback(checks.remove, check)
+
+
+def _checked(original: Callable, watched: weakref.WeakKeyDictionary) -> Callable:
     @functools.wraps(original)
-    def inject_adapter(tuner, model, adapter_name, *args, **kwargs):
-        if watching and any(module in watching for module in model.modules()):
-            if why := refused(tuner.peft_config[adapter_name]):
-                if not hasattr(model, "peft_config"):
-                    vars(model).pop("_hf_peft_config_loaded", None)  # diffusers says so too early
-                raise UserError(why)
-        return original(tuner, model, adapter_name, *args, **kwargs)
+    def method(self, module, *args, **kwargs):
+        for network, checks in list(watched.items()):
+            if checks and (_inside(network, module) or _inside(module, network)):
+                for check in list(checks):
+                    check(self, module, *args, **kwargs)
+        return original(self, module, *args, **kwargs)
 
-    return inject_adapter
+    return method
+
+
+def _inside(part: nn.Module, whole: nn.Module) -> bool:
+    return any(module is part for module in whole.modules())
 
 
 def refuse_state(networks: list, layers: Iterable[nn.Module], changes: Changes) -> None:
@@ -170,29 +207,41 @@ def refuse_sequential(pipe, changes: Changes) -> None:
         "(enable_model_cpu_offload), or take it off."
     )
     changes.refuse(pipe, ("enable_sequential_cpu_offload",), why)
-    watching = weakref.WeakSet(networks(pipe))
-    changes.callback(watching.clear)
-    for kind in (AlignDevicesHook, SequentialHook):
-        changes.put(kind, "init_hook", _hooking(kind.init_hook, AlignDevicesHook, watching, why), yields=True)
 
-
-def _hooking(original, kind: type, watching: weakref.WeakSet, why: str):
-    """accelerate's hook that moves single layers, refused by watched networks and their parts."""
-
-    @functools.wraps(original)
-    def init_hook(hook, module):
+    def check(hook, module):
         hooks = getattr(hook, "hooks", (hook,))
-        inside = any(module is part for network in watching for part in network.modules())
-        if inside and any(isinstance(one, kind) for one in hooks):
+        if any(isinstance(one, AlignDevicesHook) for one in hooks):
             own = vars(module)
             if "_hf_hook" not in own:  # as it was before accelerate began
                 own.pop("_old_forward", None)
                 if len(hooks) > 1:
                     importlib.import_module("accelerate.hooks").add_hook_to_module(module, hooks[0])
             raise UserError(why)
-        return original(hook, module)
 
-    return init_hook
+    for kind in (AlignDevicesHook, SequentialHook):
+        _watch(kind, "init_hook", networks(pipe), check, changes)
+
+
+def refuse_groups(pipe, changes: Changes) -> None:
+    """Layers whose tensors diffusers can't exchange for moved ones say so before it has begun, whichever way it comes.
+
+    It sets their `data`, which leaves what a package keeps inside a tensor of its own where that was.
+    """
+    from diffusers.hooks.group_offloading import GroupOffloadingHook
+
+    why = (
+        f"Layers can't be offloaded in groups while {changes.name} is on: offload whole models "
+        "(enable_model_cpu_offload), or take it off."
+    )
+    for owner in (pipe, *networks(pipe)):
+        changes.refuse(owner, ("enable_group_offload",), why)
+
+    def check(hook, module):
+        if not module._diffusers_hook.hooks:  # as it was before diffusers began
+            del module._diffusers_hook
+        raise UserError(why)
+
+    _watch(GroupOffloadingHook, "initialize_hook", networks(pipe), check, changes)
 
 
 def refuse_copying(pipe, changes: Changes) -> None:
@@ -231,6 +280,6 @@ def watch_loras(pipe, network, changes: Changes, then: Callable[[], None]) -> No
         finally:
             then()
 
-    for owner, name in (*((network, name) for name in _ADAPTERS), (pipe, "unfuse_lora")):
+    for owner, name in (*((network, name) for name in _METHODS), (pipe, "unfuse_lora")):
         if hasattr(owner, name):
             changes.put(owner, name, functools.partial(watched, getattr(owner, name)))

@@ -118,7 +118,7 @@ class _Table:
             rows = None if steps is None else self._ahead(steps, guidance, pooled)
             kept.update(steps=steps, rows=rows, guidance=guidance)
         steps, rows = kept["steps"], kept["rows"]
-        if steps is None:
+        if steps is None or steps.dtype != timestep.dtype:  # autocast converts latents, and timesteps with them
             return self._rows(timestep, guidance, pooled)
         if image.step + 1 == image.total:
             kept.update(steps=None, rows=None)  # room for what comes behind the transformer

@@ -7,6 +7,7 @@ builds it in (`Subject.having`) instead of putting it on and off.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 from collections.abc import Collection
@@ -29,9 +30,11 @@ class Quantizer(Technique):
 
     family, exact = QUANTIZATION, ANOTHER
     takes_loras = True  # peft can put one around its layers
-    adapters: Collection[str] = ("LORA", "use_dora", "lora_bias")  # of what kind, see `layers.check_adapters`
+    adapters_first: Collection[str] = layers.ADAPTERS  # that may be there before it
+    adapters: Collection[str] = ()  # that may come around its layers
     converts = True  # its layers can change their number format
     parts = True  # accelerate can offload its layers one by one
+    groups = True  # diffusers can offload them in groups
     copies = True  # its layers can be copied and pickled
 
     def check(self, pipe) -> None:
@@ -55,6 +58,7 @@ class Quantizer(Technique):
             raise Unavailable("needs to be put on before ModulationAhead, whose layers it would replace")
         found = [(network, *own) for network in networks(pipe) for own in block_layers(network)]
         layers.check([linear for _, _, _, linear, _ in found])
+        layers.check_groups(networks(pipe))
         weights: list[str] = []
         with Changes(self.label) as changes:
             self.prepare(pipe, changes)
@@ -62,13 +66,15 @@ class Quantizer(Technique):
             layers.refuse_state(networks(pipe), [linear for _, _, _, linear, _ in found], changes)
             if not self.parts:
                 layers.refuse_sequential(pipe, changes)
+            if not self.groups:
+                layers.refuse_groups(pipe, changes)
             if not self.copies:
                 layers.refuse_copying(pipe, changes)
             if not self.converts:
                 layers.refuse_converting(pipe, changes)
             if not self.takes_loras:
                 layers.refuse_loras(pipe, changes)
-            layers.check_adapters(pipe, changes, self.adapters)
+            layers.check_adapters(pipe, changes, self.adapters_first, self.adapters)
             for network, parent, name, linear, modulation in found:
                 if (new := self._converted(linear, modulation)) is not None:
                     changes.exchange(network, parent, name, new.train(linear.training))
@@ -181,8 +187,8 @@ class _Unpacking(nn.Linear):
     device = "cuda"
 
     def forward(self, x):
-        if torch.compiler.is_compiling() and x.device.type == self.device:
-            return nn.functional.linear(x, self.weight.dequantize(), self.bias)
+        if torch.compiler.is_compiling() and x.device.type == self.device:  # a converted model's weights keep their own
+            return nn.functional.linear(x, self.weight.dequantize().to(x.dtype), self.bias)
         return super().forward(x)
 
 
@@ -199,7 +205,7 @@ class TorchAO(_OfKind):
     """
 
     term, KINDS = "torchao", kinds.TORCHAO
-    adapters = ("LORA", "use_dora", "LOHA", "LOKR")
+    adapters = ("LORA", "use_dora", "LOHA", "LOKR", "IA3")
 
     _LAYERS = {"fp8 row, 2:4 sparse": _OfMatrices, "int8 weight-only": _Unpacking}
 
@@ -277,6 +283,8 @@ class BitsAndBytes(_OfKind):
     """
 
     term, KINDS = "bitsandbytes", kinds.BITSANDBYTES
+    adapters = ("LORA", "use_dora", "lora_bias", "IA3", "OFT", "BOFT")
+    adapters_first = (*adapters, "modules_to_save")
     parts = False
 
     def check(self, pipe):
@@ -313,7 +321,8 @@ class GGUF(_OfKind):
     """
 
     term, KINDS = "GGUF", kinds.GGUF
-    adapters = ("LORA", "lora_bias")
+    adapters = ("LORA", "lora_bias", "IA3", "OFT", "BOFT")
+    adapters_first = (*adapters, "modules_to_save")
     converts = parts = copies = False
 
     def check(self, pipe):
@@ -393,7 +402,7 @@ class Quanto(_OfKind):
     """
 
     term, KINDS = "Quanto", kinds.QUANTO
-    takes_loras = converts = parts = copies = False
+    takes_loras = converts = parts = copies = groups = False
 
     def check(self, pipe):
         _needs("optimum.quanto")
@@ -407,11 +416,24 @@ class Quanto(_OfKind):
     def convert(self, linear, modulation):
         from optimum import quanto
 
-        new = quanto.QLinear.from_module(linear, weights=getattr(quanto, self.KINDS[self.kind]))
+        new = _without_autocast(quanto.QLinear).from_module(linear, weights=getattr(quanto, self.KINDS[self.kind]))
         if new is None:
             return None
         new.freeze()
         return new
+
+
+@functools.cache
+def _without_autocast(kind: type) -> type:
+    """A kind of layer whose kernels take one number format only, whatever torch.autocast makes of the others'."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            return kind.forward(self, x)
+        with torch.autocast(x.device.type, enabled=False):
+            return kind.forward(self, x.to(self.weight.dtype))
+
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def _unpacked(packed: torch.Tensor, bits: int) -> torch.Tensor:

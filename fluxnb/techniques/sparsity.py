@@ -61,6 +61,7 @@ class SparseInt8(Quantizer):
     name = label = "INT8, 2:4 sparse"
     settings = {"quantization": kinds.SPARSE_INT8}
     takes_loras = False
+    adapters_first = ("LORA", "lora_bias", "IA3")  # which don't read the weights
 
     def check(self, pipe):
         if pipe.transformer.device.type != "cuda" or not torch.backends.cusparselt.is_available():

@@ -62,8 +62,8 @@ class SimulatedLinear(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The 4-bit part, in the model's own number format."""
-        return self.rest
+        """Both parts, in the model's own number format: DoRA, LoHa and others read it."""
+        return torch.addmm(self.rest, self.up, self.down)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low = nn.functional.linear(nn.functional.linear(x, self.down), self.up, self.bias)
