@@ -249,7 +249,7 @@ def _log(text: str) -> Path | None:
         with contextlib.suppress(OSError, UserError):
             (folder := find()).mkdir(exist_ok=True)
             path = folder / "fluxnb-error.log"
-            path.write_text(scrub.scrubbed(text), encoding="utf-8", errors="backslashreplace")
+            path.write_text(scrub.scrub(text), encoding="utf-8", errors="backslashreplace")
             return path
     return None
 
