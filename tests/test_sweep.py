@@ -152,3 +152,20 @@ def test_one_place_for_each_group_of_gpus(monkeypatch):
 @pytest.mark.skipif(not shutil.which("sh"), reason="needs a shell")
 def test_the_slurm_script_is_valid():
     assert subprocess.run(["sh", "-n", str(ROOT / "tests/slurm.sh")]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["partition='", "partition=a\\\nb", "'comment=a\nb'", "time=nan", "time=0", "time=-5", "__class__=x", "=x", "gpu"],
+)
+def test_options_of_slurm_that_no_script_may_hold_are_refused(monkeypatch, options):
+    monkeypatch.setenv("SLURM_OPTIONS", options)
+    with pytest.raises(UserError, match="^SLURM_OPTIONS") as error:
+        sweep._slurm_options()
+    assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+def test_options_of_slurm_are_taken_as_they_are_written(monkeypatch):
+    monkeypatch.setenv("SLURM_OPTIONS", "partition=gpu time=600 mem-per-cpu=4G comment='two words'")
+    wanted = {"slurm_partition": "gpu", "timeout_min": 600, "slurm_mem_per_cpu": "4G", "slurm_comment": "two words"}
+    assert sweep._slurm_options() == wanted
