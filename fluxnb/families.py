@@ -90,6 +90,10 @@ SCHEDULE = Family(
     "prescribed schedule", "A cache that computes the steps of a mask: it looks at nothing.",
     "#cc78bc", "D", notebook=nb.FINAL_STACK,
 )
+LIBRARY = Family(
+    "library", "A cache of somebody else's, as its library ships it.",
+    "#8c564b", "h", notebook=nb.PEERS,
+)
 NUMBER_FORMAT = Family(
     "number format", "The whole pipeline in another floating-point format.",
     "#56b4e9", notebook=nb.NUMBER_FORMATS,

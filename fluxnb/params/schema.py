@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from fluxnb import notebooks as nb
 from fluxnb import stacks
 from fluxnb.models.use_cases import CONDITIONS, NUMBER_FORMATS, USE_CASES
-from fluxnb.techniques import kinds
+from fluxnb.techniques import kinds, peers
 
 
 @dataclass(frozen=True)
@@ -290,6 +290,17 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "tea_thresholds": Key(list[float], "TeaCache in the shortlist, on trained weights", low=0),
         "phases": Key(bool, "whether each phase and the plan's configurations are measured too: half an hour on a GPU"),
         "around": Key(list[str], "what is spared before and after the steps", choices=tuple(stacks.AROUND)),
+    },
+    nb.PEERS: {
+        "computed": Key(list[int], "numbers of computed steps that methods are compared at", low=2, high=199),
+        "methods": Key(list[str], "methods that compute as many steps as they are told", choices=tuple(peers.METHODS)),
+        "shipped": Key(
+            list[str] | None, "methods that decide for themselves; null = none", choices=tuple(peers.SETTINGS)
+        ),
+        "settings": Key(int, "settings of each of these, that of its authors first", low=1, high=20),
+        "full_size_computed": Key(int, "computed steps at full size", low=2, high=199),
+        "full_size_methods": Key(list[str], "methods timed at full size", choices=tuple(peers.METHODS)),
+        "quantization": Key(str | None, "torchao kind at full size; null = none", choices=_TORCHAO),
     },
     nb.EMBEDDED: {
         "check_images": Key(int, "committed evaluation images that are recomputed", low=1, high=500),
