@@ -91,12 +91,15 @@ def fits(package: str, version: str) -> None:
 def _left_behind(transformer, names: tuple[str, ...], changes: Changes) -> None:
     """What a library puts on modules goes with it, also where the library leaves it there."""
     before = {m: {name: vars(m)[name] for name in names if name in vars(m)} for m in transformer.modules()}
+    order = list(transformer._modules)  # which others read, and cache-dit changes
 
     def clean():
         for module, kept in before.items():
             for name in names:
                 vars(module).pop(name, None)
             vars(module).update(kept)
+        for name in order:
+            transformer._modules[name] = transformer._modules.pop(name)
 
     changes.callback(clean)
 

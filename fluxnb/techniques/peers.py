@@ -89,6 +89,11 @@ METHODS: dict[str, Method] = {  # at a number of computed steps that is asked fo
     "held": Method(PUBLISHED, _reused(lambda cache: cache.Hold())),
     "Taylor 1": Method(PUBLISHED, _reused(lambda cache: cache.Taylor(1))),
     "Taylor 2": Method(PUBLISHED, _reused(lambda cache: cache.Taylor(2))),
+    "Newton 2": Method(PUBLISHED, _reused(lambda cache: cache.Newton(2))),
+    "HiCache": Method(PUBLISHED, _reused(lambda cache: cache.Hermite())),
+    "Spectrum's polynomials": Method(PUBLISHED, _reused(lambda cache: cache.Spectrum())),
+    "Spectrum centred": Method(OWN, _reused(lambda cache: cache.Spectrum(ridge=0.01, centred=True))),
+    "FreqCa": Method(PUBLISHED, _reused(lambda cache: cache.FreqCa())),
 }
 
 
@@ -107,6 +112,15 @@ def _dbcache(threshold: float):
     return CacheDiT(threshold)
 
 
+def _own(make: Callable[[Any, float], Any]) -> Callable[[float], Any]:
+    def at(value):
+        from fluxnb import cache
+
+        return make(cache, value)
+
+    return at
+
+
 def _para_attn(threshold: float):
     from fluxnb.cache.para_attn import ParaAttention
 
@@ -123,6 +137,8 @@ SETTINGS: dict[str, tuple[str, Callable[[float], Any], tuple]] = {
     "diffusers PAB": (SHIPPED, _of_diffusers(kinds.PYRAMID), (2, 3)),
     "cache-dit DBCache": (SHIPPED, _dbcache, (0.08, 0.12, 0.2, 0.3)),
     "para-attn": (SHIPPED, _para_attn, (0.12, 0.2, 0.3, 0.5)),
+    "SeaCache": (PUBLISHED, _own(lambda cache, t: cache.Cache(cache.SeaCache(t))), (0.3, 0.15, 0.5, 0.8)),
+    "DiCache": (PUBLISHED, _own(lambda cache, t: cache.Cache(cache.DiCache(t), cache.Aligned())), (0.4, 0.2, 0.6, 0.8)),
 }
 
 
