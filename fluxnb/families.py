@@ -90,6 +90,10 @@ SCHEDULE = Family(
     "prescribed schedule", "A cache that computes the steps of a mask: it looks at nothing.",
     "#cc78bc", "D", notebook=nb.FINAL_STACK,
 )
+PROGRESSIVE = Family(
+    "progressive resolution", "The first steps at half the width and height, where noise hides what is small.",
+    "#17becf", "h", "coarse", notebook=nb.COMBINED,
+)
 NUMBER_FORMAT = Family(
     "number format", "The whole pipeline in another floating-point format.",
     "#56b4e9", notebook=nb.NUMBER_FORMATS,
