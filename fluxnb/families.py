@@ -82,6 +82,14 @@ MAGCACHE = Family(
     "MagCache", "Reuses while known ratios of the residual's sizes foretell a small error; never looks at the image.",
     "#56b4e9", "p", "threshold", gate=f"{_GATES}.magcache:MagCache", notebook=nb.TEACACHE,
 )
+SEACACHE = Family(
+    "SeaCache", "Reuses while the accumulated change of the modulated input, filtered of noise, stays small.",
+    "#bcbd22", "h", "threshold", gate=f"{_GATES}.seacache:SeaCache", notebook=nb.PEERS,
+)
+DICACHE = Family(
+    "DiCache", "Reuses while the accumulated change behind the first block, a probe, stays small.",
+    "#17becf", "<", "threshold", gate=f"{_GATES}.dicache:DiCache", notebook=nb.PEERS,
+)
 COMBINED = Family(
     "combined cache", "TeaCache and First Block Cache on the same steps, by a rule.",
     "#029e73", "P", notebook=nb.COMBINED,

@@ -466,10 +466,10 @@ def rebuilt(settings: dict, technique: str, name: str) -> Stack | None:
 
 
 def _cache(settings: dict, technique: str) -> Technique:
-    from fluxnb.cache import Cache, Taylor
+    from fluxnb.cache import Cache, predictors
 
     held = {"hold_controlnet": True} if settings.pop("hold_controlnet", False) else {}
-    how = Taylor(settings.pop("order")) if settings.pop("predictor", None) else None
+    how = predictors.of(settings)
     return Cache(_gate(settings, technique), how, **held)
 
 
