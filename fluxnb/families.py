@@ -100,7 +100,7 @@ SCHEDULE = Family(
 )
 PROGRESSIVE = Family(
     "progressive resolution", "The first steps at half the width and height, where noise hides what is small.",
-    "#17becf", "h", "coarse", notebook=nb.COMBINED,
+    "#8c564b", "8", "coarse", notebook=nb.PEERS,
 )
 NUMBER_FORMAT = Family(
     "number format", "The whole pipeline in another floating-point format.",
