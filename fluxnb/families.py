@@ -100,7 +100,11 @@ SCHEDULE = Family(
 )
 LIBRARY = Family(
     "library", "A cache of somebody else's, as its library ships it.",
-    "#8c564b", "h", notebook=nb.PEERS,
+    "#aa4499", "X", notebook=nb.PEERS,
+)
+PROGRESSIVE = Family(
+    "progressive resolution", "The first steps at half the width and height, where noise hides what is small.",
+    "#8c564b", "8", "coarse", notebook=nb.PEERS,
 )
 NUMBER_FORMAT = Family(
     "number format", "The whole pipeline in another floating-point format.",

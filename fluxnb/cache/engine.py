@@ -29,7 +29,7 @@ from fluxnb.cache.predictors import Hold
 from fluxnb.cache.trace import Step, Trace
 from fluxnb.errors import UserError
 from fluxnb.families import Family
-from fluxnb.technique import ANOTHER, BLOCKS, CACHED, IDENTICAL, RECORDED, SHARED, Changes, Technique, attribute
+from fluxnb.technique import ANOTHER, BLOCKS, CACHED, HALVED, IDENTICAL, RECORDED, SHARED, Changes, Technique, attribute
 
 
 class Cache(Technique):
@@ -117,7 +117,9 @@ class Cache(Technique):
             "run": 0,
             "residuals": None,  # of the ControlNet
         }
-        if not image.passes:
+        if image.passes and all(one.step < image.step for one in image.passes):
+            state["trace"] = self.trace  # of the same image, whose tokens are more from this step on
+        elif not image.passes:
             self.trace = state["trace"]
         return state
 
@@ -279,6 +281,10 @@ def flux_transformer(pipe):
         raise UserError(
             "The transformer is compiled as a whole, so its blocks can't be skipped: compile its blocks instead "
             "(transformer.compile_repeated_blocks())."
+        )
+    if getattr(transformer, HALVED, False):
+        raise UserError(
+            "The first steps are at half size, which a cache has to see: put the cache on first, then those."
         )
     if getattr(transformer, CACHED, None) or getattr(transformer, "is_cache_enabled", False):
         raise UserError("The transformer has a cache already: remove that one first, two can't share it.")

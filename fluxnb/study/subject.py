@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from fluxnb.cache import teacache
+from fluxnb.cache import planning, teacache
 from fluxnb.measure import latency
 from fluxnb.models import control, embedded, material, pipelines
 from fluxnb.params.schema import StudyParams
@@ -232,7 +232,7 @@ def fingerprint(name: str) -> str:
         files = [probe.FOLDER / probe.FILE, *sorted(folder.rglob("*.safetensors")), *shared]
     else:  # how a model is put together counts as much, and what the study fits to it doesn't
         files = sorted(p for p in folder.rglob("*.*") if p.suffix in (".safetensors", ".bin", ".json", ".model"))
-        files = [path for path in files if path.name != teacache.FILE]
+        files = [path for path in files if path.name not in (teacache.FILE, planning.FILE)]
     stats = [(str(path), path.stat()) for path in files]
     return _digest_of(tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 

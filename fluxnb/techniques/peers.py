@@ -14,7 +14,7 @@ from fluxnb.techniques import kinds
 
 # Whose a method is: shipped by a library, published as a formula, of this study.
 SHIPPED, PUBLISHED, OWN = "library", "published", "new here"
-EQUAL, PLANNED = "equal mask", "planned mask"
+EQUAL = "equal mask"
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,40 @@ def _diffusers_lite(model: str, steps: int, computed: int):
     return every and DiffusersCache(kinds.TAYLOR_LITE, every)
 
 
+def _even(model: str, steps: int, computed: int):
+    from fluxnb import cache
+
+    mask = cache.even_mask(computed, steps)
+    return cache.Cache(cache.Schedule(mask, first_block=False, origin="even mask"), cache.Taylor(2))
+
+
+def _spectrum(model: str, steps: int, computed: int):
+    from fluxnb import cache
+    from fluxnb.cache import masks
+
+    made = (masks.spectrum(steps, alpha=n / 4) for n in range(1, 21))
+    mask = next((mask for mask in made if mask.count("1") == computed), None)
+    return mask and cache.Cache(cache.Schedule(mask, first_block=False, origin="Spectrum's mask"), cache.Spectrum())
+
+
+def _planned(how: Callable[[Any], Any] | None = None) -> Callable[[str, int, int], Any]:
+    """The mask that was planned for a model, with the plan's weights or another predictor; None where it has no plan."""
+
+    def at(model: str, steps: int, computed: int):
+        from fluxnb import cache
+        from fluxnb.cache import planning
+
+        try:
+            plan = planning.shipped(model, steps).get(computed)
+        except UserError:  # none was made for it
+            return None
+        if plan is None or how is None:
+            return plan and plan.cache()
+        return cache.Cache(planning.Planned(plan.mask, plan.signature), how(cache))
+
+    return at
+
+
 METHODS: dict[str, Method] = {  # at a number of computed steps that is asked for
     "cache-dit, held": Method(SHIPPED, _dit("hold")),
     "cache-dit TaylorSeer 1": Method(SHIPPED, _dit(kinds.TAYLOR)),
@@ -94,6 +128,11 @@ METHODS: dict[str, Method] = {  # at a number of computed steps that is asked fo
     "Spectrum's polynomials": Method(PUBLISHED, _reused(lambda cache: cache.Spectrum())),
     "Spectrum centred": Method(OWN, _reused(lambda cache: cache.Spectrum(ridge=0.01, centred=True))),
     "FreqCa": Method(PUBLISHED, _reused(lambda cache: cache.FreqCa())),
+    "Spectrum": Method(PUBLISHED, _spectrum),
+    "even mask, Taylor 2": Method(PUBLISHED, _even),
+    "planned mask and weights": Method(OWN, _planned()),
+    "planned mask, Taylor 2": Method(OWN, _planned(lambda cache: cache.Taylor(2))),
+    "planned mask, Spectrum": Method(OWN, _planned(lambda cache: cache.Spectrum())),
 }
 
 
@@ -121,6 +160,12 @@ def _own(make: Callable[[Any, float], Any]) -> Callable[[float], Any]:
     return at
 
 
+def _progressive(coarse: float):
+    from fluxnb.techniques.progressive import Progressive
+
+    return Progressive(coarse)  # type: ignore[arg-type]
+
+
 def _para_attn(threshold: float):
     from fluxnb.cache.para_attn import ParaAttention
 
@@ -137,6 +182,7 @@ SETTINGS: dict[str, tuple[str, Callable[[float], Any], tuple]] = {
     "diffusers PAB": (SHIPPED, _of_diffusers(kinds.PYRAMID), (2, 3)),
     "cache-dit DBCache": (SHIPPED, _dbcache, (0.08, 0.12, 0.2, 0.3)),
     "para-attn": (SHIPPED, _para_attn, (0.12, 0.2, 0.3, 0.5)),
+    "progressive": (PUBLISHED, _progressive, (8, 5, 12)),
     "SeaCache": (PUBLISHED, _own(lambda cache, t: cache.Cache(cache.SeaCache(t))), (0.3, 0.15, 0.5, 0.8)),
     "DiCache": (PUBLISHED, _own(lambda cache, t: cache.Cache(cache.DiCache(t), cache.Aligned())), (0.4, 0.2, 0.6, 0.8)),
 }
