@@ -114,7 +114,15 @@ def test_the_chart_draws_controls_and_the_nearest_of_each_origin(monkeypatch):
 
 
 def test_libraries_are_set_beside_the_studys_own_at_full_size():
-    base = row(id="b", session="s", samples=[5.0] * 6, again=[5.0] * 6, weights="random", model="flux-dev-random", latency_p50=5.0)
+    base = row(
+        id="b",
+        session="s",
+        samples=[5.0] * 6,
+        again=[5.0] * 6,
+        weights="random",
+        model="flux-dev-random",
+        latency_p50=5.0,
+    )
     timed = {"weights": "random", "model": "flux-dev-random", "session": "s", "baseline": "b", "first_s": 9.0}
     ours = replace(base, **timed | {"technique": KNOWN, "family": families.SCHEDULE.name, "label": "ours"},
                    speedup=4.0, speedup_ci_low=3.9, speedup_ci_high=4.1, latency_p50=1.25)  # fmt: skip
