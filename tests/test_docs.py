@@ -113,7 +113,7 @@ def notebook_and_what_it_calls(stem):
         called += [value] if inspect.isfunction(value := getattr(known.get(owner), name, None)) else []
     text = ["".join(cell["source"]) for cell in cells]
     named = "\n".join([*text, *map(inspect.getsource, dict.fromkeys(called))])
-    tables = {"stacks": "stacks.py", "kinds": "techniques/kinds.py"}
+    tables = {"stacks": "stacks.py", "kinds": "techniques/kinds.py", "peers": "techniques/peers.py"}
     return named + "".join((ROOT / "fluxnb" / tables[t]).read_text(encoding="utf-8") for t in tables if t in named)
 
 

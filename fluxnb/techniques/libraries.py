@@ -119,6 +119,7 @@ class DiffusersCache(_Library):
     """
 
     package, version = "diffusers", "0.42.1"
+    term, KINDS = "diffusers' own caches", tuple(kinds.DIFFUSERS_CACHES)
 
     def __init__(self, kind: str, value: float | None = None, mask: str = ""):
         if kind not in kinds.DIFFUSERS_CACHES:
@@ -255,7 +256,7 @@ class CacheDiT(_Library):
         warm_up: steps computed before anything is reused.
     """
 
-    package, version = "cache-dit", "1.5.3"
+    package, version, term = "cache-dit", "1.5.3", "cache-dit's DBCache and SCM"
     terms = {
         "F1B0": "of cache-dit: the first block is run at every step, and no last one",
         "SCM": "cache-dit's mask of the steps that are computed",

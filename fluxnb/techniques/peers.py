@@ -95,7 +95,7 @@ def _spectrum(model: str, steps: int, computed: int):
 
 
 def _planned(how: Callable[[Any], Any] | None = None) -> Callable[[str, int, int], Any]:
-    """The mask that was planned for a model, with the plan's weights or another predictor; None where it has no plan."""
+    """The mask planned for a model, with the plan's weights or another predictor; None where it has no plan."""
 
     def at(model: str, steps: int, computed: int):
         from fluxnb import cache
