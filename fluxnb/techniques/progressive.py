@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 
 from fluxnb.cache.passes import CONTROL, Image, Pass, around
+from fluxnb.cache.predictors import L2P
 from fluxnb.errors import UserError
 from fluxnb.families import PROGRESSIVE
-from fluxnb.technique import AHEAD, ANOTHER, HALVED, RECORDED, SHARED, Changes, Technique, Unavailable
+from fluxnb.technique import AHEAD, ANOTHER, CACHED, HALVED, RECORDED, SHARED, Changes, Technique, Unavailable
 
 FLUX_SPECTRUM = (203.615097, 1.915461)  # A and β of the power A·f^-β of FLUX.1's latents, as SGLang fitted it
 
@@ -74,6 +75,10 @@ class Progressive(Technique):
         for mark, what in ((RECORDED, "a CUDA graph"), (AHEAD, "modulation ahead"), (SHARED, "divided tokens")):
             if getattr(transformer, mark, None):
                 raise Unavailable(f"needs the transformer without {what}, which knows one size and schedule of steps")
+        if isinstance(getattr(getattr(transformer, CACHED, None), "predictor", None), L2P):
+            raise UserError(
+                "The cache's weights are of steps at both sizes, which can't be mixed: take another predictor."
+            )
         with Changes(self.label) as changes:
             around(pipe, functools.partial(_run, self.coarse, pipe), lambda image: {}, changes)
             changes.put(transformer, HALVED, True)
@@ -83,7 +88,7 @@ class Progressive(Technique):
 def activation(delta: float, side: int, spectrum: tuple[float, float] = FLUX_SPECTRUM) -> float:
     """The noise level below which frequencies of half a small image's side count, in (0, 1).
 
-    Source: Spectral Progressive Diffusion, equation of the activation time; `side` of the whole latents, 128 at 1024².
+    Source: Spectral Progressive Diffusion, equation of the activation time; `side` is that of the whole latents, 128 at 1024².
 
     Args:
         delta: what may be lost of the power: 0.01 careful, 0.05 fast.
