@@ -18,7 +18,6 @@ USE_CASES = "10_use_cases"
 PARALLEL = "11_parallel"
 LOAD = "12_load"
 FINAL_STACK = "13_final_stack"
-PEERS = "14_peers"
 EMBEDDED = "14_embedded_model"
 SURVIVAL = "15_survive"
 
