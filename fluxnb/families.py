@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from fluxnb import notebooks as nb
 from fluxnb.errors import UserError
 
+# Predictors of a cache that are chosen by name.
+PREDICTORS = ("hold", "Taylor 1", "Taylor 2", "Newton 2", "Hermite 2", "Spectrum", "FreqCa")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -84,11 +87,11 @@ MAGCACHE = Family(
 )
 SEACACHE = Family(
     "SeaCache", "Reuses while the accumulated change of the modulated input, filtered of noise, stays small.",
-    "#bcbd22", "h", "threshold", gate=f"{_GATES}.seacache:SeaCache", notebook=nb.PEERS,
+    "#bcbd22", "h", "threshold", gate=f"{_GATES}.seacache:SeaCache", notebook=nb.COMBINED,
 )
 DICACHE = Family(
     "DiCache", "Reuses while the accumulated change behind the first block, a probe, stays small.",
-    "#17becf", "<", "threshold", gate=f"{_GATES}.dicache:DiCache", notebook=nb.PEERS,
+    "#17becf", "<", "threshold", gate=f"{_GATES}.dicache:DiCache", notebook=nb.COMBINED,
 )
 COMBINED = Family(
     "combined cache", "TeaCache and First Block Cache on the same steps, by a rule.",

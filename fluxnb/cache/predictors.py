@@ -5,6 +5,7 @@ The text tokens need no estimate: behind the last block FLUX uses the image toke
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import inspect
@@ -15,7 +16,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from fluxnb import notebooks as nb
 from fluxnb.cache.linear import Linear, differences, units, weighted
 from fluxnb.cache.passes import grid
 from fluxnb.errors import UserError
@@ -99,7 +99,6 @@ class Newton(Linear):
         "Newton 1": "a reused step adds what the last two computed ones say on a straight line",
         "Newton 2": "a reused step adds what the parabola through the last three computed ones says",
     }
-    notebook = nb.PEERS
 
     def __init__(self, order: int):
         self.order = _order(order, "Newton")
@@ -130,7 +129,6 @@ class Hermite(Linear):
         "Hermite 1": "Taylor 1 with HiCache's contracted Hermite polynomial of the distance instead of the distance",
         "Hermite 2": "Taylor 2 with HiCache's contracted Hermite polynomials of the distance instead of its powers",
     }
-    notebook = nb.PEERS
 
     def __init__(self, order: int = 2, scale: float = 0.5):
         self.order, self.scale = _order(order, "Hermite"), _share(scale, "The scale of Hermite polynomials")
@@ -168,7 +166,6 @@ class Spectrum(Linear):
         "Spectrum, centred": "the same, where what is fitted is the difference to the last computed step",
     }
     keeps = 100  # all of them
-    notebook = nb.PEERS
     STEPS = 50  # of the published code, taken where the number isn't known
 
     def __init__(self, blend: float = 0.5, ridge: float = 0.1, degree: int = 4, centred: bool = False):
@@ -208,7 +205,6 @@ class L2P(Linear):
     kind = "l2p"
     name = "L2P"
     terms = {name: "a reused step adds a weighted sum of those before it, with weights fitted to the model"}
-    notebook = nb.PEERS
 
     def __init__(self, matrix: Sequence[Sequence[float]], origin: str = ""):
         try:
@@ -270,7 +266,6 @@ class FreqCa(Linear):
 
     kind = "freqca"
     terms = {"FreqCa": "low spatial frequencies are held, the others extrapolated with Hermite polynomials"}
-    notebook = nb.PEERS
     whole = True
 
     def __init__(self, cutoff: float = 0.1, order: int = 2, scale: float = 0.71):
@@ -308,7 +303,6 @@ class Aligned(Linear):
     name = "aligned"
     terms = {name: "a reused step adds what the last two computed ones say, as far on as the first block has moved"}
     keeps = 4  # both of the last two steps
-    notebook = nb.PEERS
     probes = True
 
     def new_state(self, total=None):
@@ -331,7 +325,11 @@ class Aligned(Linear):
         return older + gamma * (newer - older) - state["probe"]
 
 
-KINDS = {made.kind: made for made in (Taylor, Newton, Hermite, Spectrum, L2P, FreqCa, Aligned)}
+def named(name: str) -> Linear:
+    """A usual predictor by its name. Raises UserError for a name that none has."""
+    if name not in USUAL:
+        raise UserError(f"There is no predictor {name!r}: choose one of {', '.join(USUAL)}.")
+    return copy.copy(USUAL[name])
 
 
 def of(settings: dict) -> Linear | None:
@@ -371,3 +369,7 @@ def _low_frequencies(height: int, width: int, cutoff: float) -> np.ndarray:
     radius = np.hypot(*np.meshgrid(np.arange(height), np.arange(width), indexing="ij"))
     down, across = np.nonzero(radius <= cutoff * radius.max())
     return np.einsum("ky,kx->yxk", cosines(height)[down], cosines(width)[across]).reshape(height * width, -1)
+
+
+USUAL = {p.name: p for p in (Hold(), Taylor(1), Taylor(2), Newton(2), Hermite(), Spectrum(), FreqCa())}  # by name
+KINDS = {made.kind: made for made in (Taylor, Newton, Hermite, Spectrum, L2P, FreqCa, Aligned)}

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 
 from fluxnb import notebooks as nb
 from fluxnb import stacks
+from fluxnb.families import PREDICTORS
 from fluxnb.models.use_cases import CONDITIONS, NUMBER_FORMATS, USE_CASES
 from fluxnb.techniques import kinds, peers
 
@@ -192,6 +193,10 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     nb.COMBINED: {
         "tea_thresholds": Key(list[float], "TeaCache thresholds of the grid", low=0),
         "first_block_thresholds": Key(list[float], "First Block Cache thresholds of the grid", low=0),
+        "sea_thresholds": Key(list[float], "SeaCache thresholds of the grid", low=0),
+        "di_thresholds": Key(list[float], "DiCache thresholds of the grid", low=0),
+        "computed": Key(list[int], "computed steps of the grid's evenly spread masks", low=1, high=199),
+        "predictors": Key(list[str], "how what is reused is made, each with every gate", choices=PREDICTORS),
         "warm_up": Key(int, "steps computed before anything is reused", low=0, high=50),
         "survey_prompts": Key(int, "prompts that every setting of the grid is judged on", low=1, high=100),
         "timed": Key(int, "undominated settings of the grid that are timed", low=2, high=100),
