@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fluxnb import notebooks as nb
 from fluxnb.cache.engine import Cache
 from fluxnb.cache.gates.schedule import Schedule
 from fluxnb.cache.linear import Linear, weighted
@@ -78,6 +79,7 @@ class Planned(Schedule):
         "planned": "which steps are computed was chosen from the model's uncached steps",
         "planned weights": "a reused step adds a weighted sum of the last computed ones, fitted to the model",
     }
+    notebook = nb.PEERS
 
     def __init__(self, mask: str, signature: tuple[float, ...], **options):
         super().__init__(mask, first_block=False, origin="planned", **options)

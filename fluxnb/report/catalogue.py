@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fluxnb import cache, families, stacks
 from fluxnb import techniques as switched
-from fluxnb.cache import gates, para_attn, predictors
+from fluxnb.cache import gates, para_attn, planning, predictors
 from fluxnb.families import Family
 from fluxnb.technique import ANOTHER, EXACT_TERMS, EXACTNESS
 
@@ -62,6 +62,7 @@ def classes() -> list[type]:
     found = [getattr(switched, name) for name in switched.__all__] + [cache.Cache, para_attn.ParaAttention]
     for module in pkgutil.iter_modules(gates.__path__, f"{gates.__name__}."):
         found += _own(importlib.import_module(module.name), "family")
+    found.append(planning.Planned)
     return found + _own(predictors, "predict")
 
 
