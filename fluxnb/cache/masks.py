@@ -83,7 +83,7 @@ def _moved(chosen: frozenset[int], free: range, draw: random.Random) -> frozense
 
 def _neighbours(chosen: frozenset[int], free: range, draw: random.Random) -> list[frozenset[int]]:
     """Each computed step moved by up to three, and to two places anywhere."""
-    found = {}
+    found: dict[frozenset[int], None] = {}
     for start in sorted(chosen & {*free}):
         places = [*range(start - 3, start + 4), *(draw.choice(free) for _ in range(2))]
         found |= {chosen - {start} | {place}: None for place in places if place in free and place not in chosen}
@@ -99,7 +99,8 @@ def programmed(cost: np.ndarray, computed: int) -> str:
     """
     steps = len(cost) - 1
     _check_budget(computed, steps)
-    best = {(0, 0): (0.0, (0,))}  # the last two computed -> the least cost so far, all computed
+    # the last two computed -> the least cost so far, all computed
+    best: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {(0, 0): (0.0, (0,))}
     for _ in range(computed - 1):
         further: dict[tuple[int, int], tuple[float, tuple[int, ...]]] = {}
         for (i, j), (spent, path) in best.items():

@@ -88,10 +88,11 @@ class Progressive(Technique):
 def activation(delta: float, side: int, spectrum: tuple[float, float] = FLUX_SPECTRUM) -> float:
     """The noise level below which frequencies of half a small image's side count, in (0, 1).
 
-    Source: Spectral Progressive Diffusion, equation of the activation time; `side` is that of the whole latents, 128 at 1024².
+    Source: Spectral Progressive Diffusion, its activation time.
 
     Args:
         delta: what may be lost of the power: 0.01 careful, 0.05 fast.
+        side: of the whole latents, 128 for an image of 1024².
         spectrum: A and β of the latents' power A·f^-β.
     """
     size, falls = spectrum
