@@ -11,7 +11,8 @@ from fluxnb.cache import Cache, Hold, Schedule
 from fluxnb.errors import UserError
 from fluxnb.models import pipelines
 from fluxnb.technique import ANOTHER, IDENTICAL, Unavailable, applied
-from fluxnb.techniques import CacheDiT, DiffusersCache, kinds, libraries, peers
+from fluxnb.techniques import kinds, libraries, peers
+from fluxnb.techniques.libraries import CacheDiT, DiffusersCache
 
 MASK = "111100110101"
 

@@ -22,7 +22,6 @@ MODULES = {  # module -> its techniques, in the order in which they are listed
     "parallel": ("Replicas", "ContextParallel", "FullyShard", "DiffusersParallel"),
     "parallel_vae": ("ParallelVAE",),
     "xdit": ("XDiT", "PipeFusion"),
-    "libraries": ("DiffusersCache", "CacheDiT"),
 }
 _OWNERS = {name: module for module, names in MODULES.items() for name in names}
 __all__ = list(_OWNERS)
