@@ -43,6 +43,7 @@ from fluxnb.techniques.precision import BitsAndBytes as BitsAndBytes
 from fluxnb.techniques.precision import Nunchaku as Nunchaku
 from fluxnb.techniques.precision import Quanto as Quanto
 from fluxnb.techniques.precision import TorchAO as TorchAO
+from fluxnb.techniques.progressive import Progressive as Progressive
 from fluxnb.techniques.schedulers import DPMSolver as DPMSolver
 from fluxnb.techniques.sparsity import SparseInt8 as SparseInt8
 from fluxnb.techniques.svdquant import SimulatedSVDQuant as SimulatedSVDQuant
