@@ -413,6 +413,7 @@ _order = (
     "ParallelVAE", "Tiled", "Sliced", "ChannelsLast", "Compiled",
     "Replicas", "ContextParallel", "DiffusersParallel", "XDiT", "PipeFusion", "FullyShard",
     "CudaGraph", "TextEncoders", "ModulationAhead", "NoHookSearch", "BytesOnDevice", "ParaAttention", "Cache",
+    "Progressive",
 )  # fmt: skip
 
 
