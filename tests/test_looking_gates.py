@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from fluxnb import families, stacks, study
-from fluxnb.cache import Aligned, Both, Cache, DiCache, FirstBlock, SeaCache
+from fluxnb.cache import Aligned, Both, Cache, DiCache, FirstBlock, FreqCa, Interval, SeaCache, Spectrum
 from fluxnb.cache.gates.base import INPUT, RESIDUAL
 from fluxnb.cache.gates.seacache import filtered
 from fluxnb.errors import UserError
 from fluxnb.models import pipelines
 from fluxnb.technique import SHARED, applied, attribute
+from fluxnb.techniques.compilation import Regional
 
 STEPS = 12
 
@@ -191,3 +192,21 @@ def test_two_images_in_a_row_do_not_leak(embedded_pipe):
             first = latents(embedded_pipe, 8)
             latents(embedded_pipe, 6, seed=4)
             assert torch.equal(latents(embedded_pipe, 8), first)
+
+
+def test_over_compiled_blocks_without_graph_breaks_the_image_is_the_same(embedded_pipe):
+    """Blocks are traced by themselves, `fullgraph`, so a break is an error; what is around them stays as it is."""
+    caches = [
+        Cache(SeaCache(0.5)),
+        Cache(DiCache(0.3), Aligned()),
+        *(Cache(Interval(2), p) for p in (Spectrum(), FreqCa())),
+    ]
+    eager = []
+    for cache in caches:
+        with applied(embedded_pipe, cache):
+            eager.append((latents(embedded_pipe, 6), cache.trace.mask))
+    with torch.compiler.set_stance(force_backend="eager"), applied(embedded_pipe, Regional()):
+        for cache, (image, mask) in zip(caches, eager, strict=True):
+            with applied(embedded_pipe, cache):
+                assert torch.allclose(latents(embedded_pipe, 6), image, atol=1e-4)
+            assert cache.trace.mask == mask and "0" in mask

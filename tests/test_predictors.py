@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fluxnb import stacks
+from fluxnb import recipes, stacks
 from fluxnb.cache import (
     L2P,
     Aligned,
@@ -300,6 +300,15 @@ def test_it_predicts_in_an_image_and_says_what_it_is(embedded_pipe, predictor):
     assert not torch.equal(made, held) and (made - plain).abs().mean() < 0.5 * plain.abs().mean()
     found = stacks.rebuilt(cache.settings, cache.name, "")
     assert found.built[0].predictor.settings == predictor.settings and found.built[0].label == cache.label
+
+
+@pytest.mark.parametrize("predictor", [*ALL, Hermite(1, 0.7), FreqCa(order=1)], **NAMED)
+def test_a_script_spells_it(predictor):
+    import fluxnb
+
+    spelled = recipes.spelled(Cache(FirstBlock(0.2), predictor))
+    again = eval(spelled, {name: getattr(fluxnb, name) for name in fluxnb.__all__})
+    assert again.settings == Cache(FirstBlock(0.2), predictor).settings and type(again.predictor) is type(predictor)
 
 
 def test_predictors_that_differ_have_other_settings_and_labels():
