@@ -87,11 +87,11 @@ MAGCACHE = Family(
 )
 SEACACHE = Family(
     "SeaCache", "Reuses while the accumulated change of the modulated input, filtered of noise, stays small.",
-    "#bcbd22", "h", "threshold", gate=f"{_GATES}.seacache:SeaCache", notebook=nb.COMBINED,
+    "#bcbd22", ">", "threshold", gate=f"{_GATES}.seacache:SeaCache", notebook=nb.COMBINED,
 )
 DICACHE = Family(
     "DiCache", "Reuses while the accumulated change behind the first block, a probe, stays small.",
-    "#17becf", "<", "threshold", gate=f"{_GATES}.dicache:DiCache", notebook=nb.COMBINED,
+    "#e377c2", "<", "threshold", gate=f"{_GATES}.dicache:DiCache", notebook=nb.COMBINED,
 )
 COMBINED = Family(
     "combined cache", "TeaCache and First Block Cache on the same steps, by a rule.",

@@ -61,9 +61,9 @@ def test_every_line_turns_one_dial_and_every_predictor_is_on_every_gate():
     lines = space.lines("embedded", 10, families.PREDICTORS, 6, intervals=[3, 2], **dials)
     labels = [cache.label for line in lines for cache in line]
     assert len(set(labels)) == len(labels) and [] not in lines
-    assert len(lines) == 1 + len(families.PREDICTORS) * (3 * 2 + 4)
+    assert len(lines) == 2 + len(families.PREDICTORS) * (3 * 2 + 4)
     masks = [[c.gate.mark for c in line] for line in lines if line[0].family is families.SCHEDULE]
-    assert masks == [["8 of 10", "4 of 10"]] * len(families.PREDICTORS)
+    assert masks == [["8 of 10", "4 of 10"]] * (1 + len(families.PREDICTORS))
     assert {type(line[0].predictor) for line in lines} >= {FreqCa, Spectrum, Aligned, Newton}
     assert tuple(predictors.USUAL) == families.PREDICTORS
     with pytest.raises(UserError, match="no predictor 'Newton 5': choose one of hold, "):

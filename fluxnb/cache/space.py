@@ -27,7 +27,11 @@ def lines(
         tea, first_block, sea, di: thresholds of the gates; the first two are combined by every rule.
         intervals, computed: of the masks: every n-th step, and counts of evenly spread ones.
     """
-    found = [[Cache(DiCache(t), predictors.Aligned()) for t in sorted(di)]]
+    counts = sorted((n for n in computed if n < steps), reverse=True)
+    found = [
+        [Cache(gate, predictors.Aligned()) for gate in line]  # which asks for the first block
+        for line in (list(map(DiCache, sorted(di))), [_even(n, steps, True) for n in counts])
+    ]
     for name in hows:
         first: dict = {"warm_up": 0 if name == predictors.Hold.name else warm_up}
         gates: list[list] = [
@@ -37,7 +41,10 @@ def lines(
         ]
         gates += [[SeaCache(t, **first) for t in sorted(sea)], [DiCache(t, **first) for t in sorted(di)]]
         gates += [[Interval(n, warm_up=warm_up, compute_last=True) for n in sorted(intervals)]]
-        counts = sorted((n for n in computed if n < steps), reverse=True)
-        gates += [[Schedule(even_mask(n, steps), False, "evenly spread") for n in counts]]
+        gates += [[_even(n, steps, False) for n in counts]]
         found += [[Cache(gate, predictors.named(name)) for gate in line] for line in gates]
     return [line for line in found if line]
+
+
+def _even(computed: int, steps: int, first_block: bool) -> Schedule:
+    return Schedule(even_mask(computed, steps), first_block, "evenly spread")
