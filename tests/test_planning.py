@@ -185,3 +185,12 @@ def test_a_missing_file_says_how_to_make_it(tmp_path):
 def test_a_budget_that_is_none_is_refused_before_an_image(loaded, budget):
     with pytest.raises(UserError, match="give whole numbers from 1 to 6"):
         planning.make(loaded, INPUTS, STEPS, (budget,))
+
+
+def test_the_embedded_models_plans_are_its_own_and_promise_less_the_less_they_compute(embedded_pipe):
+    plans = planning.shipped("embedded", 28)
+    assert sorted(plans, reverse=True) == list(planning.BUDGETS)
+    promised = [plans[budget].predicted_db for budget in planning.BUDGETS]
+    assert promised == sorted(promised, reverse=True)
+    for plan in plans.values():
+        plan.cache().gate.meet(embedded_pipe)  # or it says that they are another model's

@@ -34,7 +34,7 @@ from fluxnb.measure import quality
 from fluxnb.technique import applied
 
 FILE = "plans.json"
-PROMPTS = 8  # of its training, that a shipped model's plans are made from
+PROMPTS = 16  # of its training, that a shipped model's plans are made from
 BUDGETS = (14, 12, 10, 8, 6)  # of 28
 REACH = 4  # so many computed steps a reused one is made of
 RIDGE = 1e-4  # of the normal equations' mean diagonal, towards what the last computed step added
