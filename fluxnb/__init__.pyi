@@ -2,6 +2,7 @@
 
 from fluxnb.cache.engine import Cache as Cache
 from fluxnb.cache.engine import first_block as first_block
+from fluxnb.cache.gates.dicache import DiCache as DiCache
 from fluxnb.cache.gates.first_block import FirstBlock as FirstBlock
 from fluxnb.cache.gates.interval import Interval as Interval
 from fluxnb.cache.gates.magcache import MagCache as MagCache
@@ -9,8 +10,15 @@ from fluxnb.cache.gates.pairs import Both as Both
 from fluxnb.cache.gates.pairs import Cascade as Cascade
 from fluxnb.cache.gates.pairs import Either as Either
 from fluxnb.cache.gates.schedule import Schedule as Schedule
+from fluxnb.cache.gates.seacache import SeaCache as SeaCache
 from fluxnb.cache.gates.teacache import TeaCache as TeaCache
+from fluxnb.cache.predictors import L2P as L2P
+from fluxnb.cache.predictors import Aligned as Aligned
+from fluxnb.cache.predictors import FreqCa as FreqCa
+from fluxnb.cache.predictors import Hermite as Hermite
 from fluxnb.cache.predictors import Hold as Hold
+from fluxnb.cache.predictors import Newton as Newton
+from fluxnb.cache.predictors import Spectrum as Spectrum
 from fluxnb.cache.predictors import Taylor as Taylor
 from fluxnb.errors import UserError as UserError
 from fluxnb.recipes import accelerate as accelerate
@@ -35,6 +43,7 @@ from fluxnb.techniques.precision import BitsAndBytes as BitsAndBytes
 from fluxnb.techniques.precision import Nunchaku as Nunchaku
 from fluxnb.techniques.precision import Quanto as Quanto
 from fluxnb.techniques.precision import TorchAO as TorchAO
+from fluxnb.techniques.progressive import Progressive as Progressive
 from fluxnb.techniques.schedulers import DPMSolver as DPMSolver
 from fluxnb.techniques.sparsity import SparseInt8 as SparseInt8
 from fluxnb.techniques.svdquant import SimulatedSVDQuant as SimulatedSVDQuant

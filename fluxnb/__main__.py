@@ -127,6 +127,31 @@ def fit_teacache(options) -> int:
     return 0
 
 
+def plan(options) -> int:
+    """Plans caches for a model: masks, weights and the quality to expect, from uncached images of its own."""
+    from fluxnb import study
+    from fluxnb.cache import planning
+    from fluxnb.models import embedded
+    from fluxnb.world import scenes
+
+    s = study.begin(options.gpu, "plan")
+    subject = s.subject(options.model)
+    if not subject.model.judged:
+        raise UserError(f"{options.model} has random weights, whose steps say nothing: name a trained model.")
+    folder = embedded.FOLDERS.get(options.model) or Path(options.model).expanduser()
+    target = options.to or folder / planning.FILE
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent} is no folder: say where the plans go with --to.")
+    steps = options.steps or s.steps(subject)
+    budgets = options.computed or [round(n * steps / 28) for n in planning.BUDGETS]
+    inputs = [(scenes.training_scene(seed).caption, seed) for seed in range(planning.PROMPTS)]  # none that judges
+    plans = planning.make(s.loaded(subject), inputs, steps, budgets)
+    for one in plans:
+        print(f"{one.computed} of {steps}: {one.mask}, {one.predicted_db:.1f} dB expected of the mean image")
+    print(f"written to {planning.save(plans, target)}")
+    return 0
+
+
 def export(options) -> int:
     """Writes a shipped model as a whole folder in diffusers' format."""
     from fluxnb.models import embedded
@@ -191,12 +216,13 @@ def _parser() -> argparse.ArgumentParser:
         ("techniques", techniques, "list every technique"),
         ("clean-caches", clean_caches, "list downloaded models and compiled code, and delete what you agree to"),
         ("fit-teacache", fit_teacache, "fit TeaCache's polynomial to a model"),
+        ("plan", plan, "plan caches for a model: which steps are computed, and what the others are made of"),
         ("export", export, "write a shipped model as a folder that diffusers loads without fluxnb"),
         ("params", list_params, "list every parameter"),
     ):
         made[name] = commands.add_parser(name, help=words, description=words)
         made[name].set_defaults(run=run)
-    for name in ("report", "render", "reference", "fit-teacache", "recipe"):
+    for name in ("report", "render", "reference", "fit-teacache", "plan", "recipe"):
         made[name].add_argument("--gpu", default="cpu", help="a configuration: the name of a file in params/")
     for name in ("report", "render", "reference"):
         add = made[name].add_argument
@@ -224,8 +250,11 @@ def _parser() -> argparse.ArgumentParser:
     made["export"].add_argument("name", help="embedded, or embedded-schnell: four steps, no guidance")
     made["export"].add_argument("folder", type=Path, help="where it goes: a new or an empty folder")
     made["analysis"].add_argument("prices", nargs="*", help="what a GPU hour costs, such as h200=3.5")
-    made["fit-teacache"].add_argument("--model", default="embedded", help="a model by name")
-    made["fit-teacache"].add_argument("--steps", type=int, help="denoising steps, 2 to 200; the model's own by default")
+    for name in ("fit-teacache", "plan"):
+        made[name].add_argument("--model", default="embedded", help="a model by name")
+        made[name].add_argument("--steps", type=int, help="denoising steps, 2 to 200; the model's own by default")
+    made["plan"].add_argument("--computed", type=int, nargs="+", help="how many of them are computed: a plan for each")
+    made["plan"].add_argument("--to", type=Path, help="the file that the plans go to; beside the weights by default")
     return parser
 
 

@@ -14,7 +14,6 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 
 from fluxnb import families, params
-from fluxnb.cache import Cache, Cascade, Hold, Taylor
+from fluxnb.cache import Cache, Cascade, predictors
 from fluxnb.errors import UserError
 from fluxnb.families import COMBINED, FIRST_BLOCK, TEACACHE
 from fluxnb.installed import need
@@ -36,7 +35,6 @@ from fluxnb.technique import applied
 GPU = "FLUXNB_GPU"  # the configuration, where it runs by itself
 NONE = "none"
 GATES = (NONE, *(f.name for f in families.ALL if f.cache), COMBINED.name)  # what can be chosen
-PREDICTORS: dict[str, Callable] = {"hold": Hold, "Taylor 1": lambda: Taylor(1), "Taylor 2": lambda: Taylor(2)}
 PREVIEW_EVERY = 4  # steps between two previews: decoding one takes about as long as a step
 
 
@@ -189,7 +187,7 @@ class Explorer:
         )
         self.every = w.IntSlider(value=3, min=1, max=8, description="Every n-th step", layout=_wide(), style=style)
         self.dials = {families.INTERVAL.dial: self.every}  # dial -> its widget; any other dial is the threshold's
-        self.predictor = w.Dropdown(options=list(PREDICTORS), description="Reuse", layout=_wide(), style=style)
+        self.predictor = w.Dropdown(options=families.PREDICTORS, description="Reuse", layout=_wide(), style=style)
         self.warm_up = w.IntSlider(value=0, min=0, max=12, description="Computed first", layout=_wide(), style=style)
         self.prompt = w.Combobox(
             value=chosen.study.prompts[0], options=list(chosen.study.prompts), description="Prompt", layout=_wide(),
@@ -284,7 +282,7 @@ class Explorer:
             return Job()
         if gate is not None:
             gate.warm_up = self.warm_up.value
-        cache = Cache(gate, PREDICTORS[self.predictor.value]()) if gate is not None else None
+        cache = Cache(gate, predictors.named(self.predictor.value)) if gate is not None else None
         self.run.disabled, self.stop.disabled, self.keep.disabled = True, False, True
         self.job = job = Job()
         job.thread = threading.Thread(target=self._work, args=(job, cache, wanted), daemon=True)

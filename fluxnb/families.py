@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from fluxnb import notebooks as nb
 from fluxnb.errors import UserError
 
+# Predictors of a cache that are chosen by name.
+PREDICTORS = ("hold", "Taylor 1", "Taylor 2", "Newton 2", "Hermite 2", "Spectrum", "FreqCa")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -82,6 +85,14 @@ MAGCACHE = Family(
     "MagCache", "Reuses while known ratios of the residual's sizes foretell a small error; never looks at the image.",
     "#56b4e9", "p", "threshold", gate=f"{_GATES}.magcache:MagCache", notebook=nb.TEACACHE,
 )
+SEACACHE = Family(
+    "SeaCache", "Reuses while the accumulated change of the modulated input, filtered of noise, stays small.",
+    "#bcbd22", ">", "threshold", gate=f"{_GATES}.seacache:SeaCache", notebook=nb.COMBINED,
+)
+DICACHE = Family(
+    "DiCache", "Reuses while the accumulated change behind the first block, a probe, stays small.",
+    "#e377c2", "<", "threshold", gate=f"{_GATES}.dicache:DiCache", notebook=nb.COMBINED,
+)
 COMBINED = Family(
     "combined cache", "TeaCache and First Block Cache on the same steps, by a rule.",
     "#029e73", "P", notebook=nb.COMBINED,
@@ -89,6 +100,14 @@ COMBINED = Family(
 SCHEDULE = Family(
     "prescribed schedule", "A cache that computes the steps of a mask: it looks at nothing.",
     "#cc78bc", "D", notebook=nb.FINAL_STACK,
+)
+LIBRARY = Family(
+    "library", "A cache of somebody else's, as its library ships it.",
+    "#aa4499", "X", notebook=nb.PEERS,
+)
+PROGRESSIVE = Family(
+    "progressive resolution", "The first steps at half the width and height, where noise hides what is small.",
+    "#8c564b", "8", "coarse", notebook=nb.PEERS,
 )
 NUMBER_FORMAT = Family(
     "number format", "The whole pipeline in another floating-point format.",

@@ -47,7 +47,7 @@ EXTRAS = {
         "gguf": "gguf",
     },
     "slurm": {"submitit": "submitit"},
-    "reference": {"para_attn": "para-attn"},
+    "reference": {"para_attn": "para-attn", "cache_dit": "cache-dit"},
 }
 
 

@@ -18,8 +18,9 @@ USE_CASES = "10_use_cases"
 PARALLEL = "11_parallel"
 LOAD = "12_load"
 FINAL_STACK = "13_final_stack"
-EMBEDDED = "14_embedded_model"
-SURVIVAL = "15_survive"
+PEERS = "14_peers"
+EMBEDDED = "15_embedded_model"
+SURVIVAL = "16_survive"
 
 SEVERAL_GPUS = (ENVIRONMENT, PARALLEL, LOAD)  # what a configuration of several GPUs runs; the rest needs only one
 OF_EMBEDDED = (EMBEDDED, SURVIVAL)  # about what ships with the study, and no model of anybody else's

@@ -374,7 +374,7 @@ def _torchao(part) -> list[str] | None:
 
 def _cache(part) -> list[str] | None:
     """diffusers' own configuration of a cache, where it has one with these options."""
-    from fluxnb.cache import FirstBlock, Interval, MagCache, Taylor
+    from fluxnb.cache import FirstBlock, Hold, Interval, MagCache, Taylor
     from fluxnb.cache.gates.magcache import FLUX_RATIOS
 
     gate, how = part.gate, part.predictor
@@ -382,7 +382,7 @@ def _cache(part) -> list[str] | None:
         last = ", disable_cache_after_step=options.steps - 1" if gate.compute_last else ""
         name, given = "TaylorSeerCacheConfig", f"cache_interval={gate.every}, max_order={how.order}, use_lite_mode=True"
         given += f", disable_cache_before_step={max(1, gate.warm_up)}{last}"
-    elif isinstance(how, Taylor) or gate.warm_up or gate.compute_last:
+    elif not isinstance(how, Hold) or gate.warm_up or gate.compute_last:
         return None
     elif isinstance(gate, FirstBlock) and not gate.longest_run:
         name, given = "FirstBlockCacheConfig", f"threshold={gate.threshold!r}"

@@ -413,6 +413,7 @@ _order = (
     "ParallelVAE", "Tiled", "Sliced", "ChannelsLast", "Compiled",
     "Replicas", "ContextParallel", "DiffusersParallel", "XDiT", "PipeFusion", "FullyShard",
     "CudaGraph", "TextEncoders", "ModulationAhead", "NoHookSearch", "BytesOnDevice", "ParaAttention", "Cache",
+    "Progressive",
 )  # fmt: skip
 
 
@@ -466,10 +467,10 @@ def rebuilt(settings: dict, technique: str, name: str) -> Stack | None:
 
 
 def _cache(settings: dict, technique: str) -> Technique:
-    from fluxnb.cache import Cache, Taylor
+    from fluxnb.cache import Cache, predictors
 
     held = {"hold_controlnet": True} if settings.pop("hold_controlnet", False) else {}
-    how = Taylor(settings.pop("order")) if settings.pop("predictor", None) else None
+    how = predictors.of(settings)
     return Cache(_gate(settings, technique), how, **held)
 
 

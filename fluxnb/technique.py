@@ -33,6 +33,7 @@ RECORDED = "_fluxnb_recorded"  # its steps are replayed from a recording
 SHARED = "_fluxnb_shared"  # it has a share of the tokens: the process group that has them all
 CACHED = "_fluxnb_cache"  # it has a cache
 AHEAD = "_fluxnb_ahead"  # its modulations are computed ahead
+HALVED = "_fluxnb_halved"  # its first steps are at half the width and height
 
 
 class Technique:

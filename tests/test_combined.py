@@ -1,13 +1,29 @@
 """What a grid of two caches says: of a search in it, and of what is kept in memory."""
 
+import math
 from dataclasses import replace
 
 import pytest
 from measured import cached, row
 
-from fluxnb import findings
-from fluxnb.cache import Cache, Cascade, FirstBlock, Taylor, TeaCache
+from fluxnb import families, findings, study
+from fluxnb.cache import (
+    Aligned,
+    Cache,
+    Cascade,
+    FirstBlock,
+    FreqCa,
+    Newton,
+    Spectrum,
+    Taylor,
+    TeaCache,
+    predictors,
+    space,
+)
+from fluxnb.errors import UserError
+from fluxnb.findings import combined
 from fluxnb.models import pipelines
+from fluxnb.study import search
 from fluxnb.study.subject import Subject
 
 
@@ -17,11 +33,41 @@ def subject():
     return Subject(model, "float32", ("a red apple",), (0,), 3.5, 128, 128, 3)
 
 
-def test_the_search_says_how_much_of_the_grids_front_it_has():
-    every = {"a": (1.0, 1.0), "b": (2.0, 3.0), "c": (3.0, 0.5), "d": (3.5, 4.0)}
-    said = findings.search_sentence({"a": every["a"], "b": every["b"]}, every, 4, 2)
-    assert said.startswith("The search evaluated 2 of 4 settings (50%), each judged on 2 images, and reached ")
-    assert said.endswith("% of the full grid's front (hypervolume), 2 of its 3 settings.")
+def searched(*values, best=(0, 0)):
+    """What a search of one line says that asked for one image of each point."""
+    line = [study.using(Cache(FirstBlock((i + 1) / 10)), 28) for i in range(len(values))]
+    own = {(0, i): value for i, value in enumerate(values)}
+    found = search.Found(best, {point: value[:1] for point, value in own.items()})
+    return combined.Searched([line], own, {35.0: found})
+
+
+def test_the_search_says_of_how_many_images_it_found_what_the_grid_has():
+    one, two = [(12.0, 41.0), (14.0, 36.0)], [(8.0, 39.0), (8.0, 30.0)]
+    said = findings.search_sentence(searched(one, two))
+    assert said == (
+        "A search for the cheapest setting whose worst image of 2 keeps a floor: at 35 dB 2 of the grid's 4 images "
+        "(50%) found FBCache 0.1 (13.0 steps of work, 36.0 dB at worst), and the whole grid has nothing cheaper."
+    )
+    missed = findings.search_sentence(searched(one, [(8.0, 39.0), (8.0, math.inf)]))
+    assert missed.endswith("36.0 dB at worst), where the grid has FBCache 0.2 (8.0 steps of work, 39.0 dB at worst).")
+    assert "found nothing, where the grid has FBCache 0.1" in findings.search_sentence(searched(one, best=None))
+    assert "no setting keeps it" in findings.search_sentence(searched(two, best=None))
+    assert "identical" in findings.search_sentence(searched([(28.0, math.inf)]))
+    assert "no setting" in findings.search_sentence(searched())
+
+
+def test_every_line_turns_one_dial_and_every_predictor_is_on_every_gate():
+    dials = {"tea": [0.1, 0.2], "first_block": [0.2, 0.1], "sea": [0.3], "di": [0.4, 0.1], "computed": [4, 12, 8]}
+    lines = space.lines("embedded", 10, families.PREDICTORS, 6, intervals=[3, 2], **dials)
+    labels = [cache.label for line in lines for cache in line]
+    assert len(set(labels)) == len(labels) and [] not in lines
+    assert len(lines) == 2 + len(families.PREDICTORS) * (3 * 2 + 4)
+    masks = [[c.gate.mark for c in line] for line in lines if line[0].family is families.SCHEDULE]
+    assert masks == [["8 of 10", "4 of 10"]] * (1 + len(families.PREDICTORS))
+    assert {type(line[0].predictor) for line in lines} >= {FreqCa, Spectrum, Aligned, Newton}
+    assert tuple(predictors.USUAL) == families.PREDICTORS
+    with pytest.raises(UserError, match="no predictor 'Newton 5': choose one of hold, "):
+        predictors.named("Newton 5")
 
 
 def test_each_point_and_each_order_keeps_a_tensor(subject):

@@ -17,6 +17,7 @@ from torch import nn
 from fluxnb import families, params, stacks
 from fluxnb.cache import FirstBlock, Gate
 from fluxnb.cache.gates.base import Thresholded
+from fluxnb.cache.linear import Linear
 from fluxnb.report import catalogue
 from fluxnb.technique import EXACTNESS, Technique
 from fluxnb.techniques.precision import Quantizer
@@ -62,7 +63,7 @@ def defined():
                 found.add(value)
     parts = {c for c in found if issubclass(c, Gate) or hasattr(c, "predict")}
     whole = {c for c in found if hasattr(c, "apply") and not issubclass(c, nn.Module)}
-    return (parts | whole) - {Gate, Thresholded, Quantizer, Technique}
+    return (parts | whole) - {Gate, Linear, Thresholded, Quantizer, Technique}
 
 
 def test_every_technique_gate_and_predictor_is_in_the_catalogue():
@@ -83,7 +84,7 @@ def test_a_technique_says_what_it_is_where_it_is_from_and_where_it_is_measured(e
 
 @pytest.mark.parametrize("made", [e.made for e in ENTRIES if issubclass(e.made, Technique)], ids=lambda c: c.__name__)
 def test_a_technique_has_all_that_a_row_takes_from_it(made):
-    needed = {"kind": getattr(made, "KINDS", [None]), "side": [64], "stages": [2], "threshold": [0.1]}
+    needed = {"kind": getattr(made, "KINDS", [None]), "side": [64], "stages": [2], "threshold": [0.1], "coarse": [4]}
     needed["gate"] = [FirstBlock(0.1)]
     asked = inspect.signature(made).parameters.values()
     without = {p.name: needed[p.name] for p in asked if p.default is p.empty}
@@ -113,7 +114,7 @@ def notebook_and_what_it_calls(stem):
         called += [value] if inspect.isfunction(value := getattr(known.get(owner), name, None)) else []
     text = ["".join(cell["source"]) for cell in cells]
     named = "\n".join([*text, *map(inspect.getsource, dict.fromkeys(called))])
-    tables = {"stacks": "stacks.py", "kinds": "techniques/kinds.py"}
+    tables = {"stacks": "stacks.py", "kinds": "techniques/kinds.py", "peers": "techniques/peers.py"}
     return named + "".join((ROOT / "fluxnb" / tables[t]).read_text(encoding="utf-8") for t in tables if t in named)
 
 

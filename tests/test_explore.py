@@ -124,7 +124,7 @@ def test_the_first_image_is_there_within_seconds_and_follows_the_threshold(explo
 
 
 @pytest.mark.parametrize("gate", explore.GATES)
-@pytest.mark.parametrize("predictor", list(explore.PREDICTORS))
+@pytest.mark.parametrize("predictor", families.PREDICTORS)
 def test_every_choice_runs(explorer, gate, predictor):
     explorer.gate.value, explorer.predictor.value = gate, predictor
     explorer.start().wait()

@@ -45,7 +45,7 @@ def answered(tmp_path_factory):
     """(folder, what was printed) of a run whose second notebook in reading order is the one that answers."""
     root = tmp_path_factory.mktemp("answered")
     tests = str(publish.Path(__file__).parent)
-    for stem in ("12_load", notebooks.FINAL_STACK, "14_embedded_model"):
+    for stem in ("12_load", notebooks.FINAL_STACK, "15_embedded_model"):
         extra = [cell(ANSWER.format(tests=tests, table=TABLE))] if stem == notebooks.FINAL_STACK else []
         write_notebook(root, stem, cell(GO_ON.format(stem=stem)), *extra)
     output, params = io.StringIO(), FakeParams(left_out=(LEFT_OUT,))
@@ -61,7 +61,7 @@ def answered(tmp_path_factory):
 def test_what_the_answer_needs_comes_first_and_once_more_with_the_rows_of_all(answered):
     root, output = answered
     first = notebooks.FINAL_STACK
-    assert (root / "order").read_text().split() == [first, "12_load", "14_embedded_model", first]
+    assert (root / "order").read_text().split() == [first, "12_load", "15_embedded_model", first]
     assert f"[1/3] {first} done in" in output and output.count("read what there is so far: ") == 1
     assert f"[1/3] {first} started" in output and "12 rows, all found" in output
     state = read_state(root / "build/cpu", first)
@@ -81,7 +81,7 @@ def test_the_index_has_the_answer_while_the_second_notebook_runs(answered):
     )
     assert "Report 12_load; Report 14" in text
     assert f'<a href="{notebooks.FINAL_STACK}.html">' in text and "12_load.html" not in text
-    later = (root / "index at 14_embedded_model").read_text()
+    later = (root / "index at 15_embedded_model").read_text()
     assert "Not complete: 1 of 3 reports" in later and '<a href="12_load.html">' in later
     last = (root / TABLE).with_name("index.html").read_text()
     assert "Not complete" not in last and "lean, cached" in last

@@ -193,7 +193,7 @@ for line in sys.argv[1:]:
     said[line] = f"{status} {out.getvalue()}"
 print(json.dumps(said))
 """
-NEED_THE_PROJECT = ("report", "render", "reference", "site", "analysis", "rows", "clean-caches", "fit-teacache")
+NEED_THE_PROJECT = ("report", "render", "reference", "site", "analysis", "rows", "clean-caches", "fit-teacache", "plan")
 ALONE = ("techniques", "recipe --gpu h100 --goal balanced")
 
 

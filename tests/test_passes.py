@@ -16,15 +16,20 @@ from diffusers import (
 )
 
 from fluxnb.cache import (
+    Aligned,
     Both,
     Cache,
     Cascade,
+    DiCache,
     Either,
     FirstBlock,
+    FreqCa,
     Hold,
     Interval,
     MagCache,
     Schedule,
+    SeaCache,
+    Spectrum,
     Taylor,
     TeaCache,
     first_block,
@@ -101,10 +106,19 @@ def gates():
     ]
 
 
+def later():
+    """Gates and predictors that came later, each once; the other predictors differ in their weights alone."""
+    return [
+        Cache(SeaCache(0.5)),
+        Cache(DiCache(0.5), Aligned()),
+        *(Cache(Interval(2), p) for p in (Spectrum(), FreqCa())),
+    ]
+
+
 def techniques():
     """Every gate with every predictor, and everything else that is around an image."""
     made = [Cache(gate, predictor) for gate in gates() for predictor in (Hold(), Taylor(1), Taylor(2))]
-    return [*made, ParaAttention(0.5), ModulationAhead(), NoHookSearch(), DPMSolver()]
+    return [*made, *later(), ParaAttention(0.5), ModulationAhead(), NoHookSearch(), DPMSolver()]
 
 
 EACH = pytest.mark.parametrize("technique", techniques(), ids=lambda t: t.label)

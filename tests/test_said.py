@@ -114,6 +114,9 @@ GIVEN = {
     "skipping_sentence": (families.FIRST_BLOCK,),
     "waits_sentence": ({},),
     "few_steps_sentence": ([BASE],),
+    "equal_steps_sentence": ((12, 9),),
+    "new_here_sentence": ((12, 9),),
+    "controls_sentence": ((12, 9),),
 }
 OF_ROWS = [
     name for name in dir(findings)

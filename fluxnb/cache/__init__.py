@@ -13,17 +13,25 @@ from fluxnb.cache.engine import Cache, first_block, prescribed
 from fluxnb.cache.gates.base import Gate
 from fluxnb.cache.gates.pairs import Both, Cascade, Either
 from fluxnb.cache.gates.schedule import Schedule, even_mask
-from fluxnb.cache.predictors import Hold, Taylor
+from fluxnb.cache.linear import Linear
+from fluxnb.cache.predictors import L2P, Aligned, FreqCa, Hermite, Hold, Newton, Spectrum, Taylor
 from fluxnb.cache.trace import Step, Trace
 
 __all__ = [
+    "L2P",
+    "Aligned",
     "Both",
     "Cache",
     "Cascade",
     "Either",
+    "FreqCa",
     "Gate",
+    "Hermite",
     "Hold",
+    "Linear",
+    "Newton",
     "Schedule",
+    "Spectrum",
     "Step",
     "Taylor",
     "Trace",

@@ -23,12 +23,13 @@ import torch
 from fluxnb.cache.gates.base import INPUT, RESIDUAL, Gate
 from fluxnb.cache.gates.first_block import FirstBlock
 from fluxnb.cache.gates.schedule import Schedule
+from fluxnb.cache.linear import Linear
 from fluxnb.cache.passes import Image, Pass, around
-from fluxnb.cache.predictors import Hold, Taylor
+from fluxnb.cache.predictors import Hold
 from fluxnb.cache.trace import Step, Trace
 from fluxnb.errors import UserError
 from fluxnb.families import Family
-from fluxnb.technique import ANOTHER, BLOCKS, CACHED, IDENTICAL, RECORDED, SHARED, Changes, Technique, attribute
+from fluxnb.technique import ANOTHER, BLOCKS, CACHED, HALVED, IDENTICAL, RECORDED, SHARED, Changes, Technique, attribute
 
 
 class Cache(Technique):
@@ -46,10 +47,18 @@ class Cache(Technique):
         hold_controlnet: a ControlNet is run when its residuals are needed, and not at all on a reused step: the one
             that is added behind the last block is that of the last computed step. Without a ControlNet it changes
             nothing.
+
+    Raises:
+        UserError: the predictor needs the first block, and the gate may reuse a step before it has run.
     """
 
-    def __init__(self, gate: Gate, predictor: Hold | Taylor | None = None, hold_controlnet: bool = False):
+    def __init__(self, gate: Gate, predictor: Linear | None = None, hold_controlnet: bool = False):
         self.gate, self.predictor, self.hold_controlnet = gate, predictor or Hold(), hold_controlnet
+        if self.predictor.probes and gate.points != {RESIDUAL}:
+            raise UserError(
+                f"The predictor {self.predictor.name!r} looks at the first block, and {gate.label} reuses steps before "
+                "it has run: take a gate that runs it, such as FirstBlock or DiCache."
+            )
         self.trace = Trace()  # what was decided in the image that began last, in its first pass
 
     terms = {"ControlNet held": "on a reused step the ControlNet isn't run: its last residuals are used again"}
@@ -103,14 +112,26 @@ class Cache(Technique):
         """The memory of one pass of an image."""
         state: dict[str, Any] = {
             "gate": self.gate.new_state(image.total),
-            "predictors": {point: self.predictor.new_state() for point in self.gate.points},
+            "predictors": {point: self.predictor.new_state(image.total) for point in self.gate.points},
             "trace": Trace(),
             "run": 0,
             "residuals": None,  # of the ControlNet
         }
-        if not image.passes:
+        if image.passes and all(one.step < image.step for one in image.passes):
+            state["trace"] = self.trace  # of the same image, whose tokens are more from this step on
+        elif not image.passes:
             self.trace = state["trace"]
         return state
+
+    def _share(self, group) -> None:
+        """Decides and predicts with the ranks of a process group that have the other tokens; None: alone."""
+        if group is not None and (self.gate.whole or self.predictor.whole):
+            raise UserError(
+                f"{self.label} needs all tokens of an image on one rank, and they are divided: take another cache, or "
+                "one rank for an image."
+            )
+        self.gate.share(group)
+        self.predictor.group = group
 
     def _run(self, transformer, running):
         def run(image: Image, mine: Pass, given: dict, call):
@@ -118,7 +139,10 @@ class Cache(Technique):
             doubles, singles = map(list, getattr(transformer, BLOCKS, own))
             if not doubles or not singles:
                 raise UserError("The transformer needs double and single blocks for its blocks to be cached.")
-            self.gate.share(getattr(transformer, SHARED, None))
+            self._share(getattr(transformer, SHARED, None))
+            self.gate.called(mine.state["gate"], image, given)
+            for own in mine.state["predictors"].values():
+                self.predictor.called(own, given)
             step = _StepRun(self, image.total, mine)
             blocks = [
                 step.first(doubles[0]),
@@ -196,13 +220,15 @@ class _StepRun:
     def first(self, block):
         def run(hidden_states, encoder_hidden_states, temb, **rest):
             self.image[INPUT] = hidden_states
-            modulated = block.norm1(hidden_states, emb=temb)[0] if self.cache.gate.looks_at_input else None
-            if self._ask(INPUT, modulated):
+            looks = self.cache.gate.looks_at_input
+            if self._ask(INPUT, block.norm1(hidden_states, emb=temb)[0] if looks else hidden_states):
                 return encoder_hidden_states, hidden_states
             text, image = block(
                 hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, temb=temb, **rest
             )
             self.image[RESIDUAL], self.residual = image, (image - hidden_states).detach()
+            for own in self.state["predictors"].values():
+                self.cache.predictor.probed(own, self.residual)
             self._ask(RESIDUAL, self.residual)
             return text, image
 
@@ -255,6 +281,10 @@ def flux_transformer(pipe):
         raise UserError(
             "The transformer is compiled as a whole, so its blocks can't be skipped: compile its blocks instead "
             "(transformer.compile_repeated_blocks())."
+        )
+    if getattr(transformer, HALVED, False):
+        raise UserError(
+            "The first steps are at half size, which a cache has to see: put the cache on first, then those."
         )
     if getattr(transformer, CACHED, None) or getattr(transformer, "is_cache_enabled", False):
         raise UserError("The transformer has a cache already: remove that one first, two can't share it.")

@@ -243,6 +243,21 @@ def around(pipe, run: Callable, new: Callable[[Image], Any], changes: Changes) -
     changes.refuse(transformer, ("compile",), compiling)
 
 
+def grid(given: dict, asking: str) -> tuple[int, int]:
+    """Rows and columns of the image tokens that a call is given: one read from the device.
+
+    Raises:
+        UserError: they are more than one image's, so that `asking` can't use them.
+    """
+    rows, columns = (int(n) + 1 for n in given["img_ids"].reshape(-1, 3)[:, 1:].amax(0).tolist())
+    if rows * columns != (tokens := given["hidden_states"].shape[1]):
+        raise UserError(
+            f"{asking} needs the tokens of one image as a grid, and {tokens} aren't {rows} × {columns}: take another "
+            "cache for images that are made beside others."
+        )
+    return rows, columns
+
+
 def _calling():
     """The scheduler of the pipeline whose `__call__` is running in this thread, None where there is none."""
     frame = sys._getframe(1)

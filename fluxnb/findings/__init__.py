@@ -9,6 +9,7 @@ from fluxnb.findings.combined import *
 from fluxnb.findings.machine import *
 from fluxnb.findings.masks import *
 from fluxnb.findings.parallel import *
+from fluxnb.findings.peers import *
 from fluxnb.findings.phases import *
 from fluxnb.findings.planned import *
 from fluxnb.findings.recommend import *

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from fluxnb.cache import Cache, Cascade, FirstBlock, Hold, Taylor, TeaCache
-from fluxnb.findings.caches import images_words
+from fluxnb.families import Family
+from fluxnb.findings.caches import LEVELS, images_words, sentences, steps_of_work
 from fluxnb.findings.masks import schedules
 from fluxnb.findings.rows import finished, is_baseline
 from fluxnb.findings.table import BATCH, COMPUTED, IMAGES, P50, PEAK, QUALITY, SPEEDUP, Column, listed, table
 from fluxnb.findings.words import sureness
+from fluxnb.measure import quality
 from fluxnb.models import pipelines
 from fluxnb.study import search
 from fluxnb.study.candidate import Candidate, using
@@ -22,22 +25,82 @@ NEVER = 1e-9  # a threshold that no change is below
 FULL_SIZE = 4096 * 3072 * 2  # bytes of FLUX's image tokens at 1024², in bfloat16
 
 
-def search_sentence(found: dict[Any, search.Value], every: dict[Any, search.Value], steps: int, images: int) -> str:
-    """How many settings a search asked for, and how much of the whole grid's front it has.
+@dataclass
+class Searched:
+    """A grid of settings, all judged, and what a search for the cheapest at each floor needed of it."""
 
-    Args:
-        found, every: setting -> (cost, quality) of what was asked for, and of all.
-        steps: the cost that nothing exceeds.
-        images: that each was judged on.
+    lines: list[list[Candidate]]
+    values: dict[search.Point, list[search.Value]]  # of each image: (steps of work, dB)
+    found: dict[float, search.Found]  # floor -> what the search did
+
+    def label(self, point: search.Point) -> str:
+        """What a reader calls a point."""
+        return self.lines[point[0]][point[1]].meaning["label"]
+
+    def best(self, floor: float) -> list[Candidate]:
+        """What the search found at a floor; empty if it found nothing."""
+        point = self.found[floor].best
+        return [] if point is None else [self.lines[point[0]][point[1]]]
+
+    def front(self, family: Family) -> list[Candidate]:
+        """The undominated settings of a family, cheapest first."""
+        of = {p: self.lines[p[0]][p[1]] for p in self.values}
+        own = {p: search.overall(v) for p, v in self.values.items() if of[p].meaning["family"] == family.name}
+        return [of[p] for p in search.front(own)]
+
+
+def searched(s, subject: Subject, baseline: Candidate, caches: list[list[Cache]]) -> Searched:
+    """Judges every cache of the lines on the subject's images, untimed, and searches the same lines for both floors.
+
+    Cost is the blocks that ran, counted in steps; quality each image's PSNR against the baseline's. What can't run
+    keeps no floor.
     """
-    worst = (float(steps), min(quality for _, quality in every.values()))
-    whole, own = search.front(every), search.front(found)
-    return (
-        f"The search evaluated {len(found)} of {len(every)} settings ({len(found) / len(every):.0%}), each judged on "
-        f"{images} image{'s' * (images != 1)}, and reached "
-        f"{search.reached(found, every, worst):.1%} of the full grid's front (hypervolume), "
-        f"{len(set(own) & set(whole))} of its {len(whole)} settings."
-    )
+    lines = [[using(cache, baseline.steps) for cache in line] for line in caches]
+    every = {(n, i): candidate for n, line in enumerate(lines) for i, candidate in enumerate(line)}
+    rows = s.survey(subject, baseline, list(every.values()))
+    references, blocks = s.images(subject, baseline), block_count(subject)
+    values = {}
+    for (point, candidate), row in zip(every.items(), rows, strict=True):
+        if row.ok:
+            images, traces = s.images(subject, candidate), s.traces(subject, candidate)
+            seen = zip(references, images, traces, strict=True)
+            values[point] = [(steps_of_work([trace], blocks), quality.psnr(a, b)) for a, b, trace in seen]
+    never = [(float(baseline.steps), -math.inf)] * len(references)
+    sizes, count = list(map(len, lines)), len(references)
+
+    def ask(point: search.Point, i: int) -> search.Value:
+        return values.get(point, never)[i]
+
+    return Searched(lines, values, {floor: search.cheapest(sizes, ask, count, floor) for floor in LEVELS.values()})
+
+
+def search_sentence(result: Searched) -> str:
+    """What the search found at each floor and of how many images, beside the cheapest of the whole grid."""
+    if not result.values:
+        return "no setting of the grid was judged here."
+    each = len(next(iter(result.values.values())))
+    whole, parts = each * len(result.values), []
+    values = {p: search.overall(own) for p, own in result.values.items()}
+
+    def words(point) -> str:
+        cost, worst = values[point]
+        near = "identical" if worst == math.inf else f"{worst:.1f} dB at worst"
+        return f"{result.label(point)} ({cost:.1f} steps of work, {near})"
+
+    for floor, found in result.found.items():
+        kept = [p for p, (_, worst) in values.items() if worst >= floor]
+        least = min(kept, key=lambda p: (values[p][0], -values[p][1]), default=None)
+        said = f"at {floor:g} dB {found.images} of the grid's {whole} images ({found.images / whole:.0%}) "
+        if least is None:
+            said += "found what the whole grid says: no setting keeps it"
+        elif found.best is None:
+            said += f"found nothing, where the grid has {words(least)}"
+        else:
+            same = values[found.best][0] <= values[least][0]
+            said += f"found {words(found.best)}, "
+            said += "and the whole grid has nothing cheaper" if same else f"where the grid has {words(least)}"
+        parts.append(said)
+    return f"A search for the cheapest setting whose worst image of {each} keeps a floor: {sentences(parts)}"
 
 
 def watching(model: str) -> list[Cache]:

@@ -21,7 +21,7 @@ SAME = (IDENTICAL, ROUNDING)  # the baseline's image, as far as arithmetic goes
 # proofs with a column of their own, or that only other figures are computed from
 _ELSEWHERE = (
     "layers", "of", "weight", "kernels", "step_ms", "steps_ms", "alone_s", "alone_stages", "alone_steps_ms",
-    "communication", "decisions", "error",
+    "communication", "decisions", "error", "each",
 )  # fmt: skip
 
 
@@ -100,12 +100,15 @@ def within_noise(one: Row, other: Row, baseline: Row) -> bool:
     What has no interval can't be told from anything.
     """
     mine, others, own = ends(one), ends(other), ends(baseline)
-    if mine is None or others is None or own is None:
-        return True
-    if mine[0] <= others[1] and others[0] <= mine[1]:
+    if mine is None or others is None or own is None or overlap(mine, others):
         return True
     slower, faster = sorted((one.speedup, other.speedup))
     return faster / slower - 1 <= max(own[1], 1 / own[0]) - 1
+
+
+def overlap(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Whether two intervals do: then what they are of can't be told apart."""
+    return one[0] <= other[1] and other[0] <= one[1]
 
 
 def beyond_noise(row: Row, baseline: Row) -> bool:
@@ -140,7 +143,7 @@ def alike(one: Row, other: Row) -> bool:
     spans = [
         (s[left], s[-1 - left]) for s in map(sorted, (one.samples, other.samples)) for left in [stats.left_out(len(s))]
     ]
-    return spans[0][0] <= spans[1][1] and spans[1][0] <= spans[0][1]
+    return overlap(*spans)
 
 
 def judged(row: Row) -> bool:

@@ -48,13 +48,16 @@ def ssim(a, b) -> float:
     return float(np.mean(likeness / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))))
 
 
-def compare(references: Sequence, candidates: Sequence) -> dict:
+def compare(references: Sequence, candidates: Sequence, *, each: bool = False) -> dict:
     """Columns of a results row, of images pair by pair: the mean and the worst of PSNR, SSIM, ST-LPIPS and FLIP.
 
     psnr_db is the mean of the decibels over the pairs that differ, psnr_min_db the worst of them; both are
     None when all pairs are identical. psnr_identical counts the identical pairs. The others are means over all
     pairs, whose images are of one size. Raises ValueError for no images, unequal numbers, or a size too small, and
     UserError for a black reference: what isn't a number ends as black, and two of these aren't alike.
+
+    Args:
+        each: with `each`, PSNR (None where identical) and ST-LPIPS of every pair in their order.
     """
     if len(references) != len(candidates) or not len(references):
         raise ValueError(f"pairs of images are needed, got {len(references)} references, {len(candidates)} candidates")
@@ -67,7 +70,13 @@ def compare(references: Sequence, candidates: Sequence) -> dict:
     seen = perceptual.st_lpips([a for a, _ in apart], [b for _, b in apart])
     errors = [perceptual.flip(a, b)[0] for a, b in apart]
     finite = [d for d in decibels if d != math.inf]
+    near = iter(seen)
+    every = {
+        "psnr_db": [None if d == math.inf else round(d, 3) for d in decibels],
+        "st_lpips": [0.0 if d == math.inf else round(next(near), 5) for d in decibels],
+    }
     return {
+        **({"each": every} if each else {}),
         "psnr_db": sum(finite) / len(finite) if finite else None,
         "psnr_min_db": min(finite, default=None),
         "psnr_identical": len(pairs) - len(finite),

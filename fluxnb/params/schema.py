@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 
 from fluxnb import notebooks as nb
 from fluxnb import stacks
+from fluxnb.families import PREDICTORS
 from fluxnb.models.use_cases import CONDITIONS, NUMBER_FORMATS, USE_CASES
-from fluxnb.techniques import kinds
+from fluxnb.techniques import kinds, peers
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,10 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
     nb.COMBINED: {
         "tea_thresholds": Key(list[float], "TeaCache thresholds of the grid", low=0),
         "first_block_thresholds": Key(list[float], "First Block Cache thresholds of the grid", low=0),
+        "sea_thresholds": Key(list[float], "SeaCache thresholds of the grid", low=0),
+        "di_thresholds": Key(list[float], "DiCache thresholds of the grid", low=0),
+        "computed": Key(list[int], "computed steps of the grid's evenly spread masks", low=1, high=199),
+        "predictors": Key(list[str], "how what is reused is made, each with every gate", choices=PREDICTORS),
         "warm_up": Key(int, "steps computed before anything is reused", low=0, high=50),
         "survey_prompts": Key(int, "prompts that every setting of the grid is judged on", low=1, high=100),
         "timed": Key(int, "undominated settings of the grid that are timed", low=2, high=100),
@@ -296,6 +301,17 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "few_step_tea": Key(list[float], "TeaCache in that of four-step models", low=0),
         "phases": Key(bool, "whether each phase and the plan's configurations are measured too: half an hour on a GPU"),
         "around": Key(list[str], "what is spared before and after the steps", choices=tuple(stacks.AROUND)),
+    },
+    nb.PEERS: {
+        "computed": Key(list[int], "numbers of computed steps that methods are compared at", low=2, high=199),
+        "methods": Key(list[str], "methods that compute as many steps as they are told", choices=tuple(peers.METHODS)),
+        "shipped": Key(
+            list[str] | None, "methods that decide for themselves; null = none", choices=tuple(peers.SETTINGS)
+        ),
+        "settings": Key(int, "settings of each of these, that of its authors first", low=1, high=20),
+        "full_size_computed": Key(int, "computed steps at full size", low=2, high=199),
+        "full_size_methods": Key(list[str], "methods timed at full size", choices=tuple(peers.METHODS)),
+        "quantization": Key(str | None, "torchao kind at full size; null = none", choices=_TORCHAO),
     },
     nb.EMBEDDED: {
         "check_images": Key(int, "committed evaluation images that are recomputed", low=1, high=500),

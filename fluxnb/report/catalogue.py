@@ -15,10 +15,11 @@ from pathlib import Path
 
 from fluxnb import cache, families, stacks
 from fluxnb import techniques as switched
-from fluxnb.cache import gates, para_attn, predictors
+from fluxnb.cache import gates, para_attn, planning, predictors
 from fluxnb.families import Family
 from fluxnb.report import write_atomic
 from fluxnb.technique import ANOTHER, EXACT_TERMS, EXACTNESS
+from fluxnb.techniques import libraries
 
 MARKS = {  # of what is written into the README
     "techniques": ("<!-- techniques: written by `make site` -->", "<!-- end of techniques -->"),
@@ -61,8 +62,10 @@ class Entry:
 def classes() -> list[type]:
     """Every technique, gate and predictor, in the order in which modules have them."""
     found = [getattr(switched, name) for name in switched.__all__] + [cache.Cache, para_attn.ParaAttention]
+    found += [libraries.DiffusersCache, libraries.CacheDiT]
     for module in pkgutil.iter_modules(gates.__path__, f"{gates.__name__}."):
         found += _own(importlib.import_module(module.name), "family")
+    found.append(planning.Planned)
     return found + _own(predictors, "predict")
 
 

@@ -117,6 +117,35 @@ def frontier(rows: list[Row], quality: str = WORST, x: str = "speedup", marks: t
     return figure
 
 
+def equal_steps(panels: dict[str, dict[str, list[tuple]]], dashed: list[str]):
+    """A panel for each figure, quality over computed steps, with a line and whiskers for each method.
+
+    Args:
+        panels: title -> method -> (computed steps, value, low, high) in the order of the steps.
+        dashed: methods that are controls.
+    """
+    style()
+    figure, all_axes = plt.subplots(2, -(-len(panels) // 2), figsize=(10.4, 7.4), sharex=True, squeeze=False)
+    names = list(dict.fromkeys(name for methods in panels.values() for name in methods))
+    for axes, (title, methods) in zip(all_axes.T.flat, panels.items(), strict=True):
+        for name, line in methods.items():
+            i = names.index(name)
+            xs = [point[0] + 0.05 * (i - len(names) / 2) for point in line]  # or whiskers hide whiskers
+            ys = [point[1] for point in line]
+            below = [max(0, y - low) for _, y, low, _ in line]
+            above = [max(0, high - y) for _, y, _, high in line]
+            look = {"ls": "--", "color": "#8c8c8c"} if name in dashed else {"ls": "-", "color": _PALETTE[i % 10]}
+            marker = "osv^DPXph*"[i % 10]
+            axes.errorbar(xs, ys, [below, above], marker=marker, ms=5, lw=1.3, capsize=2, label=name, **look)
+        axes.set(ylabel=title)
+    for axes in all_axes[-1]:
+        axes.set(xlabel=AXES["computed_steps"][0])
+    handles, labels = all_axes[0, 0].get_legend_handles_labels()
+    figure.tight_layout(rect=(0, 0, 0.76, 1))
+    figure.legend(handles, labels, frameon=False, loc="center right", fontsize=9)
+    return figure
+
+
 def _drawn(rows: list[Row]) -> dict[tuple[Family, str], list[Row]]:
     """The lines of the rows, with single settings that no line is drawn through put together."""
     found: dict[tuple[Family, str], list[Row]] = {}

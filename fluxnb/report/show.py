@@ -112,6 +112,37 @@ def frontier(
     html.figure(charts.frontier(shown, quality, x, marks), " ".join([f"{across} and {title}.", *named]), text)
 
 
+def equal_steps(rows: list[Row], counts: Sequence[int]) -> None:
+    """Mean and worst image over computed steps: controls, and of libraries, published and own methods the nearest."""
+    shown = findings.drawn(rows, counts)
+    if not shown:
+        say("No method was judged image by image at any of these numbers of computed steps.", "not-measured")
+        return
+    panels: dict[str, dict[str, list[tuple]]] = {}
+    for figure, (name, unit, _) in findings.PER_IMAGE.items():
+        for how in ("mean", "worst"):
+            panels[f"{how.capitalize()} {name}" + (f" ({unit})" if unit else "")] = {
+                method: [(round(r.computed_steps), *findings.spread_of(r, figure, how == "worst")) for r in line]
+                for method, line in shown.items()
+            }
+    first, own = next(iter(panels)), [r for line in shown.values() for r in line]
+    said = "; ".join(
+        f"{method}: {', '.join(f'{x} steps {number(y)} [{number(low)}, {number(high)}]' for x, y, low, high in line)}"
+        for method, line in panels[first].items()
+    )
+    html.figure(
+        charts.equal_steps(panels, [method for method, line in shown.items() if findings.is_control(line[0])]),
+        f"{first} by computed steps. {said}.",
+        sentences(
+            "Mean and worst image by computed steps: of PSNR higher is nearer to the uncached image, of ST-LPIPS lower",
+            about(own),
+            "Whiskers: 95 % intervals over images, by the bootstrap",
+            "Of libraries, of published methods and of those new here the three that are nearest are drawn, and the "
+            "controls, dashed; the table has all",
+        ),
+    )
+
+
 def bars(rows: list[Row], column: str | Column = "latency_p50", note: str = "") -> None:
     """A bar for each row, in its family's colour."""
     (column,), title = _columns([column])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,11 @@ def using(
     """The pipeline with one technique, on top of those that its baseline has too."""
     label = label or ", ".join(t.label for t in (technique, *under))
     return Candidate(steps, (*under, technique), label=label, batch=batch)
+
+
+def methods(found: Mapping[str, list[Technique]], steps: int, built: tuple[Technique, ...] = ()) -> list[Candidate]:
+    """Several techniques under each of some names; `built` is what all of them are put on."""
+    return [Candidate(steps, (one,), built, technique=name) for name, ones in found.items() for one in ones]
 
 
 def built(

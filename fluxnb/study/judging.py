@@ -25,15 +25,19 @@ def trace_of(candidate: Candidate) -> dict | None:
     return None
 
 
-def judge(subject: Subject, references: list, images: list, traces: list, loaded: Loaded | None) -> dict:
+def judge(
+    subject: Subject, references: list, images: list, traces: list, loaded: Loaded | None, each: bool = False
+) -> dict:
     """The columns that come from images: their number, and the mean and the worst of every figure.
 
     Args:
         subject: whose inputs the images are of, in their order.
         references: the baseline's images.
         loaded: the pipeline, where its VAE is needed: in inpainting.
+        each: with PSNR and ST-LPIPS of every image, in `proof`.
     """
-    row = {"images": len(images), **quality.compare(references, images)}
+    row = {"images": len(images), **quality.compare(references, images, each=each)}
+    row |= {"proof": {"each": row.pop("each")}} if each else {}
     if subject.checked:
         found = [s for s in probe.adherence([p for p, _ in subject.inputs], images) if s is not None]
         if found:

@@ -1,12 +1,14 @@
-"""Finding the settings that aren't dominated, without trying them all."""
+"""Finding the cheapest setting whose worst image keeps a floor, without making every image of every setting."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-Point = tuple[int, ...]  # one index into each axis
+Point = tuple[int, int]  # which line, and which place on it
 Value = tuple[float, float]  # (cost, quality): less cost and more quality are better
 
 
@@ -21,59 +23,65 @@ def front(values: dict[Any, Value]) -> list:
     return sorted(kept, key=lambda p: values[p])
 
 
-def starts(axes: list[list], ordered: list[bool]) -> list[Point]:
-    """The middle of the ordered axes, with every combination of values of the unordered ones."""
-    places = [[len(axis) // 2] if steps else range(len(axis)) for axis, steps in zip(axes, ordered, strict=True)]
-    return list(itertools.product(*places))
+def overall(images: Sequence[Value]) -> Value:
+    """Of a setting's images: what they cost on average, and the worst quality."""
+    return statistics.fmean(cost for cost, _ in images), min(quality for _, quality in images)
 
 
-def neighbours(point: Point, axes: list[list], ordered: list[bool]) -> list[Point]:
-    """One step along an ordered axis, up or down."""
-    found = []
-    for i, (axis, steps) in enumerate(zip(axes, ordered, strict=True)):
-        if steps:
-            found += [point[:i] + (k,) + point[i + 1 :] for k in (point[i] - 1, point[i] + 1) if 0 <= k < len(axis)]
-    return found
+@dataclass
+class Found:
+    """What a search asked for, and the cheapest point that keeps its floor; None if it found none."""
+
+    best: Point | None = None
+    asked: dict[Point, list[Value]] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """How many images were made for it."""
+        return sum(map(len, self.asked.values()))
 
 
-def pareto_local_search(
-    axes: list[list], ordered: list[bool], evaluate: Callable[[Point], Value], limit: int
-) -> dict[Point, Value]:
-    """Explores the neighbours of undominated points until there are none left, or `limit` were evaluated.
+def cheapest(lines: Sequence[int], ask: Callable[[Point, int], Value], images: int, floor: float) -> Found:
+    """Bisects every line for its cheapest point whose worst image keeps the floor, the most promising line first.
 
-    It begins with every combination of the unordered axes at the middle of the ordered ones, which sorts out the
-    combinations that don't pay before their thresholds are tried. Source: Pareto local search (Paquete, Chiarandini
-    and Stützle, 2004).
+    An image of the middle of each line puts them in order. A point is given up at its first image below the floor, and
+    as soon as it costs no less than the best one so far. It finds the grid's own cheapest where, along each line, cost
+    and quality fall and every image costs alike. Source: bisection, and racing (Maron and Moore, 1994) on a minimum.
+
+    Args:
+        lines: how many points each line has, from the dearest to the cheapest.
+        ask: makes an image of a point, the i-th of `images`.
     """
-    values: dict[Point, Value] = {}
-    for p in starts(axes, ordered)[:limit]:
-        values[p] = evaluate(p)
-    explored: set[Point] = set()
-    while len(values) < limit:
-        waiting = [p for p in front(values) if p not in explored]
-        if not waiting:
-            break
-        explored.add(waiting[-1])  # the best first: good settings tend to be near each other
-        for p in neighbours(waiting[-1], axes, ordered):
-            if p not in values and len(values) < limit:
-                values[p] = evaluate(p)
-    return values
+    found, least = Found(), math.inf
 
+    def made(point: Point, i: int) -> Value:
+        own = found.asked.setdefault(point, [])
+        if len(own) == i:
+            own.append(ask(point, i))
+        return own[i]
 
-def hypervolume(values: list[Value], worst: Value) -> float:
-    """Area between a front and the point `worst` (most cost, least quality): how good a front is, in one figure."""
-    area, quality = 0.0, worst[1]
-    for cost, reached in sorted(values):
-        if reached > quality and cost < worst[0]:
-            area += (worst[0] - cost) * (reached - quality)
-            quality = reached
-    return area
+    def keeps(point: Point) -> bool | None:
+        """Whether it is the best so far; None: it keeps the floor as far as was seen, and costs no less."""
+        for i in range(images):
+            if made(point, i)[1] < floor:
+                return False
+            if overall(found.asked[point])[0] >= least:
+                return None
+        return True
 
+    def promise(line: int) -> tuple[bool, float]:
+        cost, quality = made((line, lines[line] // 2), 0)
+        return quality < floor, cost
 
-def reached(found: dict[Any, Value], every: dict[Any, Value], worst: Value) -> float:
-    """Share of the whole front's area that the front of what was found has."""
-    own, whole = ([values[p] for p in front(values)] for values in (found, every))
-    return hypervolume(own, worst) / hypervolume(whole, worst)
+    for line in sorted(range(len(lines)), key=promise):
+        low, high = 0, lines[line] - 1
+        while low <= high:
+            point = line, (low + high) // 2
+            kept = keeps(point)
+            if kept:
+                found.best, least = point, overall(found.asked[point])[0]
+            low, high = (low, point[1] - 1) if kept is False else (point[1] + 1, high)
+    return found
 
 
 def spread(points: list, most: int) -> list:

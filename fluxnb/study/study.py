@@ -147,7 +147,7 @@ class Study(Subjects, Rows):
         row: dict = dict.fromkeys(("total_steps", "computed_steps"), own.runs(candidate.steps))
         try:
             images, traces = self._images(subject, candidate)
-            return row | {"status": "ok", **judge(own, references, images, traces, self.pool.get(own))}
+            return row | {"status": "ok", **judge(own, references, images, traces, self.pool.get(own), each=True)}
         except (Unavailable, *FAILURES) as error:
             return failure(error)
 

@@ -9,6 +9,7 @@ import importlib
 
 MODULES = {  # module -> its techniques, in the order in which they are listed
     "schedulers": ("DPMSolver",),
+    "progressive": ("Progressive",),
     "attention": ("Attention",),
     "compilation": ("Regional", "TextEncoders", "Whole", "CudaGraph", "FusedQKV", "TensorRT"),
     "fused": ("FusedGELU", "FusedRoPE"),

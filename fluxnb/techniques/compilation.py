@@ -30,31 +30,32 @@ COMPILED_VARIANTS = 64  # of one block's code that a process may hold; PyTorch g
 class Regional(Technique):
     """Compiles every block of transformer and ControlNet by itself, without graph breaks.
 
-    All blocks of a kind share one compiled graph, so it takes seconds instead of minutes, and whatever stands
-    between the blocks (a cache, say) stays plain Python. Source: PyTorch's regional compilation recipe.
+    All blocks of a kind share one graph: seconds instead of minutes, and what stands between them, say a cache, stays
+    plain Python. Source: PyTorch's regional compilation recipe.
 
     Args:
         mode: torch.compile's; None for its default.
+        breaks: graph breaks are allowed, for what stands inside the blocks.
     """
 
-    family, exact = COMPILATION, ROUNDING
-    name = "torch.compile"
+    family, exact, name = COMPILATION, ROUNDING, "torch.compile"
 
     mode: str | None = None
+    breaks: bool = False
 
     @property
     def label(self) -> str:
-        return "compiled blocks" + (f", {self.mode}" if self.mode else "")
+        return "compiled blocks" + (f", {self.mode}" if self.mode else "") + ", graph breaks allowed" * self.breaks
 
     @property
     def settings(self) -> dict:
-        return {"compile": "blocks", **({"mode": self.mode} if self.mode else {})}
+        return {"compile": "blocks"} | {k: v for k, v in (("mode", self.mode), ("breaks", self.breaks)) if v}
 
     def apply(self, pipe):
         """Compiles the blocks at their first call; returns the function that makes them eager again."""
         blocks = [b for n in networks(pipe) for b in (*n.transformer_blocks, *n.single_transformer_blocks)]
         with Changes(self.label) as changes:
-            compile_each(blocks, changes, self.mode)
+            compile_each(blocks, changes, self.mode, not self.breaks)
             self.proof = {"compiled": f"{len(blocks)} blocks"}
         return changes.take_back
 

@@ -37,3 +37,17 @@ VAE = {  # what is done to the VAE and what follows it -> class in `fluxnb.techn
     "tiled": "Tiled",
     "bytes": "BytesOnDevice",
 }
+
+# kind -> (label, what its documentation sets, the interval that reuses nothing: 0 where a threshold is set)
+FIRST, MAG, SEA, TAYLOR, TAYLOR_LITE = "first block", "mag", "sea", "taylorseer", "taylorseer lite"
+FASTER, PYRAMID = "fastercache", "pyramid"
+DIFFUSERS_CACHES = {
+    FIRST: ("FirstBlockCache", 0.2, 0),
+    MAG: ("MagCache", 0.06, 0),
+    SEA: ("SeaCache", 0.25, 0),
+    TAYLOR: ("TaylorSeer of attention", 5, 1),
+    TAYLOR_LITE: ("TaylorSeer lite", 5, 1),
+    FASTER: ("FasterCache", 2, 1),
+    PYRAMID: ("Pyramid Attention Broadcast", 2, 1),
+}
+CALIBRATORS = {"hold": "", TAYLOR: "TaylorSeer {}", "foca": "FoCa", "dmd": "DMD"}  # cache-dit's, by what a label says

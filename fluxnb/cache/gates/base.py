@@ -12,6 +12,7 @@ import math
 
 import torch
 
+from fluxnb.cache.passes import Image
 from fluxnb.errors import UserError
 from fluxnb.families import Family
 
@@ -32,7 +33,9 @@ class Gate:
     name: str  # short, for labels
     terms: dict = {}  # made-up words of its label, each with half a sentence
     point = RESIDUAL  # where it looks and decides
-    looks_at_input = False  # whether the modulated input has to be worked out for it
+    looks_at_input = False  # whether the modulated input has to be worked out for it, else it is shown the tokens
+    whole = False  # whether it needs all tokens of the image
+    alone = False  # whether it can't be one of a pair
     group = None  # the ranks that have the other tokens of the same image
 
     def __init__(self, warm_up: int = 0, compute_last: bool = False, longest_run: int | None = None):
@@ -103,6 +106,9 @@ class Gate:
         Raises UserError if the gate can't serve so many.
         """
         return {}
+
+    def called(self, state: dict, image: Image, given: dict) -> None:
+        """A step of an image begins: what the transformer is given, by name."""
 
     def measure(self, state: dict, index: int, seen: torch.Tensor) -> Pair | None:
         """What has to be read to decide step `index`, None for nothing; `seen` is (n, image tokens, width)."""

@@ -18,8 +18,11 @@ class _Two(Gate):
         super().__init__(**options)
         if isinstance(first, _Two) or isinstance(second, _Two):
             raise UserError("Gates are combined two at a time: give two single gates, such as TeaCache and FirstBlock.")
+        if alone := [gate.name for gate in (first, second) if gate.alone]:
+            raise UserError(f"{alone[0]} looks at two points of a step, so it isn't combined with another gate.")
         self.gates = self.first, self.second = first, second
         self.looks_at_input = first.looks_at_input or second.looks_at_input
+        self.whole = first.whole or second.whole
 
     @property
     def settings(self) -> dict:
@@ -49,6 +52,10 @@ class _Two(Gate):
 
     def new_state(self, total=None):
         return {"states": tuple(gate.new_state(total) for gate in self.gates), "said": [None, None], "due": {}}
+
+    def called(self, state, image, given):
+        for gate, own in zip(self.gates, state["states"], strict=True):
+            gate.called(own, image, given)
 
     def computed(self, state, index, residual):
         for gate, own in zip(self.gates, state["states"], strict=True):

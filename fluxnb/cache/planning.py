@@ -1,0 +1,356 @@
+"""Planned caches: which steps are computed and what the others are made of, from a few uncached images of a model.
+
+What a cache keeps is the blocks' residual r_t of each step. How much a wrong one changes the latents follows from the
+transformer's last layers, its head: the inner products of head_t(r_j) for all earlier steps j, one Gram matrix for each
+step t, give the least error of step t for any set of computed steps, so
+
+- the mask: the set whose errors add up to least, by greedy removal and exchanges, without another image;
+- a predicted frontier: that sum for every number of computed steps, in dB;
+- the weights: least squares again, along the cached trajectory itself. Each reused step is fitted to lead back to the
+  uncached latents, which takes one cached batch of the same images for each mask.
+
+Source: this study's own; L2P (2026) fits weights to uncached trajectories, DPCache (2026) plans masks by a path's cost.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fluxnb import notebooks as nb
+from fluxnb.cache.engine import Cache
+from fluxnb.cache.gates.schedule import Schedule
+from fluxnb.cache.linear import Linear, weighted
+from fluxnb.cache.predictors import L2P
+from fluxnb.errors import UserError
+from fluxnb.measure import quality
+from fluxnb.technique import applied
+
+FILE = "plans.json"
+PROMPTS = 16  # of its training, that a shipped model's plans are made from
+BUDGETS = (14, 12, 10, 8, 6)  # of 28
+REACH = 4  # so many computed steps a reused one is made of
+RIDGE = 1e-4  # of the normal equations' mean diagonal, towards what the last computed step added
+# How much more an error of the first step counts than one of the last, and how often that falls by e over the steps.
+# What is decided early can't be put right later; how far that is so depends on the model and the budget, so the masks
+# of all of these are tried. The first one foretells.
+EARLY = ((30.0, 14.0), (8.0, 14.0), (8.0, 7.0), (30.0, 7.0), (100.0, 7.0), (30.0, 4.0))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A mask, the weights that go with it, and the quality to expect.
+
+    Args:
+        signature: some of the transformer's weights, by which it is known again.
+        mask: one sign for each step: 1 computed, 0 reused.
+        weights: reused step -> computed step -> weight.
+        predicted_db: mean PSNR to the uncached image, from the Gram matrices, on the line that fits the planned ones.
+        planned_db: the same, measured on the images that planned; planned_min_db: of the worst of them.
+        images: how many planned.
+    """
+
+    signature: tuple[float, ...]
+    mask: str
+    weights: dict[int, dict[int, float]]
+    predicted_db: float
+    planned_db: float
+    planned_min_db: float
+    images: int
+
+    @property
+    def computed(self) -> int:
+        """Steps that run the whole transformer."""
+        return self.mask.count("1")
+
+    def cache(self) -> Cache:
+        """The cache that runs it: no block is run on a reused step."""
+        predictor = L2P.of(self.weights, len(self.mask), origin="planned weights")
+        return Cache(Planned(self.mask, self.signature), predictor)
+
+
+class Planned(Schedule):
+    """The mask of a plan, on the model that it was made for. Source: this study's own."""
+
+    terms = {
+        "planned": "which steps are computed was chosen from the model's uncached steps",
+        "planned weights": "a reused step adds a weighted sum of the last computed ones, fitted to the model",
+    }
+    notebook = nb.PEERS
+
+    def __init__(self, mask: str, signature: tuple[float, ...], **options):
+        super().__init__(mask, first_block=False, origin="planned", **options)
+        self.signature = signature
+
+    def meet(self, pipe):
+        found = signature(pipe.transformer)
+        if found is not None and not np.allclose(found, self.signature, rtol=0.1, atol=2e-3):  # as far as 8 bits round
+            raise UserError(
+                "This plan was made for another model: make one for this with `python -m fluxnb plan --model …`."
+            )
+
+
+def signature(transformer) -> tuple[float, ...] | None:
+    """Sixteen weights of its last layer; None where they are offloaded, divided over ranks or packed in fewer bits."""
+    weight = getattr(transformer.proj_out, "base_layer", transformer.proj_out).weight  # a LoRA goes around it
+    if weight.is_meta or type(weight.data) is not torch.Tensor or not weight.is_floating_point():
+        return None
+    flat = weight.detach().flatten()
+    return tuple(float(f"{value:.4g}") for value in flat[:: len(flat) // 16][:16].float().tolist())
+
+
+def make(loaded, inputs: Sequence[tuple[str, int]], steps: int, budgets: Sequence[int] = BUDGETS) -> list[Plan]:
+    """A plan for each number of computed steps, from the images of some prompts and seeds, as one batch each.
+
+    Args:
+        loaded: a subject with its pipeline, nothing else put on it.
+
+    Raises UserError where the pipeline has another solver than Euler's, where its weights aren't all there as they were
+    trained, or where a budget isn't one.
+    """
+    for budget in budgets:
+        if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= steps:
+            raise UserError(f"{budget!r} of {steps} steps can't be computed: give whole numbers from 1 to {steps}.")
+    transformer = loaded.pipe.transformer
+    if (own := signature(transformer)) is None:
+        raise UserError("A plan is made of a model as it is: load it whole, neither offloaded nor quantized.")
+    uncached = _Uncached.of(loaded, list(inputs), steps)
+    products = _grams(uncached, transformer)
+    grams = [Gram(products, early) for early in EARLY]
+    made = []
+    for budget in budgets:
+        tried = [_tried(loaded, uncached, list(inputs), mask) for mask in {g.mask(budget): None for g in grams}]
+        best = max(tried, key=lambda plan: plan.planned_db + plan.planned_min_db)
+        made.append(replace(best, signature=own, predicted_db=grams[0].db(best.mask)))
+    return _calibrated(made)
+
+
+def _tried(loaded, uncached: _Uncached, inputs: list, mask: str) -> Plan:
+    """The plan of a mask, its weights fitted while the images are made again."""
+    fitting = _Fitting(loaded.pipe.transformer, uncached)
+    with applied(loaded.pipe, Cache(Schedule(mask, first_block=False), fitting)):
+        images = loaded.batch(inputs, len(mask))
+    found = list(map(quality.psnr, uncached.images, images))
+    return Plan((), mask, fitting.found, 0.0, float(np.mean(found)), min(found), len(images))
+
+
+def _calibrated(plans: list[Plan]) -> list[Plan]:
+    """With what the Gram matrices foretell of latents in decibels of images, by the line through the planned ones."""
+    known = [(plan.predicted_db, plan.planned_db) for plan in plans if np.isfinite(plan.planned_db)]
+    if not known:
+        return plans
+    foretold, measured = np.array(known).T
+    slope, shift = np.polyfit(foretold, measured, 1) if len(known) > 2 else (1.0, (measured - foretold).mean())
+    return [replace(plan, predicted_db=float(slope * plan.predicted_db + shift)) for plan in plans]
+
+
+class Gram:
+    """The least error of any set of computed steps.
+
+    Args:
+        grams: for each step t the inner products of what the head makes of the residuals of steps 0 to t, times the
+            squared change of the noise level there: (images, t + 1, t + 1), float64.
+        early: how errors of the first steps count, as in EARLY.
+    """
+
+    def __init__(self, grams: Sequence[np.ndarray], early: tuple[float, float] = EARLY[0]):
+        size = np.sum([own[:, -1, -1] for own in grams], axis=0)[:, None, None]
+        self.grams, self.steps = [own / size for own in grams], len(grams)
+        most, falls = early
+        self.counts = 1 + most * np.exp(-np.arange(self.steps) * falls / self.steps)
+        self._error = functools.lru_cache(maxsize=None)(self._least)
+        self._cost = functools.lru_cache(maxsize=None)(self._total)
+
+    def _least(self, step: int, of: tuple[int, ...]) -> np.ndarray:
+        """(images,): the squared error of a step that is made of others by the same weights for all images."""
+        own, used = self.grams[step], list(of)
+        among, across = own[:, used][:, :, used], own[:, used, step]
+        weights = solve(among.mean(0), across.mean(0))
+        return np.einsum("j,njk,k->n", weights, among, weights) - 2 * across @ weights + own[:, step, step]
+
+    def _total(self, mask: str) -> float:
+        errors, computed = np.zeros(len(self.grams[0])), list[int]()
+        for step, sign in enumerate(mask):
+            if sign == "1":
+                computed.append(step)
+            else:
+                errors = errors + self.counts[step] * self._error(step, tuple(computed[-REACH:])).clip(0)
+        return float(np.log(errors.clip(1e-30)).mean())
+
+    def db(self, mask: str) -> float:
+        """How small the errors are, in decibels; only differences between masks mean something."""
+        return -10 / np.log(10) * self._cost(mask)
+
+    def mask(self, computed: int) -> str:
+        """The mask of least error: steps are taken away one by one, then moved as long as that is better."""
+        mask = "1" * self.steps
+        while mask.count("1") > computed:
+            mask = min((_with(mask, {i: "0"}) for i in range(1, self.steps) if mask[i] == "1"), key=self._cost)
+        while True:
+            ones, zeros = ([i for i in range(1, self.steps) if mask[i] == sign] for sign in "10")
+            other = min((_with(mask, {i: "0", j: "1"}) for i in ones for j in zeros), key=self._cost, default=mask)
+            if self._cost(other) >= self._cost(mask):
+                return mask
+            mask = other
+
+
+def _with(mask: str, signs: dict[int, str]) -> str:
+    return "".join(signs.get(i, sign) for i, sign in enumerate(mask))
+
+
+def solve(among: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """Weights by least squares, drawn a little towards the last one alone: (steps, steps), (steps,) -> (steps,)."""
+    hold = np.eye(len(among))[-1]
+    ridge = RIDGE * max(np.trace(among), 1e-30) / len(among) * np.eye(len(among))
+    return hold + np.linalg.solve(among + ridge, across - among @ hold)
+
+
+@dataclass
+class _Uncached:
+    """A batch's uncached trajectories."""
+
+    latents: list[torch.Tensor]  # before each step and behind the last, (n, tokens, channels)
+    residuals: list[torch.Tensor]  # (n, tokens, width)
+    heads: list[tuple[torch.Tensor, torch.Tensor]]  # what norm_out is given: image tokens, embedded time and prompt
+    changes: list[float]  # of the noise level
+    images: list[Any]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, loaded, inputs, steps: int) -> _Uncached:
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        pipe, transformer = loaded.pipe, loaded.pipe.transformer
+        if not isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler):
+            raise UserError(
+                f"A plan is made along Euler's steps, and the pipeline has {type(pipe.scheduler).__name__}: take that "
+                "solver off first."
+            )
+        seen: list[tuple] = []
+        heads: list[tuple] = []
+        outputs: list[torch.Tensor] = []
+        hooks = [
+            transformer.x_embedder.register_forward_hook(lambda _, x, y: seen.append((x[0], y))),
+            transformer.norm_out.register_forward_pre_hook(lambda _, x: heads.append(x)),
+            transformer.proj_out.register_forward_hook(lambda _, x, y: outputs.append(y)),
+        ]
+        try:
+            images = loaded.batch(inputs, steps)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(outputs) != steps:
+            raise UserError(
+                f"A plan needs one pass a step, and {steps} steps made {len(outputs)}: use no true guidance."
+            )
+        changes = pipe.scheduler.sigmas.diff().tolist()
+        latents = [before for before, _ in seen]
+        residuals = [head[0] - embedded for head, (_, embedded) in zip(heads, seen, strict=True)]
+        return cls([*latents, latents[-1] + changes[-1] * outputs[-1]], residuals, heads, changes, images)
+
+
+def _head(transformer, embedded: torch.Tensor):
+    """What the transformer makes of image tokens behind its blocks."""
+    return lambda tokens: transformer.proj_out(transformer.norm_out(tokens, embedded))
+
+
+@torch.no_grad()
+def _changes(transformer, tokens, embedded, residuals) -> torch.Tensor:
+    """How its output changes with each residual: (n, residuals, tokens x channels), float32."""
+    head = _head(transformer, embedded)
+    return torch.stack([torch.func.jvp(head, (tokens,), (r,))[1].flatten(1).float() for r in residuals], dim=1)
+
+
+def _grams(uncached: _Uncached, transformer) -> list[np.ndarray]:
+    found = []
+    for step, (tokens, embedded) in enumerate(uncached.heads):
+        moved = _changes(transformer, tokens, embedded, uncached.residuals[: step + 1])
+        found.append((moved @ moved.mT).double().cpu().numpy() * uncached.changes[step] ** 2)
+    return found
+
+
+class _Fitting(Linear):
+    """Fits the weights of each reused step, while a batch is made, so that its next latents are the uncached ones."""
+
+    kind = name = "fitting"
+    keeps = REACH
+
+    def __init__(self, transformer, uncached: _Uncached):
+        self.transformer, self.uncached = transformer, uncached
+        self.found: dict[int, dict[int, float]] = {}
+
+    def called(self, state, given):
+        state["latents"] = given["hidden_states"]
+
+    def predict(self, state, index):
+        uncached, residuals, latents = self.uncached, state["residuals"], state["latents"]
+        embedded = uncached.heads[index][1]
+        wanted = (uncached.latents[index + 1] - latents).float() / uncached.changes[index]
+        before = self.transformer.x_embedder(latents)
+        weights = np.eye(len(residuals))[-1]
+        for _ in range(2):  # the head is linear but for its norm
+            tokens = before + weighted(residuals, weights)
+            left = (wanted - _head(self.transformer, embedded)(tokens).float()).flatten(1)
+            moved = _changes(self.transformer, tokens, embedded, residuals)
+            size = moved.square().sum((1, 2)).clamp_min(1e-30)  # every image counts alike
+            among = ((moved @ moved.mT) / size[:, None, None]).mean(0).double().cpu().numpy()
+            across = ((moved @ left[..., None])[..., 0] / size[:, None]).mean(0).double().cpu().numpy()
+            ridge = RIDGE * np.trace(among) / len(among) * np.eye(len(among))
+            weights = weights + np.linalg.solve(among + ridge, across)
+        self.found[index] = {at: float(f"{w:.6g}") for at, w in zip(state["at"], weights, strict=True)}
+        return weighted(residuals, weights)
+
+
+def save(plans: Sequence[Plan], path: Path) -> Path:
+    """Writes plans of one model and number of steps where `read` finds them."""
+    path.write_text(json.dumps([asdict(plan) for plan in plans]) + "\n")
+    return path
+
+
+def read(path: Path, steps: int) -> dict[int, Plan]:
+    """The plans of a file by their number of computed steps.
+
+    Raises UserError for a file that holds none, or those of another number of steps.
+    """
+    try:
+        plans = [_plan(**one) for one in json.loads(path.read_text())]
+    except OSError as error:
+        raise UserError(f"{path} can't be read ({error.strerror}): make it with `python -m fluxnb plan`.") from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} holds no plans: make it anew with `python -m fluxnb plan`.") from error
+    found = {plan.computed: plan for plan in plans if len(plan.mask) == steps}
+    if not found:
+        said = ", ".join(str(n) for n in sorted({len(plan.mask) for plan in plans})) or "no"
+        raise UserError(f"{path} has plans of {said} steps and not of {steps}: make it with `--steps {steps}`.")
+    return found
+
+
+def _plan(signature, mask, weights, images, **decibels) -> Plan:
+    plan = Plan(
+        tuple(map(float, signature)),
+        mask,
+        {int(step): {int(at): float(w) for at, w in own.items()} for step, own in weights.items()},
+        images=int(images),
+        **{name: float(value) for name, value in decibels.items()},
+    )
+    Schedule(mask)
+    if sorted(plan.weights) != [i for i, sign in enumerate(mask) if sign == "0"]:
+        raise ValueError("weights of other steps than those that are reused")
+    if len(plan.signature) != 16:
+        raise ValueError("no signature")
+    plan.cache()
+    return plan
+
+
+def shipped(model: str, steps: int) -> dict[int, Plan]:
+    """The plans in a model's folder, by the model's name or its folder. UserError where there are none of `steps`."""
+    from fluxnb.models import embedded
+
+    return read((embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE, steps)
