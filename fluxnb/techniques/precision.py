@@ -13,7 +13,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -424,7 +424,7 @@ class Quanto(_OfKind):
 
 
 @functools.cache
-def _without_autocast(kind: type) -> type:
+def _without_autocast(kind: Any) -> Any:
     """A kind of layer whose kernels take one number format only, whatever torch.autocast makes of the others'."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
