@@ -250,7 +250,7 @@ class _Uncached:
             raise UserError(
                 f"A plan needs one pass a step, and {steps} steps made {len(outputs)}: use no true guidance."
             )
-        changes = pipe.scheduler.sigmas.diff().tolist()
+        changes = pipe.scheduler.sigmas.diff().tolist()  # type: ignore[attr-defined]
         latents = [before for before, _ in seen]
         residuals = [head[0] - embedded for head, (_, embedded) in zip(heads, seen, strict=True)]
         return cls([*latents, latents[-1] + changes[-1] * outputs[-1]], residuals, heads, changes, images)

@@ -230,7 +230,9 @@ def fingerprint(name: str) -> str:
         # a part may be a link to another folder
         folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")]
         files = sorted(path for place in folders for path in place.iterdir() if path.is_file() and path.name[0] != ".")
-        files = [path for path in files if path.suffix not in _ASIDE and path.name not in (teacache.FILE, planning.FILE)]
+        files = [
+            path for path in files if path.suffix not in _ASIDE and path.name not in (teacache.FILE, planning.FILE)
+        ]
         return _digest_of(_states(files, folder))
     whole = sorted(embedded.FOLDER.rglob("*.safetensors"))
     shared = [path for path in whole if not (folder / path.relative_to(embedded.FOLDER)).is_file()]

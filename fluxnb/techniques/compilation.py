@@ -469,12 +469,11 @@ class TensorRT(Technique):
                 "needs the package torch-tensorrt for this PyTorch, with TensorRT's libraries from NVIDIA "
                 f"({(str(error).splitlines() or ['?'])[0]})"
             ) from error
-        transformer = pipe.transformer
-        if transformer.device.type != "cuda":
+        if pipe.transformer.device.type != "cuda":
             raise Unavailable("needs a CUDA GPU")
-        _check_whole(transformer)
+        _check_whole(pipe.transformer)
         with Changes(self.label) as changes:
-            compile_each([transformer], changes, fullgraph=False, backend="torch_tensorrt")
+            compile_each([pipe.transformer], changes, fullgraph=False, backend="torch_tensorrt")
         return changes.take_back
 
 

@@ -158,7 +158,7 @@ def _check(coarse: int, pipe, image: Image, given: dict) -> None:
 def _check_solver(scheduler) -> None:
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.stochastic_sampling:
+    if not isinstance(scheduler, FlowMatchEulerDiscreteScheduler) or scheduler.config.stochastic_sampling:  # type: ignore[attr-defined]
         raise UserError(
             f"Progressive resolution rewinds one of Euler's steps, and {type(scheduler).__name__} makes others now:"
             " take that solver off first."
