@@ -20,7 +20,7 @@ except ImportError:  # Windows has no flock: what is left stays there
 
 PREFIX, LOCK = "fluxnb-", ".lock"
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-YOUNG_S = 60.0  # a temporary folder of this age may be about to be locked
+YOUNG_S = 60.0  # an empty temporary folder of this age may be about to be locked
 
 
 @contextlib.contextmanager
@@ -31,14 +31,20 @@ def folder(what: str) -> Iterator[Path]:
 
 
 def clean(*places: Path) -> None:
-    """Removes temporary folders that nobody holds, and half-written files in `places` whose process is no more."""
+    """Removes temporary folders that nobody holds, and half-written files in `places` whose process is no more.
+
+    A folder that only has such a name, say a clone of the project, has no lock, and stays.
+    """
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             about = path.lstat()
-            mine = path.is_dir() and not path.is_symlink() and about.st_uid == os.getuid()
-            if mine and ((path / LOCK).exists() or time.time() - about.st_mtime > YOUNG_S):
+            if not path.is_dir() or path.is_symlink() or about.st_uid != os.getuid():
+                continue
+            if (path / LOCK).is_file():
                 with _held(path):
                     shutil.rmtree(path, ignore_errors=True)
+            elif time.time() - about.st_mtime > YOUNG_S:
+                path.rmdir()  # which only an empty one lets happen: killed before it was locked
     for path in (path for place in places for path in place.glob(".*.tmp")):
         if (match := re.search(r"\.(\d+)\.tmp$", path.name)) and not _lives(int(match[1])):
             path.unlink(missing_ok=True)

@@ -386,10 +386,15 @@ def test_a_temporary_folder_that_is_held_stays_and_one_that_nobody_holds_goes(tm
         (gone := tmp_path / "fluxnb-ranks-1").mkdir()
         (gone / leftovers.LOCK).touch()
         (fresh := tmp_path / "fluxnb-kernel-2").mkdir()  # about to be locked
+        (old := tmp_path / "fluxnb-kernel-3").mkdir()  # killed before it was
+        (clone := tmp_path / "fluxnb-mine").mkdir()
+        (clone / "README.md").touch()
+        for path in (old, clone):
+            os.utime(path, (0, 0))
         (strange := tmp_path / "another").mkdir()
         (tmp_path / ".a.html.999999999.tmp").touch()
         (mine := tmp_path / f".b.html.{os.getpid()}.tmp").touch()
         leftovers.clean(tmp_path)
-        assert kept.is_dir() and not gone.exists()
-    assert {path.name for path in tmp_path.iterdir()} == {fresh.name, strange.name, mine.name}
+        assert kept.is_dir() and not gone.exists() and not old.exists() and (clone / "README.md").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {fresh.name, clone.name, strange.name, mine.name}
     assert not Path(kept).exists()

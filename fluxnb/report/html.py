@@ -157,14 +157,20 @@ def table_html(frame, caption: str, formats: dict | None = None, units: dict | N
 def callout_html(text: str, kind: str = "result") -> str:
     """A sentence set apart: "result" (the finding), "note", "not-measured" or "warning".
 
-    `code` and **bold** are understood, everything else is escaped. ValueError for another kind.
+    Several lines are a list. `code` and **bold** are understood, everything else is escaped. ValueError for another kind.
     """
     if kind not in CALLOUTS:
         raise ValueError(f"callout: no kind {kind!r}; choose from {', '.join(CALLOUTS)}")
     return (
         f'<div class="fx-callout fx-{kind}" role="note"><p class="fx-label">{CALLOUTS[kind]}</p>'
-        f"<p>{inline(_required(text, 'text'))}</p></div>"
+        f"{lines_html(inline(_required(text, 'text')))}</div>"
     )
+
+
+def lines_html(markup: str) -> str:
+    """A paragraph, or a list of what stands in lines of its own."""
+    lines = markup.splitlines()
+    return f"<p>{markup}</p>" if len(lines) < 2 else f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>"
 
 
 def provenance_html(run: dict, n: int | None = None) -> str:
