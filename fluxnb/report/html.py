@@ -157,7 +157,7 @@ def table_html(frame, caption: str, formats: dict | None = None, units: dict | N
 def callout_html(text: str, kind: str = "result") -> str:
     """A sentence set apart: "result" (the finding), "note", "not-measured" or "warning".
 
-    Several lines are a list. `code` and **bold** are understood, everything else is escaped. ValueError for another kind.
+    Several lines are a list; `code` and **bold** are understood, all else is escaped. ValueError for another kind.
     """
     if kind not in CALLOUTS:
         raise ValueError(f"callout: no kind {kind!r}; choose from {', '.join(CALLOUTS)}")
