@@ -8,6 +8,7 @@ import pytest
 from measured import row
 
 from fluxnb import families, findings
+from fluxnb.cache import planning
 from fluxnb.measure import quality, stats
 from fluxnb.report import charts, show
 from fluxnb.techniques import peers
@@ -76,6 +77,19 @@ def test_whether_what_is_new_helped_is_computed_whichever_way_it_points():
     worse = [seen(NEW, 12, 30), seen(KNOWN, 12, 40)]
     assert "ahead beyond the noise at 0 of 1 number of steps" in findings.new_here_sentence(worse, COUNTS)
     assert "is -" in findings.new_here_sentence(worse, COUNTS)
+
+
+def test_what_a_plan_predicts_stands_beside_what_was_measured():
+    plans = planning.shipped("embedded", 28)
+    near, far = (
+        seen(peers.PLANNED, n, plans[n].predicted_db + off, spread=0.5, total_steps=28) for n, off in ((12, 1), (8, 5))
+    )
+    said = findings.predicted_sentence([near, far], COUNTS)
+    assert said.startswith(
+        "The predicted frontier is within 2 dB of the measured one at 1 of 2 numbers of steps: at 12"
+    )
+    assert f"{plans[8].predicted_db:.1f} dB predicted, " in said
+    assert "no planned cache was judged" in findings.predicted_sentence(ROWS, COUNTS)
 
 
 def test_controls_have_their_place():

@@ -116,6 +116,7 @@ GIVEN = {
     "few_steps_sentence": ([BASE],),
     "equal_steps_sentence": ((12, 9),),
     "new_here_sentence": ((12, 9),),
+    "predicted_sentence": ((12, 9),),
     "controls_sentence": ((12, 9),),
 }
 OF_ROWS = [

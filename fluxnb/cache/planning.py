@@ -85,8 +85,8 @@ class Planned(Schedule):
     }
     notebook = nb.PEERS
 
-    def __init__(self, mask: str, signature: tuple[float, ...], **options):
-        super().__init__(mask, first_block=False, origin="planned", **options)
+    def __init__(self, mask: str, signature: tuple[float, ...], first_block: bool = False, **options):
+        super().__init__(mask, first_block, origin="planned", **options)
         self.signature = signature
 
     def meet(self, pipe):

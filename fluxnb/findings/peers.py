@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from fluxnb.errors import UserError
 from fluxnb.families import FEWER_STEPS, SECOND_ORDER
 from fluxnb.findings.rows import baseline_of, finished, is_baseline, judged, of, overlap, within_noise
 from fluxnb.findings.table import COMPUTED, Column, table
@@ -15,6 +16,7 @@ from fluxnb.measure import stats
 from fluxnb.study.row import Row
 from fluxnb.techniques import peers
 
+PREDICTED_DB = 2.0  # as far as a prediction of quality may be off
 PER_IMAGE = {"psnr_db": ("PSNR", "dB", np.min), "st_lpips": ("ST-LPIPS", "", np.max)}  # with what takes the worst image
 
 
@@ -120,6 +122,26 @@ def new_here_sentence(rows: list[Row], counts: Sequence[int]) -> str:
         return "nothing that is new here was judged beside what others ship or publish at these numbers of steps."
     head = f"What is new here is ahead beyond the noise at {ahead} of {told} number{'s' * (told != 1)} of steps"
     return f"{head}: {'; '.join(parts)}."
+
+
+def predicted_sentence(rows: list[Row], counts: Sequence[int]) -> str:
+    """How near the quality that a model's plans predict, from other prompts, is to what was measured."""
+    from fluxnb.cache import planning
+
+    own = [(count, r) for count in counts for r in at_steps(rows, count) if r.technique == peers.PLANNED]
+    try:
+        plans = planning.shipped(own[0][1].model, own[0][1].total_steps) if own else {}
+    except UserError:
+        plans = {}
+    told = [(count, plans[count].predicted_db, _mean(r)) for count, r in own if count in plans]
+    if not told:
+        return "no planned cache was judged here, so nothing is said of what a plan predicts."
+    near = sum(abs(said - found) <= PREDICTED_DB for _, said, found in told)
+    words = "; ".join(f"at {n} steps {said:.1f} dB predicted, {found:.1f} dB measured" for n, said, found in told)
+    return (
+        f"The predicted frontier is within {PREDICTED_DB:g} dB of the measured one at {near} of {len(told)} "
+        f"number{'s' * (len(told) != 1)} of steps: {words} (mean PSNR)."
+    )
 
 
 def controls_sentence(rows: list[Row], counts: Sequence[int]) -> str:

@@ -15,6 +15,7 @@ from fluxnb.techniques import kinds
 # Whose a method is: shipped by a library, published as a formula, of this study.
 SHIPPED, PUBLISHED, OWN = "library", "published", "new here"
 EQUAL = "equal mask"
+PLANNED = "planned mask and weights"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _spectrum(model: str, steps: int, computed: int):
     return mask and cache.Cache(cache.Schedule(mask, first_block=False, origin="Spectrum's mask"), cache.Spectrum())
 
 
-def _planned(how: Callable[[Any], Any] | None = None) -> Callable[[str, int, int], Any]:
+def _planned(how: Callable[[Any], Any] | None = None, first_block: bool = False) -> Callable[[str, int, int], Any]:
     """The mask planned for a model, with the plan's weights or another predictor; None where it has no plan."""
 
     def at(model: str, steps: int, computed: int):
@@ -107,7 +108,7 @@ def _planned(how: Callable[[Any], Any] | None = None) -> Callable[[str, int, int
             return None
         if plan is None or how is None:
             return plan and plan.cache()
-        return cache.Cache(planning.Planned(plan.mask, plan.signature), how(cache))
+        return cache.Cache(planning.Planned(plan.mask, plan.signature, first_block), how(cache))
 
     return at
 
@@ -130,9 +131,10 @@ METHODS: dict[str, Method] = {  # at a number of computed steps that is asked fo
     "FreqCa": Method(PUBLISHED, _reused(lambda cache: cache.FreqCa())),
     "Spectrum": Method(PUBLISHED, _spectrum),
     "even mask, Taylor 2": Method(PUBLISHED, _even),
-    "planned mask and weights": Method(OWN, _planned()),
+    PLANNED: Method(OWN, _planned()),
     "planned mask, Taylor 2": Method(OWN, _planned(lambda cache: cache.Taylor(2))),
     "planned mask, Spectrum": Method(OWN, _planned(lambda cache: cache.Spectrum())),
+    "planned mask, DiCache's probe": Method(OWN, _planned(lambda cache: cache.Aligned(), first_block=True)),
 }
 
 
