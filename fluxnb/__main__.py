@@ -108,8 +108,7 @@ def fit_teacache(options) -> int:
     from fluxnb.models import embedded
     from fluxnb.world import scenes
 
-    if options.steps is not None and not 2 <= options.steps <= 200:
-        raise UserError(f"--steps {options.steps} isn't allowed: give a whole number from 2 to 200.")
+    _check_steps(options.steps)
     s = study.begin(options.gpu, "fit-teacache")
     subject = s.subject(options.model)
     if not subject.model.judged:
@@ -127,6 +126,11 @@ def fit_teacache(options) -> int:
     return 0
 
 
+def _check_steps(steps: int | None) -> None:
+    if steps is not None and not 2 <= steps <= 200:
+        raise UserError(f"--steps {steps} isn't allowed: give a whole number from 2 to 200.")
+
+
 def plan(options) -> int:
     """Plans caches for a model: masks, weights and the quality to expect, from uncached images of its own."""
     from fluxnb import study
@@ -134,6 +138,7 @@ def plan(options) -> int:
     from fluxnb.models import embedded
     from fluxnb.world import scenes
 
+    _check_steps(options.steps)
     s = study.begin(options.gpu, "plan")
     subject = s.subject(options.model)
     if not subject.model.judged:
@@ -143,7 +148,8 @@ def plan(options) -> int:
     if not target.parent.is_dir():
         raise UserError(f"{target.parent} is no folder: say where the plans go with --to.")
     steps = options.steps or s.steps(subject)
-    budgets = options.computed or [round(n * steps / 28) for n in planning.BUDGETS]
+    budgets = options.computed or [max(1, round(n * steps / 28)) for n in planning.BUDGETS]
+    budgets = list(dict.fromkeys(budgets))
     inputs = [(scenes.training_scene(seed).caption, seed) for seed in range(planning.PROMPTS)]  # none that judges
     plans = planning.make(s.loaded(subject), inputs, steps, budgets)
     for one in plans:

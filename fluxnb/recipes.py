@@ -123,12 +123,13 @@ def find(goal: str = GOAL, pipe=None, few: bool = False) -> Recipe:
         )
     name = f"{SCHNELL}/{key}" if few else key
     made = [f"{other}/{name}" for other, own in known().items() if not isinstance(own[OF[few]][key], str)]
-    there = f"take one over by its name ({', '.join(made) or 'there is none for this goal'}), or measure: `make report"
-    there += " MODEL=…`" if few else "`"
+    there = f"take one over by its name ({', '.join(made)}), or measure" if made else "measure"
+    there += ": `make report MODEL=…`" if few else ": `make report`"
     of = f" for models {FEW}" if few else ""
     if not gpu and pipe is None:
         raise UserError(
-            f"Without a pipeline there is no GPU to find a recipe for {name} by: name it ({', '.join(made)})."
+            f"Without a pipeline there is no GPU to find a recipe for {name} by: name it "
+            f"({', '.join(made or [f'{other}/{name}' for other in known()])})."
         )
     if (gpu := gpu or _on(pipe)) not in known():
         raise UserError(f"There is no recipe{of} for {gpu}: {there}.")
