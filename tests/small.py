@@ -36,6 +36,7 @@ TECHNIQUES = {
     "First Block Cache": lambda: first_block(0.1),
     "para-attn": lambda: ParaAttention(0.1),
     "Replicas": t.Replicas,
+    "Progressive": lambda: t.Progressive(1),
 }
 COMPILED = {"Regional": t.Regional, "Whole": t.Whole, "TextEncoders": t.TextEncoders, "Compiled": t.Compiled}
 QUANTIZED = ("TorchAO int8", "TorchAO int8 weight-only", "TorchAO fp8 weight-only", "GGUF", "NF4", "Quanto", "SVDQuant")

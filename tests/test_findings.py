@@ -211,7 +211,7 @@ def test_what_is_not_a_row_is_listed_too():
 
 
 def test_the_words_under_an_image():
-    black, grey = Image.new("RGB", (128, 128)), Image.new("RGB", (128, 128), (10, 10, 10))
+    black, grey = (Image.new("RGB", (128, 128), (n, n, n)) for n in (1, 11))
     assert findings.under_image(black, black, None) == "identical"
     words = findings.under_image(black, grey, None)
     assert re.fullmatch(r"28\.1 dB, ST-LPIPS 0\.\d{3}, FLIP 0\.\d{3}", words)  # 20 log10(255 / 10)

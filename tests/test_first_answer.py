@@ -79,7 +79,7 @@ def test_the_index_has_the_answer_while_the_second_notebook_runs(answered):
         "Not complete: 2 of 3 reports" in text
         and "Still to come (not run yet; <code>make report GPU=cpu</code>" in text
     )
-    assert "Report 12_load; Report 14" in text
+    assert "Report 12_load; Report 15" in text
     assert f'<a href="{notebooks.FINAL_STACK}.html">' in text and "12_load.html" not in text
     later = (root / "index at 15_embedded_model").read_text()
     assert "Not complete: 1 of 3 reports" in later and '<a href="12_load.html">' in later
@@ -101,7 +101,7 @@ def test_a_short_run_says_on_its_pages_what_it_leaves_out(answered):
     said = "<li>requests of one measurement (<code>requests</code>): 20 instead of 100</li>"
     assert "What this short run leaves out" in page and said in page
     index = (root / TABLE).with_name("index.html").read_text()
-    assert "the pages of 12, 13, 14 say what: <code>make report THOROUGH=1</code>" in index
+    assert "the pages of 12, 13, 15 say what: <code>make report THOROUGH=1</code>" in index
 
 
 def test_a_run_that_was_killed_before_the_answer_came_again_brings_it_up_to_date(answered):

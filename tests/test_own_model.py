@@ -354,7 +354,7 @@ def test_the_report_is_about_the_model(reported, small_flux):
         (["--model", "nope"], "There is no model 'nope'"),
         (["--steps", "4"], "STEPS=4 is about a model of yours"),
         (["--replay"], "leave MODEL out"),
-        (["--only", "14"], "There is no notebook '14'"),
+        (["--only", "15"], "There is no notebook '15'"),
     ],
 )
 def test_one_sentence_and_status_2_before_anything_is_measured(reported, small_flux, options, part):

@@ -762,8 +762,11 @@ def test_image_without_alt_is_refused_naming_the_cell_and_its_old_page_goes(tmp_
         "<iframe src='https://example.org'></iframe>",
     ],
 )
-def test_anything_loaded_from_elsewhere_is_refused(tmp_path, markup):
-    executed(tmp_path, shown({"text/html": markup}))
+def test_nothing_is_loaded_from_elsewhere(tmp_path, monkeypatch, markup):
+    target = executed(tmp_path, shown({"text/html": markup}))
+    render(FakeParams(), tmp_path)
+    assert "example.org" not in target.read_text() and "images/a.png" not in target.read_text()
+    monkeypatch.setattr("fluxnb.report.render.clean", lambda markup: markup)  # nor published where it isn't cleaned
     with pytest.raises(UserError, match="would load .* in cell 2"):
         render(FakeParams(), tmp_path)
 
@@ -810,6 +813,7 @@ def test_what_a_cell_displays_runs_and_loads_nothing(tmp_path, kind):
     target = executed(tmp_path, *(shown({kind: f"before {markup} after"}) for markup in HOSTILE))
     render(FakeParams(), tmp_path)
     text = target.read_text()
+    text = text[text.index("<h1") :]  # behind the style sheet
     assert text.count("before ") == len(HOSTILE) and "pwned" not in re.sub(r"&lt;.*?&gt;", "", text)
 
 

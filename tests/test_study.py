@@ -364,8 +364,11 @@ def test_other_settings_of_a_shipped_model_change_its_fingerprint(tmp_path, monk
     monkeypatch.setattr(embedded, "FOLDER", folders[embedded.NAME])
     monkeypatch.setattr(embedded, "FOLDERS", folders)
     assert [subject.fingerprint(name) for name in names] == before
-    path = folders[embedded.NAME] / "scheduler" / "scheduler_config.json"
+    path = folders[embedded.NAME] / "scheduler" / "scheduler_config.json"  # the other one has its own
     path.write_text(path.read_text().replace("1000", "999"))
+    assert [subject.fingerprint(name) == old for name, old in zip(names, before, strict=True)] == [False, True]
+    path = folders[embedded.NAME] / "vae" / "config.json"
+    path.write_text(path.read_text() + " ")
     assert not set(map(subject.fingerprint, names)) & set(before)
 
 

@@ -230,24 +230,22 @@ def fingerprint(name: str) -> str:
         # a part may be a link to another folder
         folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")]
         files = sorted(path for place in folders for path in place.iterdir() if path.is_file() and path.name[0] != ".")
-        files = [
-            path for path in files if path.suffix not in _ASIDE and path.name not in (teacache.FILE, planning.FILE)
-        ]
-        return _digest_of(_states(files, folder))
+        fitted = (teacache.FILE, planning.FILE)
+        files = [path for path in files if path.suffix not in _ASIDE and path.name not in fitted]
+        return _digest_of(_states(files, [path.relative_to(folder).as_posix() for path in files]))
     whole = sorted(embedded.FOLDER.rglob("*.safetensors"))
     shared = [path for path in whole if not (folder / path.relative_to(embedded.FOLDER)).is_file()]
     # the probe's weights say what is in its images
     weights = _digest_of(_states([probe.FOLDER / probe.FILE, *sorted(folder.rglob("*.safetensors")), *shared]))
-    settings = _digest_of(
-        _states(sorted({*folder.glob("*/*.json"), *embedded.FOLDER.glob("*/*.json")}), embedded.FOLDER.parent)
-    )
+    parts = {p.relative_to(of).as_posix(): p for of in (embedded.FOLDER, folder) for p in of.glob("*/*.json")}
+    settings = _digest_of(_states([parts[name] for name in sorted(parts)], sorted(parts)))
     return weights if settings == _SETTINGS.get(name) else _digest_text(weights + settings)
 
 
 _ASIDE = (".md", ".png", ".jpg", ".jpeg", ".webp")  # files of a model that decide nothing
 _WHOLE = 2**28  # bytes of a file that is read as a whole
 # of the shipped models' settings and tokenizers, as their rows were measured with: others give another fingerprint
-_SETTINGS = {embedded.NAME: "f69ee110f6690eb1", embedded.SCHNELL: "9795a5aede7cc64e"}
+_SETTINGS = {embedded.NAME: "304405bb267fffc0", embedded.SCHNELL: "7d148b258ce37136"}
 
 
 def _revision(name: str) -> str:
@@ -263,9 +261,9 @@ def _revision(name: str) -> str:
     return ""
 
 
-def _states(files: list[Path], root: Path | None = None) -> tuple:
+def _states(files: list[Path], called: list[str] | None = None) -> tuple:
     """What a digest of files is kept under: their paths, what they are called in it, and how they were changed last."""
-    called = [path.relative_to(root).as_posix() if root else path.name for path in files]
+    called = called or [path.name for path in files]
     states = [path.stat() for path in files]
     return tuple(
         (str(path), name, state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)

@@ -229,7 +229,7 @@ def techniques() -> list[Stack]:
         t.Attention("math"), t.Attention("flash"),
         t.Regional(), t.Whole(), t.CudaGraph(), t.CudaGraph(blocks=True), t.TensorRT(), t.TextEncoders(),
         t.TextEncoders(record=True), t.Compiled(),
-        t.ChannelsLast(), t.Sliced(), t.Tiled(SIDE // 2), t.BytesOnDevice(), t.NoHookSearch(),
+        t.Progressive(1), t.ChannelsLast(), t.Sliced(), t.Tiled(SIDE // 2), t.BytesOnDevice(), t.NoHookSearch(),
         t.Replicas(), t.ContextParallel(gather=2), t.ParallelVAE(), t.FullyShard(), t.DiffusersParallel(ulysses=2),
         t.XDiT(ulysses=2), t.PipeFusion(2),
     )  # fmt: skip

@@ -149,6 +149,11 @@ def _check(coarse: int, pipe, image: Image, given: dict) -> None:
     if any(given.get(name) is not None for name in CONTROL):
         raise UserError("A ControlNet's residuals have one size, so no step can be at half size: take one of them off.")
     height, width = _grid(given["img_ids"])
+    if given["img_ids"][..., 0].any() or given["img_ids"].shape[-2] != height * width:
+        raise UserError(
+            "Another image's tokens follow this one's, as Kontext's do, and no step can be at half size with these: take "
+            "progressive resolution off first."
+        )
     if height % 2 or width % 2:
         raise UserError(
             f"An image of {width} × {height} tokens can't be halved: give a width and height that 32 pixels divide."
