@@ -151,8 +151,8 @@ def _check(coarse: int, pipe, image: Image, given: dict) -> None:
     height, width = _grid(given["img_ids"])
     if given["img_ids"][..., 0].any() or given["img_ids"].shape[-2] != height * width:
         raise UserError(
-            "Another image's tokens follow this one's, as Kontext's do, and no step can be at half size with these: take "
-            "progressive resolution off first."
+            "Another image's tokens follow this one's, as Kontext's do, and no step can be at half size with these: "
+            "take progressive resolution off first."
         )
     if height % 2 or width % 2:
         raise UserError(
