@@ -39,9 +39,9 @@ def test_an_image_of_the_server_is_that_of_the_pipeline(server, subject):
     assert request.latency_s == pytest.approx(request.queued_s + request.service_s)
 
 
-def test_of_a_thousand_requests_none_is_lost(server):
+def test_of_many_requests_none_is_lost(server):
     """8 users, 5 % cancelled as soon as they have asked, 2 % made to fail."""
-    numbers, made, lock = iter(range(1000)), [], threading.Lock()
+    numbers, made, lock = iter(range(200)), [], threading.Lock()
 
     def user():
         while True:
@@ -58,12 +58,12 @@ def test_of_a_thousand_requests_none_is_lost(server):
         thread.start()
     for thread in users:
         thread.join()
-    assert sorted(n for n, *_ in made) == list(range(1000))
+    assert sorted(n for n, *_ in made) == list(range(200))
     for n, taken_back, request in made:
         expected = "failed" if n % 50 == 0 else "cancelled" if taken_back else "done"
         assert request.state == expected, (n, request.error)
         assert (request.result is not None) == (expected == "done")
-    assert sum(taken_back for _, taken_back, _ in made) > 30
+    assert sum(taken_back for _, taken_back, _ in made) > 5
     assert {r.batch for _, _, r in made if r.state == "done"} == {1, 2}
     failed = next(r for _, _, r in made if r.state == "failed")
     assert "Error" in failed.error

@@ -75,7 +75,7 @@ def emitted():
     return by
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.thorough)])
 def test_the_image_and_the_decisions_of_several_ranks_are_those_of_one(emitted, world):
     found = emitted(on_ranks.same_decisions, world)
     assert len(found) == len(CACHES) + 1

@@ -53,8 +53,10 @@ def held(pool):
 
 @pytest.mark.parametrize(
     "candidate, size",  # float64: some processors take minutes for what they have no arithmetic for
-    [(study.in_format("float64", 2), 2.5), (study.built(FusedRoPE(), steps=2), 1.3)],
-    ids=["another format", "built in"],
+    [
+        pytest.param(study.in_format("float64", 2), 2.5, id="another format", marks=pytest.mark.thorough),
+        pytest.param(study.built(FusedRoPE(), steps=2), 1.3, id="built in"),
+    ],
 )
 def test_pipelines_that_do_not_fit_together_take_turns(begin, alone, candidate, size, monkeypatch):
     monkeypatch.setitem(pipelines.DTYPES, "float64", torch.float64)
