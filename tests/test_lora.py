@@ -176,7 +176,16 @@ def _add(pipe, kind: str) -> None:
     pipe.transformer.eval()
 
 
-ALIKE = ("rank-stabilised", "bias", "embedders", "LoHa", "LoKr", "IA3", "OFT", "BOFT")  # of what the others show already
+ALIKE = (
+    "rank-stabilised",
+    "bias",
+    "embedders",
+    "LoHa",
+    "LoKr",
+    "IA3",
+    "OFT",
+    "BOFT",
+)  # of what the others show already
 
 
 @pytest.mark.parametrize(

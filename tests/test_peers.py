@@ -66,6 +66,7 @@ def test_what_is_ahead_is_said_with_what_is_level_and_the_best_library():
     said = findings.equal_steps_sentence(ROWS, COUNTS)
     assert said.startswith(f"12 steps: {NEW} ({peers.OWN}), mean 4") and "level within the noise with" in said
     assert f"the best of a library is {LIBRARY}, " in said and "8 steps: " in said
+    assert said.endswith("(judged on 12 images).")
     twelve, eight = said.split("; 8 steps")
     assert "level within the noise" not in twelve and KNOWN in eight
 

@@ -84,11 +84,12 @@ def equal_steps_table(rows: Sequence[Row], counts: Sequence[int]):
 
 def equal_steps_sentence(rows: list[Row], counts: Sequence[int]) -> str:
     """At each number of computed steps what is ahead, what is level with it, and the best that a library ships."""
-    parts = []
+    parts, images = [], set[int]()
     for count in counts:
         own = at_steps(rows, count)
         if not own:
             continue
+        images |= {r.images for r in own if r.images}
         best, shipped = own[0], [r for r in own if whose(r) == peers.SHIPPED]
         said = f"{count} steps: {best.technique} ({whose(best)}), {_words(best)}"
         level = [r.technique for r in own[1:] if level_with(r, best)]
@@ -98,7 +99,8 @@ def equal_steps_sentence(rows: list[Row], counts: Sequence[int]) -> str:
         parts.append(said)
     if not parts:
         return "no method was judged image by image at any of these numbers of computed steps."
-    return "; ".join(parts) + "."
+    each = " to ".join(f"{n:.0f}" for n in sorted({min(images), max(images)})) if images else "an unknown number of"
+    return f"{'; '.join(parts)} (judged on {each} images)."
 
 
 def new_here_sentence(rows: list[Row], counts: Sequence[int]) -> str:
