@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -57,6 +58,7 @@ def interrupts() -> Iterator[None]:
     def interrupt(number, _):
         for each in before:  # once is enough: what is under way is brought to an end
             signal.signal(each, signal.SIG_IGN)
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # which tells of the kernel that ended with it
         raise KeyboardInterrupt(number)
 
     before = {}

@@ -275,6 +275,7 @@ def test_a_load_is_a_row_that_is_found_again(tmp_path, subject, nvml):
     assert together[0]["settings"]["batching"] == 4 and together[0]["settings"]["taken"] == "in shares"
 
 
+@pytest.mark.thorough
 def test_arrivals_are_a_share_of_what_all_processes_make(tmp_path, subject, monkeypatch):
     one = params.load("cpu")
     both = dataclasses.replace(one, gpu=dataclasses.replace(one.gpu, count=2))

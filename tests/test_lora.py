@@ -13,7 +13,7 @@ from fluxnb.technique import Unavailable, applied
 
 # the largest difference from the LoRA's own image: other arithmetic, or another format's as without a LoRA
 ROUNDED = 1e-4
-FURTHER = {"SVDQuant": 0.6, "NF4": 0.3} | dict.fromkeys(CACHES, 1)
+FURTHER = {"SVDQuant": 0.6, "NF4": 0.3} | dict.fromkeys((*CACHES, "Progressive"), 1)
 LOADED_LATER = tuple(name for name in TECHNIQUES if not name.startswith(("FusedQKV", "Quanto", "SVDQuant")))
 
 
@@ -52,7 +52,7 @@ def load(pipe, weights, name="style"):
 
 def near(name: str, made, expected, plain) -> bool:
     """Whether it is the LoRA's image as far as the technique allows, and not the one without it."""
-    most = FURTHER.get(name, 0.2) if name in (*QUANTIZED, *CACHES, "DPMSolver") else ROUNDED
+    most = FURTHER.get(name, 0.2) if name in (*QUANTIZED, *CACHES, "DPMSolver", "Progressive") else ROUNDED
     return (made - expected).abs().max() < most and (made - expected).norm() < (made - plain).norm()
 
 

@@ -300,6 +300,7 @@ def keys(path):
     return [json.dumps([getattr(row, name) for name in KEY], sort_keys=True) for row in Results(path).rows()]
 
 
+@pytest.mark.thorough
 def test_a_killed_report_does_not_measure_twice(tmp_path, copy_project):
     """kill -9 of the command, as a user does it: its kernel has to go away by itself, and finished rows stay."""
     root = copy_project(tmp_path)

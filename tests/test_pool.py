@@ -131,6 +131,7 @@ def test_what_lacks_memory_beside_others_is_measured_alone(begin, made, monkeypa
     again_from_the_table(s.results.rows())
 
 
+@pytest.mark.thorough
 def test_what_lacks_memory_while_all_are_timed_is_measured_alone(begin, made, monkeypatch):
     s, subject = begin()
     large, count = Broken("large", None), iter(range(100))
@@ -156,6 +157,7 @@ def test_what_lacks_memory_alone_is_oom_and_the_next_candidate_is_measured(begin
     again_from_the_table(s.results.rows())
 
 
+@pytest.mark.thorough
 def test_a_quantization_that_lacks_memory_beside_others_is_not_unavailable(begin, embedded_pipe, monkeypatch):
     s, subject = begin(prompts=["a cat"])
     quantize, tries = TorchAO.convert, []

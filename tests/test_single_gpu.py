@@ -534,6 +534,7 @@ def test_each_modulation_is_read_once_per_image(pipe, monkeypatch):
     assert read == [5] and seen == [1] * 5  # a hook of the user's sees every step
 
 
+@pytest.mark.thorough
 def test_modulations_ahead_under_caches_compilation_and_batches(pipe):
     prompts, seeds = ["a red ball", "a blue cup", "a cat"], [1, 2, 3]
 

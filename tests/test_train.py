@@ -245,6 +245,7 @@ def test_a_contact_sheet_has_every_image_in_its_place():
     assert sheet.getpixel((129, 5)) == (255, 255, 255)
 
 
+@pytest.mark.thorough
 def test_the_probes_script_leaves_a_probe_that_loads_with_its_settings_curve_and_evaluation(tmp_path):
     small = train_probe.Settings.small()
     arguments = ["--small", "--workers", "1", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
