@@ -180,6 +180,7 @@ ALIKE = (
     "rank-stabilised",
     "bias",
     "embedders",
+    "saved layers",
     "LoHa",
     "LoKr",
     "IA3",

@@ -91,6 +91,7 @@ def test_a_job_that_dies_is_a_failed_notebook_and_what_it_measured_is_kept(root)
     assert [r.notebook for r in Results(root / "reports/own/single_gpu/cpu/results.csv").rows()] == ["00_environment"]
 
 
+@pytest.mark.thorough
 def test_jobs_call_the_machine_by_one_name(root):
     """A job has a table of its own; the name made up for a machine without GPUs is everybody's."""
     asks = "from pathlib import Path\nfrom fluxnb.measure import identity\nname = identity.host(Path('reports/own'))\n"
