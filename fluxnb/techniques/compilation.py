@@ -156,7 +156,7 @@ class Whole(Technique):
 
 
 def _may_break(transformer, mode: str | None):
-    """The compiled transformer; with a LoRA in it, one whose graph may break, as PyTorch 2.11's has to on a GPU."""
+    """The compiled transformer; with a LoRA in it, one whose graph may break: PyTorch 2.11's did, on a GPU."""
     import torch
 
     whole, broken = transformer._compiled_call_impl, torch.compile(transformer._call_impl, mode=mode)

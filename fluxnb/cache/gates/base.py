@@ -169,6 +169,38 @@ class Thresholded(Gate):
         return f"{self.name} {self.threshold:g}"
 
 
+class Accumulating(Thresholded):
+    """A gate that sums up changes from step to step and reuses while the sum stays below the threshold.
+
+    A computed step starts the sum again; the last step is always computed. Its state has `indicator`, the latest
+    change, and `accumulated`.
+    """
+
+    def __init__(self, threshold: float, **options):
+        super().__init__(threshold, **{"compute_last": True, **options})
+
+    @property
+    def options(self) -> dict:
+        return {name: value for name, value in super().options.items() if name != "compute_last"}
+
+    def rescaled(self, change: float) -> float:
+        """What a change adds to the sum."""
+        return change
+
+    def decide(self, state, index, change):
+        state["indicator"] = change
+        if change is None:
+            return False
+        state["accumulated"] += self.rescaled(change)
+        return state["accumulated"] < self.threshold
+
+    def computed(self, state, index, residual):
+        state["accumulated"] = 0.0
+
+    def seen(self, state):
+        return {name: state[name] for name in ("indicator", "accumulated")} | {"threshold": self.threshold}
+
+
 def checked_threshold(value: float) -> float:
     """The threshold as a float. Raises UserError unless it is a finite number, 0 or more."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:

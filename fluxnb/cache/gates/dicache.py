@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from fluxnb.cache.gates.base import INPUT, RESIDUAL, Thresholded, change, read
+from fluxnb.cache.gates.base import INPUT, RESIDUAL, Accumulating, change, read
 from fluxnb.errors import UserError
 from fluxnb.families import DICACHE
 
 RETENTION = 0.2
 
 
-class DiCache(Thresholded):
+class DiCache(Accumulating):
     """Reuses while the accumulated change of what comes out of the first block stays below the threshold.
 
     The relative change from one step to the next, mean |y - y_before| / mean |y_before|, y the image tokens behind the
@@ -31,14 +31,10 @@ class DiCache(Thresholded):
     alone = True
 
     def __init__(self, threshold: float, difference: bool = False, retention: float = RETENTION, **options):
-        super().__init__(threshold, **{"compute_last": True, **options})
+        super().__init__(threshold, **options)
         if isinstance(retention, bool) or not isinstance(retention, int | float) or not 0 <= retention <= 1:
             raise UserError(f"DiCache's retention is {retention!r}: give the share of the first steps, from 0 to 1.")
         self.difference, self.retention = bool(difference), retention
-
-    @property
-    def options(self) -> dict:
-        return {name: value for name, value in super().options.items() if name != "compute_last"}
 
     @property
     def settings(self) -> dict:
@@ -67,19 +63,6 @@ class DiCache(Thresholded):
     def measure(self, state, index, seen):
         before, state["probe"] = state["probe"], state["input"] + seen
         return None if before is None or self.threshold == 0 else change(state["probe"], before)
-
-    def decide(self, state, index, change):
-        state["indicator"] = change
-        if change is None:
-            return False
-        state["accumulated"] += change
-        return state["accumulated"] < self.threshold
-
-    def computed(self, state, index, residual):
-        state["accumulated"] = 0.0
-
-    def seen(self, state):
-        return {name: state[name] for name in ("indicator", "accumulated")} | {"threshold": self.threshold}
 
     def forced(self, index, total, run):
         return (total is not None and index <= int(self.retention * total)) or super().forced(index, total, run)

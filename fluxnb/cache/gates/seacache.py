@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from fluxnb.cache.gates.base import INPUT, Thresholded, change
+from fluxnb.cache.gates.base import INPUT, Accumulating, change
 from fluxnb.cache.passes import grid
 from fluxnb.errors import UserError
 from fluxnb.families import SEACACHE
@@ -14,7 +14,7 @@ from fluxnb.families import SEACACHE
 POWER = 2.0
 
 
-class SeaCache(Thresholded):
+class SeaCache(Accumulating):
     """Reuses while the accumulated change of the filtered modulated input stays below the threshold.
 
     The first block's modulated input, on the tokens' grid, passes a Wiener filter: along each axis the gain
@@ -33,14 +33,10 @@ class SeaCache(Thresholded):
     looks_at_input = whole = True
 
     def __init__(self, threshold: float, power: float = POWER, **options):
-        super().__init__(threshold, **{"compute_last": True, **options})
+        super().__init__(threshold, **options)
         if isinstance(power, bool) or not isinstance(power, int | float) or not 0 < power < math.inf:
             raise UserError(f"SeaCache's power is {power!r}: give a number above 0, such as 2.")
         self.power = power
-
-    @property
-    def options(self) -> dict:
-        return {name: value for name, value in super().options.items() if name != "compute_last"}
 
     @property
     def settings(self) -> dict:
@@ -65,19 +61,6 @@ class SeaCache(Thresholded):
         before = state["filtered"]
         state["filtered"] = filtered(seen.unflatten(1, state["grid"]), state["sigma"], self.power)
         return None if before is None else change(state["filtered"], before)
-
-    def decide(self, state, index, change):
-        state["indicator"] = change
-        if change is None:
-            return False
-        state["accumulated"] += change
-        return state["accumulated"] < self.threshold
-
-    def computed(self, state, index, residual):
-        state["accumulated"] = 0.0
-
-    def seen(self, state):
-        return {name: state[name] for name in ("indicator", "accumulated")} | {"threshold": self.threshold}
 
 
 def filtered(seen: torch.Tensor, sigma: torch.Tensor, power: float) -> torch.Tensor:

@@ -6,14 +6,14 @@ import math
 from collections.abc import Sequence
 
 from fluxnb.cache import teacache
-from fluxnb.cache.gates.base import INPUT, Thresholded, change
+from fluxnb.cache.gates.base import INPUT, Accumulating, change
 from fluxnb.errors import UserError
 from fluxnb.families import TEACACHE
 
 FITTED, PUBLISHED, NOT_RESCALED = "fitted", "published polynomial", "not rescaled"
 
 
-class TeaCache(Thresholded):
+class TeaCache(Accumulating):
     """Reuses while the accumulated, rescaled change of the modulated input stays below the threshold.
 
     The relative change of the first block's timestep-modulated input from one step to the next is passed
@@ -39,7 +39,7 @@ class TeaCache(Thresholded):
     def __init__(
         self, threshold: float, coefficients: Sequence[float] | None = None, polynomial: str = FITTED, **options
     ):
-        super().__init__(threshold, **{"compute_last": True, **options})
+        super().__init__(threshold, **options)
         if coefficients is None:
             coefficients = {PUBLISHED: teacache.FLUX_DEV, NOT_RESCALED: (1.0, 0.0)}.get(polynomial)
         self.coefficients = None if coefficients is None else tuple(map(float, coefficients))
@@ -51,10 +51,6 @@ class TeaCache(Thresholded):
     @classmethod
     def at(cls, value, model, **options):
         return cls(value, teacache.coefficients(model), **options)
-
-    @property
-    def options(self) -> dict:
-        return {name: value for name, value in super().options.items() if name != "compute_last"}
 
     @property
     def settings(self) -> dict:
@@ -85,20 +81,3 @@ class TeaCache(Thresholded):
     def measure(self, state, index, seen):
         before, state["modulated"] = state["modulated"], seen
         return None if before is None or self.threshold == 0 else change(seen, before)
-
-    def decide(self, state, index, change):
-        state["indicator"] = change
-        if change is None:
-            return False
-        state["accumulated"] += self.rescaled(change)
-        return state["accumulated"] < self.threshold
-
-    def computed(self, state, index, residual):
-        state["accumulated"] = 0.0
-
-    def seen(self, state):
-        return {
-            "indicator": state["indicator"],
-            "accumulated": state["accumulated"],
-            "threshold": self.threshold,
-        }
