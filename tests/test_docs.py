@@ -16,7 +16,7 @@ from torch import nn
 
 from fluxnb import families, params, stacks
 from fluxnb.cache import FirstBlock, Gate
-from fluxnb.cache.gates.base import Thresholded
+from fluxnb.cache.gates.base import Accumulating, Thresholded
 from fluxnb.cache.linear import Linear
 from fluxnb.report import catalogue
 from fluxnb.technique import EXACTNESS, Technique
@@ -63,7 +63,7 @@ def defined():
                 found.add(value)
     parts = {c for c in found if issubclass(c, Gate) or hasattr(c, "predict")}
     whole = {c for c in found if hasattr(c, "apply") and not issubclass(c, nn.Module)}
-    return (parts | whole) - {Gate, Linear, Thresholded, Quantizer, Technique}
+    return (parts | whole) - {Accumulating, Gate, Linear, Thresholded, Quantizer, Technique}
 
 
 def test_every_technique_gate_and_predictor_is_in_the_catalogue():
