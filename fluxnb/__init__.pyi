@@ -34,6 +34,7 @@ from fluxnb.techniques.compilation import Regional as Regional
 from fluxnb.techniques.compilation import TensorRT as TensorRT
 from fluxnb.techniques.compilation import TextEncoders as TextEncoders
 from fluxnb.techniques.compilation import Whole as Whole
+from fluxnb.techniques.fp8_attention import FP8Attention as FP8Attention
 from fluxnb.techniques.fused import FusedGELU as FusedGELU
 from fluxnb.techniques.fused import FusedRoPE as FusedRoPE
 from fluxnb.techniques.hook_search import NoHookSearch as NoHookSearch

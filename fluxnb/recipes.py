@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxnb import stacks
+from fluxnb import rebuilt, stacks
 from fluxnb.errors import UserError
 from fluxnb.models import facts
 from fluxnb.technique import Technique, Unavailable
@@ -76,7 +76,7 @@ class Recipe:
     @property
     def techniques(self) -> tuple[Technique, ...]:
         """New ones, in the order in which they go on."""
-        made = stacks.rebuilt(self.settings, self.technique, self.stack)
+        made = rebuilt.stack(self.settings, self.technique, self.stack)
         if made is None:
             raise UserError(f"The recipe {self.name} can't be made by this version: run `python -m fluxnb site` again.")
         return made.techniques
@@ -408,8 +408,11 @@ _DIFFUSERS: dict[str, Callable] = {  # class -> lines that do what its technique
         f"pipe.scheduler = {_SOLVER}.from_config(pipe.scheduler.config, solver_order=2, use_flow_sigmas=True, "
         'prediction_type="flow_prediction", algorithm_type="dpmsolver++")',
     ],
-    "Attention": lambda part: (
-        (backend := kinds.ATTENTION[part.kind][1]) and [f"pipe.transformer.set_attention_backend({backend!r})"]
+    "Attention": lambda part: (  # FlashAttention 3 it finds in one of the two packages only
+        (backend := kinds.ATTENTION[part.kind][1])
+        and part.kind != "flash 3"
+        and [f"pipe.transformer.set_attention_backend({backend!r})"]
+        or None
     ),
     "FusedQKV": lambda part: ["pipe.transformer.fuse_qkv_projections()"] if part.double else None,
     "TorchAO": _torchao,

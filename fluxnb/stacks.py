@@ -105,15 +105,15 @@ def phases(kind: str, around: list[str]) -> list[Stack]:
     Args:
         around: keys of `AROUND`, put around every image after the last phase.
     """
-    found = [_spelled(name, parts(kind)) for name, parts in PHASES.items()]
+    found = [spelled(name, parts(kind)) for name, parts in PHASES.items()]
     above: tuple = ()
     for part in around:
         above += (technique := _of(AROUND, part)())
-        found.append(_spelled(f"+ {technique[0].label}", found[len(PHASES) - 1].built, above))
+        found.append(spelled(f"+ {technique[0].label}", found[len(PHASES) - 1].built, above))
     return found
 
 
-def _spelled(name: str, built: tuple, above: tuple = (), before: str = "") -> Stack:
+def spelled(name: str, built: tuple, above: tuple = (), before: str = "") -> Stack:
     """A stack whose label leaves none of its techniques out."""
     return Stack(name, built, above, before + ", ".join(part.label for part in (*built, *above)))
 
@@ -145,8 +145,8 @@ def cached(kind: str, around: list[str], steps: int, computed: int) -> list[Stac
     blocks = (*_blocks(kind), t.Compiled())
     graphs = (t.CudaGraph(blocks=True), t.TextEncoders(record=True))
     return [
-        _spelled(CACHED, (*blocks, t.ModulationAhead()), above),
-        _spelled(CACHED_RECORDED, (*blocks, *graphs, t.ModulationAhead()), above),
+        spelled(CACHED, (*blocks, t.ModulationAhead()), above),
+        spelled(CACHED_RECORDED, (*blocks, *graphs, t.ModulationAhead()), above),
     ]
 
 
@@ -174,10 +174,10 @@ def advanced(steps: int, around: list[str], teacache_share: float, first_block_s
     flash = t.Attention("flash")
     fp8, int8 = ((flash, t.TorchAO(kind), t.Regional()) for kind in ("fp8 row", "int8"))
     return [
-        _spelled(BF16_COMPILED, (t.Regional(),)),
+        spelled(BF16_COMPILED, (t.Regional(),)),
         _whole(around),
         *(
-            _spelled(name, built, (above,), f"{name}: ")
+            spelled(name, built, (above,), f"{name}: ")
             for name, built, above in (
                 (FLASH_TEACACHE, (flash,), tea),
                 (FLASH_FIRST_BLOCK, (flash,), first),
@@ -196,7 +196,7 @@ def _whole(around: list[str]) -> Stack:
         t.FusedQKV(), t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.Compiled(), t.CudaGraph(),
         t.TextEncoders(record=True), t.ModulationAhead(), *after,
     )  # fmt: skip
-    return _spelled(BF16_STACK, parts)
+    return spelled(BF16_STACK, parts)
 
 
 # --- the shortlist that recommendations are computed from (notebook 13) ---------------------------------------
@@ -205,7 +205,13 @@ LEAN: dict[str, Parts] = {  # nothing but what has shown a gain by itself
     "BF16, lean": lambda: (t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.Compiled()),
     "FP8, lean": lambda: (t.TorchAO("fp8 row"), t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.Compiled()),
     "INT8 weight-only, lean": lambda: (t.TorchAO("int8 weight-only"), t.FusedRoPE(), t.Regional(), t.Compiled()),
-}
+    "BF16, FlashAttention 3, lean": lambda: (
+        t.Attention("flash 3"), t.FusedGELU(), t.FusedRoPE(), t.Regional(), t.Compiled(),
+    ),
+    "FP8, FP8 attention, lean": lambda: (
+        t.TorchAO("fp8 row"), t.FusedGELU(), t.FP8Attention(), t.Regional(), t.Compiled(),
+    ),
+}  # fmt: skip
 AS_PUBLISHED: dict[str, Parts] = {  # what torchao's own figures are of, no more and no less
     BF16_COMPILED: lambda: (t.Regional(),),
     "fp8dqrow, fused QKV, compiled": lambda: (t.FusedQKV(), t.TorchAO("fp8 row"), t.Regional(), t.Compiled()),
@@ -225,13 +231,13 @@ def shortlist(
         gentler: lean stacks that get the others, too.
     """
     known = {stack.name: [stack] for stack in (*cached(kind, around, steps, computed[0]), _whole(around))}
-    known |= {name: [_spelled(name, parts())] for name, parts in AS_PUBLISHED.items()}
+    known |= {name: [spelled(name, parts())] for name, parts in AS_PUBLISHED.items()}
     for name, parts in LEAN.items():
         above = caches(steps, computed if name in gentler else computed[:1])
-        known[name] = [_spelled(name, parts())]
+        known[name] = [spelled(name, parts())]
         for one in above:  # the first that there was has no number in its name
             number = "" if one.gate.every == 4 else f", every {one.gate.every}"
-            known[name].append(_spelled(f"{name}, cached{number}", parts(), (one,)))
+            known[name].append(spelled(f"{name}, cached{number}", parts(), (one,)))
     return [stack for name in names for stack in _of(known, name)]
 
 
@@ -402,14 +408,14 @@ def divided(name: str, world: int, kind: str, schedule: Technique | None = None)
     return found
 
 
-# --- the order in which techniques go on, and a stack from what a row says of it ------------------------------
+# --- the order in which techniques go on ------------------------------------------------------------------------
 
 # Classes. Weights are joined before they are quantized, fused operations look at the format, what is compiled is done
 # changing, kernels are recorded as they were compiled; a cache, which skips blocks, is on top.
 _order = (
     "DPMSolver", "Attention", "FusedQKV",
     "TorchAO", "SparseInt8", "BitsAndBytes", "GGUF", "Quanto", "SimulatedSVDQuant", "Nunchaku",
-    "FusedGELU", "FusedRoPE", "Regional", "Whole", "TensorRT",
+    "FusedGELU", "FusedRoPE", "FP8Attention", "Regional", "Whole", "TensorRT",
     "ParallelVAE", "Tiled", "Sliced", "ChannelsLast", "Compiled",
     "Replicas", "ContextParallel", "DiffusersParallel", "XDiT", "PipeFusion", "FullyShard",
     "CudaGraph", "TextEncoders", "ModulationAhead", "NoHookSearch", "BytesOnDevice", "ParaAttention", "Cache",
@@ -421,76 +427,6 @@ def ordered(parts: Iterable[Technique]) -> tuple[Technique, ...]:
     """The techniques in the order in which they go on; what the order doesn't know comes last."""
     place = {name: i for i, name in enumerate(_order)}
     return tuple(sorted(parts, key=lambda part: place.get(type(part).__name__, len(place))))
-
-
-_makers: dict[str, Callable[[dict], Technique]] = {  # the setting that only this technique has
-    "scheduler": lambda s: t.DPMSolver(),
-    "attention": lambda s: t.Attention(s["attention"]),
-    "fused_qkv": lambda s: t.FusedQKV(double=s["fused_qkv"] is True),
-    "quantization": lambda s: next(q for q in t.quantizers() if q.settings.items() <= s.items()),
-    "fused_gelu": lambda s: t.FusedGELU(),
-    "fused_rope": lambda s: t.FusedRoPE(),
-    "compile": lambda s: {"blocks": t.Regional, "transformer": t.Whole, "tensorrt": t.TensorRT}[s["compile"]](
-        *_given(s, "mode")
-    ),
-    "vae": lambda s: {"channels-last": t.ChannelsLast, "compiled": t.Compiled, "sliced": t.Sliced, "tiled": t.Tiled}[
-        s["vae"]
-    ](*_given(s, "vae_mode"), *_given(s, "tile")),
-    "cuda_graph": lambda s: t.CudaGraph(blocks=s["cuda_graph"] == "blocks"),
-    "text": lambda s: t.TextEncoders(record=s["text"] == "CUDA graph"),
-    "modulation": lambda s: t.ModulationAhead(),
-    "hooks": lambda s: t.NoHookSearch(),
-    "pixels": lambda s: t.BytesOnDevice(),
-}
-
-
-def _given(settings: dict, name: str) -> list:
-    return [settings[name]] if name in settings else []
-
-
-def rebuilt(settings: dict, technique: str, name: str) -> Stack | None:
-    """The stack of one GPU that has these settings, all of them; None where they don't say how to make it.
-
-    Args:
-        settings: of all techniques, as a row has them.
-        technique: the row's: of the last one, which of a cache is its family.
-        name: of the stack; a reader's label where it has none.
-    """
-    try:
-        found = [make(settings) for key, make in _makers.items() if key in settings]
-        rest = {k: v for k, v in settings.items() if not any(k in part.settings for part in found)}
-        found += [_cache(rest, technique)] if rest else []
-    except (KeyError, StopIteration, TypeError, ValueError, UserError):
-        return None
-    said = {key: value for part in found for key, value in part.settings.items()}
-    return _spelled(name, ordered(found)) if said == settings else None
-
-
-def _cache(settings: dict, technique: str) -> Technique:
-    from fluxnb.cache import Cache, predictors
-
-    held = {"hold_controlnet": True} if settings.pop("hold_controlnet", False) else {}
-    how = predictors.of(settings)
-    return Cache(_gate(settings, technique), how, **held)
-
-
-def _gate(settings: dict, technique: str):
-    """The gate that has these settings: which one a setting says that no other has, else the row's technique."""
-    from fluxnb import cache, families
-
-    gates = [family.gate_class() for family in families.ALL if family.cache]
-    if "rule" in settings:
-        pair = [settings[place] for place in ("first", "second")]
-        rules = {"Cascade": cache.Cascade, "Either": cache.Either, "Both": cache.Both}
-        own = [_gate(_but(one, {"gate"}), one["gate"]) for one in pair]
-        return rules[settings["rule"]](*own, **_but(settings, {"rule", "first", "second"}))
-    found = {"every": cache.Interval, "mask": cache.Schedule}
-    looks = {name: gate for gate in gates for name in (gate.name, gate.family.name)}
-    return next((found[key] for key in found if key in settings), looks.get(technique))(**settings)
-
-
-def _but(settings: dict, names: set[str]) -> dict:
-    return {key: value for key, value in settings.items() if key not in names}
 
 
 def _of(table: dict, name: str):

@@ -19,6 +19,7 @@ TECHNIQUES = {
     "FusedRoPE": t.FusedRoPE,
     "ModulationAhead": t.ModulationAhead,
     "Attention": lambda: t.Attention("math"),
+    "FP8Attention": lambda: t.FP8Attention(simulated=True),
     "TorchAO int8": lambda: t.TorchAO("int8"),
     "TorchAO int8 weight-only": lambda: t.TorchAO("int8 weight-only"),
     "TorchAO fp8 weight-only": lambda: t.TorchAO("fp8 weight-only"),

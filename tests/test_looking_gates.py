@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fluxnb import families, stacks, study
+from fluxnb import families, rebuilt, study
 from fluxnb.cache import Aligned, Both, Cache, DiCache, FirstBlock, FreqCa, Interval, SeaCache, Spectrum
 from fluxnb.cache.gates.base import INPUT, RESIDUAL
 from fluxnb.cache.gates.seacache import filtered
@@ -163,7 +163,7 @@ def test_a_row_says_what_it_is_and_how_to_make_it_again(gate, label, family):
     cache = Cache(gate)
     meaning = study.using(cache, 28).meaning
     assert (meaning["label"], meaning["family"]) == (label, family.name)
-    assert stacks.rebuilt(cache.settings, cache.name, "").built[0].label == label
+    assert rebuilt.stack(cache.settings, cache.name, "").built[0].label == label
 
 
 def test_what_makes_no_sense_is_one_sentence():

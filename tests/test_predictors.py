@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fluxnb import recipes, stacks
+from fluxnb import rebuilt, recipes
 from fluxnb.cache import (
     L2P,
     Aligned,
@@ -298,7 +298,7 @@ def test_it_predicts_in_an_image_and_says_what_it_is(embedded_pipe, predictor):
     with applied(embedded_pipe, Cache(Interval(2, first_block=True, warm_up=4))):
         held = latents(embedded_pipe)
     assert not torch.equal(made, held) and (made - plain).abs().mean() < 0.5 * plain.abs().mean()
-    found = stacks.rebuilt(cache.settings, cache.name, "")
+    found = rebuilt.stack(cache.settings, cache.name, "")
     assert found.built[0].predictor.settings == predictor.settings and found.built[0].label == cache.label
 
 

@@ -21,6 +21,7 @@ ROOMS = [
     {"study"},
     {"params"},
     {"recipes"},
+    {"rebuilt"},
     {"stacks"},
     {"techniques"},
     {"cache"},
@@ -138,7 +139,14 @@ def test_no_file_is_longer_than_a_reader_keeps_in_mind():
 # --- names are spelled in one place ---------------------------------------------------------------------------
 
 # Where names are defined: records, named stacks, the techniques' own classes, the gates.
-PLACES = ("fluxnb.families", "fluxnb.stacks", "fluxnb.notebooks", "fluxnb.techniques", "fluxnb.cache.gates.")
+PLACES = (
+    "fluxnb.families",
+    "fluxnb.rebuilt",
+    "fluxnb.stacks",
+    "fluxnb.notebooks",
+    "fluxnb.techniques",
+    "fluxnb.cache.gates.",
+)
 # Words that are a name of something as well, and where they are written as what else they are.
 WORDS = {
     "all": {"report.analysis", "report.console"},  # pandas' how; a word

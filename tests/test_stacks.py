@@ -2,7 +2,7 @@
 
 import pytest
 
-from fluxnb import params, recipes, stacks, techniques
+from fluxnb import params, rebuilt, recipes, stacks, techniques
 from fluxnb.cache import even_mask, prescribed
 from fluxnb.errors import UserError
 from fluxnb.study import candidate
@@ -128,7 +128,7 @@ def test_the_order_knows_every_technique_and_is_that_of_every_named_stack():
 def test_a_stack_is_made_again_from_the_settings_of_its_row():
     for stack in of_one_gpu():
         made = candidate.stacked(stack, 28)
-        again = stacks.rebuilt(made.settings, made.meaning["technique"], stack.name)
+        again = rebuilt.stack(made.settings, made.meaning["technique"], stack.name)
         assert [(t.name, t.settings) for t in again.techniques] == [(t.name, t.settings) for t in stack.techniques]
         assert again.name == stack.name
 
@@ -146,4 +146,4 @@ def test_a_stack_is_made_again_from_the_settings_of_its_row():
     ids=str,
 )
 def test_settings_that_do_not_say_how_make_nothing(settings, technique):
-    assert stacks.rebuilt(settings, technique, "x") is None
+    assert rebuilt.stack(settings, technique, "x") is None

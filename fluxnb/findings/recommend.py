@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from fluxnb import notebooks, stacks
+from fluxnb import notebooks, rebuilt, stacks
 from fluxnb.findings.ledger import latest
 from fluxnb.findings.rows import (
     BALANCED_DB,
@@ -142,7 +142,7 @@ def references(rows: Iterable[Row]) -> list[Row]:
 
 def stack_of(row: Row, base: Row) -> stacks.Stack | None:
     """What a row has more than its baseline, as a stack; None where its settings don't say how to make it."""
-    return stacks.rebuilt(_own(row, base), row.technique, row.stack or row.label)
+    return rebuilt.stack(_own(row, base), row.technique, row.stack or row.label)
 
 
 def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:

@@ -226,7 +226,7 @@ def techniques() -> list[Stack]:
         t.FusedQKV(), t.FusedGELU(), t.FusedRoPE(), t.ModulationAhead(),
         t.TorchAO("int8 weight-only"), t.TorchAO("int8"), t.TorchAO("fp8 row"), t.SparseInt8(), t.BitsAndBytes("nf4"),
         t.GGUF("Q8_0"), t.Quanto("int8"), t.SimulatedSVDQuant(4), t.Nunchaku(),
-        t.Attention("math"), t.Attention("flash"),
+        t.Attention("math"), t.Attention("flash"), t.FP8Attention(), t.FP8Attention(simulated=True),
         t.Regional(), t.Whole(), t.CudaGraph(), t.CudaGraph(blocks=True), t.TensorRT(), t.TextEncoders(),
         t.TextEncoders(record=True), t.Compiled(),
         t.Progressive(1), t.ChannelsLast(), t.Sliced(), t.Tiled(SIDE // 2), t.BytesOnDevice(), t.NoHookSearch(),

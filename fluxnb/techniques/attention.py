@@ -16,6 +16,7 @@ from fluxnb.families import ATTENTION
 from fluxnb.measure import ceilings, latency
 from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Changes, Technique, Unavailable, networks
 from fluxnb.techniques.kinds import ATTENTION as KINDS
+from fluxnb.techniques.kinds import FLASH_3
 from fluxnb.techniques.layers import refuse_converting
 
 _CHOICE = threading.RLock()  # PyTorch chooses for the whole process: two threads would leave theirs behind
@@ -83,6 +84,9 @@ def _choose(chosen: list, backend: str, changes: Changes) -> None:
     """Makes it the kernel of networks, and of those only: diffusers would make it every other model's as well."""
     dispatch = importlib.import_module("diffusers.models.attention_dispatch")
     kernel = dispatch.AttentionBackendName(backend)
+    if kernel is dispatch.AttentionBackendName._FLASH_3 and dispatch.flash_attn_3_func is None:
+        # diffusers looks for another package's module only; for good, since it takes no other kernel's place
+        vars(dispatch).update(flash_attn_3_func=flash_3().flash_attn_func, _CAN_USE_FLASH_ATTN_3=True)
     processors = [m.processor for n in chosen for m in n.modules() if hasattr(m, "processor")]
     divided = any(getattr(processor, "_parallel_config", None) is not None for processor in processors)
     if divided and not dispatch._AttentionBackendRegistry._is_context_parallel_available(kernel):
@@ -130,11 +134,8 @@ def function(kind: str):
 
         return lambda q, k, v: sageattention.sageattn(q, k, v, tensor_layout="HND")
     if kind == "flash 3":
-        import flash_attn_interface
-
-        return lambda q, k, v: _first(
-            flash_attn_interface.flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)))
-        ).transpose(1, 2)
+        module = flash_3()
+        return lambda q, k, v: _first(module.flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)))).transpose(1, 2)
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     chosen = {
@@ -222,7 +223,11 @@ def _check(kind: str, device: torch.device, dtype: torch.dtype) -> None:
         raise Unavailable(f"needs a CUDA GPU: {label} has kernels for nothing else")
     if kind not in ANY_FORMAT and device.type == "cuda" and dtype == torch.float32:
         raise Unavailable(f"needs the model in bfloat16 or float16, and it is in {dtype}")
-    if package:
+    if kind == "flash 3":
+        flash_3()
+        if torch.cuda.get_device_capability()[0] != 9:
+            raise Unavailable(f"needs a Hopper GPU (H100, H200): {label} has kernels for nothing else")
+    elif package:
         try:
             module = importlib.import_module(package)
         except ImportError as error:
@@ -231,6 +236,19 @@ def _check(kind: str, device: torch.device, dtype: torch.dtype) -> None:
             raise Unavailable(
                 "needs SageAttention 2, built from its makers' source: the Python index has version 1 only"
             )
+
+
+def flash_3():
+    """The module that has FlashAttention 3's functions. Raises Unavailable where there is none."""
+    for name in FLASH_3:
+        with contextlib.suppress(ModuleNotFoundError):
+            try:
+                return importlib.import_module(name)
+            except ModuleNotFoundError:
+                raise
+            except (ImportError, OSError) as error:
+                raise Unavailable(f"needs a {name} that loads, and {_first_line(error)}") from error
+    raise Unavailable(f"needs a package that has the module {' or '.join(FLASH_3)}: `pip install --no-deps fa3-fwd`")
 
 
 def _flash_4():

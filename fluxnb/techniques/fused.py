@@ -16,6 +16,7 @@ The arithmetic is that of the layers as they were, which tests assert.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -189,7 +190,7 @@ def gelu_round(plain: torch.Tensor, mlp: torch.Tensor) -> tuple[torch.Tensor, to
     """
     x = torch.cat([plain, functional.gelu(mlp, approximate="tanh")], dim=1)
     scale = (x.abs().amax(dim=1, keepdim=True) / FP8_MAX).float()
-    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn), scale
+    return to_fp8(x.float() / scale), scale
 
 
 @gelu_round.register_fake
@@ -278,11 +279,14 @@ class FusedRoPE(Technique):
         return changes.take_back
 
 
-def _norm_rope(x, norm, text, text_norm, rotary):
+def _norm_rope(x, norm, text, text_norm, rotary, rounded: bool = False):
     # offloaded by itself it has to be called; and the kernel has no gradient
     if norm.weight.device != x.device or (torch.is_grad_enabled() and x.requires_grad):
         return positions(x, norm, text, text_norm, rotary)
-    return norm_rope(x, norm.weight, text, None if text is None else text_norm.weight, *rotary, norm.eps)
+    return norm_rope(x, norm.weight, text, None if text is None else text_norm.weight, *rotary, norm.eps, rounded)
+
+
+rounded_positions = functools.partial(_norm_rope, rounded=True)  # what FP8 attention puts in the same place
 
 
 @torch.library.custom_op("fluxnb::norm_rope", mutates_args=())
@@ -294,6 +298,7 @@ def norm_rope(
     cos: torch.Tensor,
     sin: torch.Tensor,
     eps: float,
+    rounded: bool = False,
 ) -> torch.Tensor:
     """Queries or keys normalised and turned by their positions, the text's before the image's.
 
@@ -303,25 +308,32 @@ def norm_rope(
         text, text_weight: the same for the text's tokens, which stand first; or None.
         cos, sin: (all tokens, width) float32, of diffusers' FluxPosEmbed.
         eps: of the norm.
+        rounded: to FP8 (e4m3), without a scale: what is normalised lies within its range.
 
     Returns:
-        (batch, all tokens, heads, width), contiguous, in x's number format.
+        (batch, all tokens, heads, width), contiguous, in x's number format or in float8_e4m3fn.
     """
     normed = functional.rms_norm(x, weight.shape, weight, eps)
     if text is not None:
         normed = torch.cat([functional.rms_norm(text, text_weight.shape, text_weight, eps), normed], dim=1)
     turned: Any = apply_rotary_emb(normed, cast(Any, (cos, sin)), sequence_dim=1)  # diffusers' own annotations are off
-    return turned.contiguous()
+    return to_fp8(turned).contiguous() if rounded else turned.contiguous()
 
 
 @norm_rope.register_fake
-def _(x, weight, text, text_weight, cos, sin, eps):
+def _(x, weight, text, text_weight, cos, sin, eps, rounded=False):
     n, tokens, heads, width = x.shape
-    return x.new_empty((n, tokens + (0 if text is None else text.shape[1]), heads, width))
+    shape = (n, tokens + (0 if text is None else text.shape[1]), heads, width)
+    return x.new_empty(shape, dtype=torch.float8_e4m3fn if rounded else x.dtype)
 
 
 @norm_rope.register_kernel("cuda")
-def _(x, weight, text, text_weight, cos, sin, eps):
+def _(x, weight, text, text_weight, cos, sin, eps, rounded=False):
     from fluxnb.techniques import triton_kernels
 
-    return triton_kernels.norm_rope(x, weight, text, text_weight, cos, sin, eps)
+    return triton_kernels.norm_rope(x, weight, text, text_weight, cos, sin, eps, rounded)
+
+
+def to_fp8(x: torch.Tensor) -> torch.Tensor:
+    """x in float8_e4m3fn; what lies beyond its range becomes its end, as on the GPU."""
+    return x.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-# kind -> (label, diffusers' backend or None where diffusers has none, package it needs)
+# modules that have FlashAttention 3, the first that is there; the second is the package fa3-fwd's
+FLASH_3 = ("flash_attn_interface", "fa3_fwd_interface")
+
+# kind -> (label, diffusers' backend or None where diffusers has none, module it needs)
 ATTENTION = {
     "default": ("SDPA, PyTorch's choice", "native", None),
     "cudnn": ("SDPA cuDNN", "_native_cudnn", None),
     "flash": ("SDPA FlashAttention 2", "_native_flash", None),
     "efficient": ("SDPA memory-efficient", "_native_efficient", None),
     "math": ("SDPA math", "_native_math", None),
-    "flash 3": ("FlashAttention 3", "_flash_3", "flash_attn_interface"),
+    "flash 3": ("FlashAttention 3", "_flash_3", None),
     "flash 4": ("FlashAttention 4", "_native_flash", "flash_attn.cute"),
     "sage 1": ("SageAttention 1", None, "sageattention"),
     "sage 2": ("SageAttention 2", "sage", "sageattention"),

@@ -1,7 +1,8 @@
-"""FLUX's attention as diffusers computes it, with the two places where a technique may put something else.
+"""FLUX's attention as diffusers computes it, with the three places where a technique may put something else.
 
 Positions: norm and rotation of query and key as one operation (`FusedRoPE`). Exchange: what happens to
 query, key and value before they attend, for a transformer that is spread over several GPUs (parallel.py).
+Attend: an attention kernel that diffusers doesn't know (fp8_attention.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from fluxnb.technique import Changes, Unavailable
 
-PLACES = ("_positions", "_exchange")
+PLACES = ("_positions", "_exchange", "_attend")
 
 
 class Exchange:
@@ -41,10 +42,10 @@ class Processor(FluxAttnProcessor):
     """diffusers' processor; a place that nobody has filled does what diffusers does.
 
     `_positions(x, norm, text, text_norm, rotary)` gives queries or keys, (batch, tokens, heads, width); `_exchange` is
-    an `Exchange`.
+    an `Exchange`; `_attend(query, key, value)` gives the output, all four (batch, tokens, heads, width).
     """
 
-    _positions = None
+    _positions = _attend = None
     _exchange = Exchange()
 
     def __call__(
@@ -80,6 +81,10 @@ class Processor(FluxAttnProcessor):
         """The attention's output, (batch, tokens, width)."""
 
         def attend(query, key, value):
+            if self._attend is not None:
+                if attention_mask is not None:
+                    raise ValueError("this attention kernel takes no mask: leave the mask out, or take the kernel off")
+                return self._attend(query, key, value)
             return transformer_flux.dispatch_attention_fn(  # looked up there: SageAttention is put there
                 query,
                 key,
@@ -117,13 +122,17 @@ def positions(x, norm, text, text_norm, rotary):
 def fill(transformer, place: str, function, changes: Changes) -> int:
     """Fills one of `PLACES` in every attention layer and gives their number.
 
-    Raises Unavailable where a layer's processor isn't diffusers' own (an IP-adapter's, say).
+    Raises Unavailable where a layer's processor isn't diffusers' own (an IP-adapter's, say), and where one that is
+    spread over GPUs would attend with a kernel that knows nothing of it.
     """
     blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
     processors = [block.attn.processor for block in blocks]
     strange = {type(p).__name__ for p in processors} - {FluxAttnProcessor.__name__, Processor.__name__}
     if strange:
         raise Unavailable(f"needs diffusers' own attention processors, and finds {', '.join(sorted(strange))}")
+    divided = [p for p in processors if "_exchange" in vars(p) or getattr(p, "_parallel_config", None) is not None]
+    if (place == "_attend" and divided) or (place == "_exchange" and any("_attend" in vars(p) for p in processors)):
+        raise Unavailable("needs a whole sequence on each GPU: an attention kernel of its own has no part in exchanges")
     for processor in processors:
         changes.callback(_settle, processor)
         changes.put(processor, place, function)

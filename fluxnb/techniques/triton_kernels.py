@@ -126,9 +126,15 @@ def _pair(low, high):
 
 
 @triton.jit
+def _eight(x, limit):
+    """The bits of x in FP8 (e4m3)."""
+    return tl.clamp(x, -limit, limit).to(tl.float8e4nv).to(tl.uint8, bitcast=True).to(tl.uint16)
+
+
+@triton.jit
 def _norm_rope(
     source, weight, cos, sin, target, heads, tokens, image_stride, token_stride, angle_stride, before, after, eps,
-    PAIRS: tl.constexpr, HEADS: tl.constexpr,
+    limit, PAIRS: tl.constexpr, HEADS: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """One token of one image: every head normalised, its pairs of numbers turned, written where they belong."""
     image, token = (tl.program_id(0) // tokens).to(tl.int64), tl.program_id(0) % tokens
@@ -144,24 +150,30 @@ def _norm_rope(
     angle = place * angle_stride + 2 * pair
     c0, c1 = tl.load(cos + angle), tl.load(cos + angle + 1)
     s0, s1 = tl.load(sin + angle), tl.load(sin + angle + 1)
-    out = _pair(low * c0 - high * s0, high * c1 + low * s1)
+    first, second = low * c0 - high * s0, high * c1 + low * s1
+    if FP8:
+        out = (_eight(first, limit) | (_eight(second, limit) << 8)).to(tl.int16, bitcast=True)
+    else:
+        out = _pair(first, second)
     to = (image * (before + tokens + after) + place) * heads * PAIRS
     tl.store(target + to + at, out, mask=inside)
 
 
-def norm_rope(x, weight, text, text_weight, cos, sin, eps: float) -> torch.Tensor:
-    """See `fluxnb.techniques.fused.norm_rope`. bfloat16 only: a pair of numbers is read as one."""
+def norm_rope(x, weight, text, text_weight, cos, sin, eps: float, rounded: bool = False) -> torch.Tensor:
+    """See `fluxnb.techniques.fused.norm_rope`. Of bfloat16 only: a pair of numbers is read, and written, as one."""
     n, tokens, heads, width = x.shape
     first = 0 if text is None else text.shape[1]
-    target = torch.empty((n, first + tokens, heads, width), dtype=x.dtype, device=x.device)
+    shape = (n, first + tokens, heads, width)
+    target = torch.empty(shape, dtype=torch.float8_e4m3fn if rounded else x.dtype, device=x.device)
+    written = target.view(torch.int16 if rounded else torch.int32)
     parts = [(x, weight, first, 0)] + ([] if text is None else [(text, text_weight, 0, tokens)])
     for part, scale, before, after in parts:
         if part.stride()[2:] != (width, 1):
             part = part.contiguous()
         pairs = part.view(torch.int32)
         _norm_rope[(n * part.shape[1],)](
-            pairs, scale.view(torch.int32), cos, sin, target.view(torch.int32), heads, part.shape[1],
-            pairs.stride(0), pairs.stride(1), cos.stride(0), before, after, eps,
-            PAIRS=width // 2, HEADS=triton.next_power_of_2(heads), num_warps=4,
+            pairs, scale.view(torch.int32), cos, sin, written, heads, part.shape[1],
+            pairs.stride(0), pairs.stride(1), cos.stride(0), before, after, eps, FP8_MAX,
+            PAIRS=width // 2, HEADS=triton.next_power_of_2(heads), FP8=rounded, num_warps=4,
         )  # fmt: skip
     return target
