@@ -15,7 +15,7 @@ from fluxnb.report import preflight
 
 ROOT = Path(__file__).parent.parent
 TARGETS = (
-    "help report render site reference analysis explore test soak lint train-embedded lock clean clean-caches".split()
+    "help report render site reference analysis params explore test soak lint train-embedded lock clean clean-caches".split()
 )
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
@@ -61,7 +61,7 @@ def test_unknown_gpu_lists_the_choices(fresh, target, gpu):
     answer = make(target, f"GPU={gpu}", folder=fresh)
     assert answer.returncode != 0 and answer.stdout == ""
     assert answer.stderr.strip().count("\n") == 0
-    assert f"GPU={gpu} has no file in params/: choose one of cpu h100." in answer.stderr
+    assert f"GPU={gpu} has no file in params/: choose one of cpu h100, or have one written for the GPU that is here: make params GPU=…." in answer.stderr
     assert not (fresh / ".venv").exists()
 
 
