@@ -49,7 +49,7 @@ class Params:
         """Where the committed reference lies, relative to the project root."""
         if self.gpu.count == 1:
             return Path("reports", "single_gpu", self.name)
-        return Path("reports", "multi_gpu", f"{self.gpu.count}gpu", re.sub(r"x\d+$", "", self.name))
+        return Path("reports", "multi_gpu", f"{self.gpu.count}gpu", re.sub(r"x\d{1,2}$", "", self.name))
 
     @property
     def own_dir(self) -> Path:
@@ -264,7 +264,7 @@ def _check_complete(values: dict, schema: dict, base_file: Path, own_file: Path,
 
 def _check_together(params: Params, where) -> None:
     """What no single value can show: values that contradict each other. `where(section, name)` says who has it."""
-    suffix = re.search(r"x(\d+)$", params.name)
+    suffix = re.search(r"x(\d{1,2})$", params.name)
     if suffix and int(suffix[1]) != params.gpu.count:
         raise UserError(
             f"{where('gpu', 'count')} is {params.gpu.count}; allowed is {suffix[1]}, as the file's name says."

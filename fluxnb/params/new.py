@@ -28,11 +28,11 @@ def write(name: str, match: str | None, memory: float | None, folder: Path) -> P
     Raises UserError for a name that can't be one or is taken, for figures that can't be, and where neither a card nor
     the figures are there.
     """
-    if not re.fullmatch(r"(?!.*x0*$)[a-z0-9][a-z0-9_-]{0,30}", name):
+    if not re.fullmatch(r"(?!.*x0+$)[a-z0-9][a-z0-9_-]{0,30}", name):
         raise UserError(f"GPU={plain(name)} can't be a file's name: use small letters and digits, such as 4090.")
     if (path := folder / f"{name}.yaml").exists():
         raise UserError(f"params/{name}.yaml is there already: `make report GPU={name}` uses it; edit it as you like.")
-    base, _, times = name.partition("x") if re.search(r"x\d+$", name) else (name, "", "1")
+    base, _, times = name.rpartition("x") if re.search(r"x\d{1,2}$", name) else (name, "", "1")
     asks = f'`python -m fluxnb params --new {name} --match "RTX 4090" --memory 24`'
     if match is None or memory is None:
         card, size, count = found()

@@ -36,6 +36,7 @@ _OF_RUN = ("started_at", "commit", "dirty", "versions", "params_digest")
 _OF_MACHINE = ("cpu", "cores", "threads", "usable_threads", "ram_gib", "os", "driver", "cuda")
 _OF_GPU = ("name", "memory_gib", "compute_capability", "power_limit_w", "sm_clock_max_mhz", "memory_clock_max_mhz")
 _SAME = tuple(name for name in KEY if name not in ("host", "versions"))  # what has to be alike to be set side by side
+_NAME = r"|\w[\w .,'-]{0,59}"
 _ABOVE_ZERO = re.compile(r"latency_|speedup|baseline_p50|n$|images_per_s")
 _PATH = re.compile(
     r"(?<![\w:/.])(?:~[\w.-]*)?/[\w.@+~-]+(?:/[^\s'\",;:)\]]*)?|\b[A-Za-z]:[\\/][^\s'\",;)\]]*|\\\\\w[^\s'\",;)\]]*"
@@ -81,6 +82,8 @@ def contribute(
         raise UserError(f"There is no run of yours to contribute: run 'make report GPU={place.gpu}' first.")
     if place.model:
         raise UserError("What is contributed is about the study's own models: leave --model out.")
+    if not re.fullmatch(_NAME, name):
+        raise UserError(f"--name {plain(name)!r} isn't allowed: give up to 60 letters, digits, blanks, dots or dashes.")
     packed, removed = _packed(rows)
     whole = {"format": FORMAT, "gpu": place.gpu, "name": name, "run": _about(read_json(place.reports / RUN))}
     text = _text(whole | {"rows": packed})
@@ -203,7 +206,7 @@ def _checked(whole, name: str) -> Contribution:
         _measured(whole)
         if whole["digest"] != _digest(whole):
             raise ValueError("its digest isn't that of its content, so it was changed since it was packed")
-        for part, pattern in (("gpu", r"[a-z0-9][a-z0-9_-]{0,40}"), ("name", r"|[\w][\w .,'-]{0,59}")):
+        for part, pattern in (("gpu", r"[a-z0-9][a-z0-9_-]{0,40}"), ("name", _NAME)):
             if not isinstance(whole[part], str) or not re.fullmatch(pattern, whole[part]):
                 raise ValueError(f"its {part} is {plain(whole[part])!r}, allowed are letters, digits, dots and dashes")
         if not isinstance(whole["run"], dict) or _about(whole["run"]) != whole["run"]:
