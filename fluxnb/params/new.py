@@ -11,7 +11,7 @@ from fluxnb import params
 from fluxnb.errors import UserError
 from fluxnb.params.reading import plain
 
-FULL_SIZE_GIB = 40  # of a card: FLUX's full size in bfloat16 takes 33 and its work beside
+FULL_SIZE_GIB = 40  # of a card: FLUX's full size in bfloat16 with its text encoders and one image takes 38
 _MAKERS = re.compile(
     r"^(NVIDIA|AMD|Intel\(R\)|GeForce|Radeon|Tesla|Quadro|Instinct|\s)+|\s*\d+ ?GB.*$|-\d+GB.*$|-(SXM|PCIE?).*$", re.I
 )
