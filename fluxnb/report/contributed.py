@@ -6,6 +6,7 @@ comes is kept in `reports/contributed/`, one file each, named by its digest; our
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -307,7 +308,14 @@ def merge(root: Path, path: Path, found: list[Configuration]) -> bool:
 
 def every(reports: Path) -> list[Contribution]:
     """What was contributed, by file. Raises UserError for one that was damaged since."""
-    return [read(path) for path in sorted((reports / FOLDER).glob("*.json"))]
+    paths = sorted((reports / FOLDER).glob("*.json"))
+    return [_kept(path, (stat := path.stat()).st_ino, stat.st_mtime_ns, stat.st_size) for path in paths]
+
+
+@functools.lru_cache
+def _kept(path: Path, *_) -> Contribution:
+    """A file that every page asks for again, checked once as long as it stays as it is."""
+    return read(path)
 
 
 def independent(given: Sequence[Contribution]) -> list[list[Contribution]]:
