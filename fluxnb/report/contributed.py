@@ -86,7 +86,8 @@ def contribute(
     if not re.fullmatch(_NAME, name):
         raise UserError(f"--name {plain(name)!r} isn't allowed: give up to 60 letters, digits, blanks, dots or dashes.")
     packed, removed = _packed(rows)
-    whole = {"format": FORMAT, "gpu": place.gpu, "name": name, "run": _about(read_json(place.reports / RUN))}
+    run = _about(read_json(place.reports / RUN))
+    whole = {"format": FORMAT, "gpu": place.gpu, "name": name, "run": run}
     text = _text(whole | {"rows": packed})
     theirs = _checked(json.loads(text), "what was packed")
     path = to or place.root / "reports" / "own" / f"fluxnb-{place.gpu}-{theirs.digest[:12]}.json"
@@ -95,7 +96,7 @@ def contribute(
     print(f"{path} will hold, for anybody to read:")
     print(f"  {len(rows)} rows of {place.gpu}, with their settings, times, quality and ids; of the notebooks "
           f"{', '.join(sorted({r.notebook for r in rows}))}")  # fmt: skip
-    print(f"  the machine: {machine_of(whole['run'])}; of {RUN} {', '.join(whole['run']) or 'nothing'}")
+    print(f"  the machine: {machine_of(run)}; of {RUN} {', '.join(run) or 'nothing'}")
     print(f"  your name: {name or 'none (--name adds one)'}")
     print("  a digest of all this")
     print(f"and no token, no path and no host name: machines and sessions are numbered, {removed} paths, addresses and "
@@ -246,7 +247,8 @@ def _row(number: int, columns: dict, gpu: str) -> Row:
 
 
 def _check_together(rows: list[Row]) -> None:
-    ids, kinds = {r.id for r in rows}, {}
+    ids = {r.id for r in rows}
+    kinds: dict[str, str] = {}
     if len(ids) < len(rows):
         raise ValueError("two of its rows have one id")
     for number, row in enumerate(rows, start=1):
