@@ -83,13 +83,13 @@ endif
 # A misspelled GPU is answered here, before an environment is made. (Brackets: the whole word, no patterns.)
 ifneq ($(filter report render reference,$(MAKECMDGOALS)),)
 ifeq ($(findstring <$(GPU)>,$(patsubst %,<%>,$(GPUS))),)
-$(error GPU=$(GPU) has no file in params/: choose one of $(GPUS))
+$(error GPU=$(GPU) has no file in params/: choose one of $(GPUS), or have one written for the GPU that is here: make params GPU=…)
 endif
 endif
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help report render site reference analysis explore test soak lint train-embedded lock clean clean-caches
+.PHONY: help report render site reference analysis params explore test soak lint train-embedded lock clean clean-caches
 
 help: ## show this list
 	@echo "make <target> [VARIABLE=value]"
@@ -124,6 +124,9 @@ reference: $(READY) ## take your own run of GPU=… over into the committed refe
 
 analysis: $(READY) ## set the configurations beside each other (PRICES="h200=3.5": what a GPU hour costs)
 	$(PY) -m fluxnb analysis $(foreach price,$(PRICES),$(call quoted,$(price)))
+
+params: $(READY) ## write the file in params/ of a GPU that has none, from the card that is here (GPU=4090)
+	$(PY) -m fluxnb params --new=$(call quoted,$(GPU))
 
 explore: $(READY) ## open the live explorer in JupyterLab (ARGS=… is passed on)
 	$(FIT) -m jupyterlab notebooks/explore.ipynb

@@ -50,6 +50,22 @@ def site(options) -> int:
     return _say_where(publish.site(_root()))
 
 
+def contribute(options) -> int:
+    """Packs a user's own rows into one file, after saying what is in it."""
+    from fluxnb.report import contributed
+    from fluxnb.report import own as place_of
+
+    path = contributed.contribute(place_of(*_chosen(options)), options.name, options.to, options.yes)
+    return 0 if path is None else _say_where(path)
+
+
+def merge(options) -> int:
+    """Checks what somebody else contributed and shows it beside the reference, as theirs."""
+    from fluxnb.report import publish
+
+    return _say_where(publish.merge(_root(), options.file.expanduser()))
+
+
 def analysis(options) -> int:
     """Configurations beside each other: speedups, and what an image costs."""
     root = _root()
@@ -170,9 +186,14 @@ def export(options) -> int:
 
 
 def list_params(options) -> int:
-    """Every parameter: what it means and what is allowed."""
+    """Every parameter: what it means and what is allowed; or the file of a GPU that has none yet."""
     from fluxnb import params
 
+    if options.new is not None:
+        from fluxnb.params import new
+
+        print(f"written: {new.write(options.new, options.match, options.memory, _root() / 'params')}")
+        return 0
     for key in params.describe():
         more = f"; with THOROUGH=1: {key.thorough}" * bool(key.thorough)
         print(f"{key.path}: {key.help}\n    {key.type}; allowed: {key.allowed}; default: {key.default}{more}")
@@ -215,6 +236,8 @@ def _parser() -> argparse.ArgumentParser:
         ("report", report, "run the notebooks that changed and render your own reports, below reports/own/"),
         ("render", render, "render your own reports again, without running anything"),
         ("reference", reference, "take your own run of a configuration over into the committed reference"),
+        ("contribute", contribute, "pack your own rows into one file for others, saying first what is in it"),
+        ("merge", merge, "check what somebody else contributed and show it beside the reference, as theirs"),
         ("site", site, "make the front page, the ledger and the progress files again"),
         ("analysis", analysis, "set configurations beside each other"),
         ("rows", rows, "print a row with everything about it, or list rows"),
@@ -224,12 +247,24 @@ def _parser() -> argparse.ArgumentParser:
         ("fit-teacache", fit_teacache, "fit TeaCache's polynomial to a model"),
         ("plan", plan, "plan caches for a model: which steps are computed, and what the others are made of"),
         ("export", export, "write a shipped model as a folder that diffusers loads without fluxnb"),
-        ("params", list_params, "list every parameter"),
+        ("params", list_params, "list every parameter, or write the file of a GPU that has none"),
     ):
         made[name] = commands.add_parser(name, help=words, description=words)
         made[name].set_defaults(run=run)
-    for name in ("report", "render", "reference", "fit-teacache", "plan", "recipe"):
+    for name in ("report", "render", "reference", "fit-teacache", "plan", "recipe", "contribute"):
         made[name].add_argument("--gpu", default="cpu", help="a configuration: the name of a file in params/")
+    add = made["contribute"].add_argument
+    add("--name", default="", help="how you want to be called on the page")
+    add("--to", type=Path, help="the file to write; below reports/own/ by default")
+    add("--yes", action="store_true", help="write it without asking")
+    made["contribute"].set_defaults(model=None, size=None, tokens=None, steps=None)
+    made["merge"].add_argument("file", type=Path, help="as `python -m fluxnb contribute` writes it")
+    add = made["params"].add_argument
+    add(
+        "--new", metavar="NAME", help="write params/NAME.yaml for the GPU that is here, such as 4090, or 4090x2 for two"
+    )
+    add("--match", help="of a GPU that isn't here: words of its name, such as 'RTX 4090'")
+    add("--memory", type=float, help="of a GPU that isn't here: its memory in GiB")
     for name in ("report", "render", "reference"):
         add = made[name].add_argument
         add("--model", help="a model of yours instead of the study's: a hub id or a local folder in diffusers' format")

@@ -14,9 +14,8 @@ import pytest
 from fluxnb.report import preflight
 
 ROOT = Path(__file__).parent.parent
-TARGETS = (
-    "help report render site reference analysis explore test soak lint train-embedded lock clean clean-caches".split()
-)
+TARGETS = "help report render site reference analysis params explore test soak lint train-embedded lock clean"
+TARGETS = f"{TARGETS} clean-caches".split()
 
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 
@@ -61,7 +60,8 @@ def test_unknown_gpu_lists_the_choices(fresh, target, gpu):
     answer = make(target, f"GPU={gpu}", folder=fresh)
     assert answer.returncode != 0 and answer.stdout == ""
     assert answer.stderr.strip().count("\n") == 0
-    assert f"GPU={gpu} has no file in params/: choose one of cpu h100." in answer.stderr
+    assert f"GPU={gpu} has no file in params/: choose one of cpu h100, or have one written for" in answer.stderr
+    assert "make params GPU=…" in answer.stderr
     assert not (fresh / ".venv").exists()
 
 
@@ -115,6 +115,8 @@ def test_variables_become_options(fresh):
     assert "--force" not in make("-n", "report", "FORCE=0", "PYTHON=p", folder=fresh).stdout
     tests = make("-n", "test", "ARGS=-k make", "PYTHON=p", folder=fresh).stdout
     assert tests == "'p' -m fluxnb.report.preflight test -m pytest -n 2 --dist loadfile\n"
+    written = make("-n", "params", "GPU=4090", "PYTHON=p", folder=fresh).stdout
+    assert written == "'p' -m fluxnb params --new='4090'\n"
     priced = make("-n", "analysis", "PRICES=h200=3.5 cpu=0.1", "PYTHON=p", folder=fresh).stdout
     assert priced == "'p' -m fluxnb analysis 'h200=3.5' 'cpu=0.1'\n"
 

@@ -439,7 +439,7 @@ def test_the_right_gpu_passes(name, detected, count):
         ("cpu", "NVIDIA H200", 1, ["for no CUDA device but", "NVIDIA H200", "use GPU=h200"]),
         ("cpu", "NVIDIA H200", 2, ["use GPU=h200 or GPU=h200x2, or"]),
         ("h100x4", "NVIDIA H100 80GB HBM3", 2, ["for 4 CUDA devices named H100", "has 2 × NVIDIA H100"]),
-        ("a100", "NVIDIA RTX A1000", 1, ["A1000: add a params file for it, or set FORCE=1"]),
+        ("a100", "NVIDIA RTX A1000", 1, ["A1000: add a params file for it (`python -m", "NAME`), or set FORCE=1"]),
         ("h200", "NVIDIA GH200 480GB", 1, ["GH200"]),
     ],
 )

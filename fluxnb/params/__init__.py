@@ -49,7 +49,7 @@ class Params:
         """Where the committed reference lies, relative to the project root."""
         if self.gpu.count == 1:
             return Path("reports", "single_gpu", self.name)
-        return Path("reports", "multi_gpu", f"{self.gpu.count}gpu", re.sub(r"x\d+$", "", self.name))
+        return Path("reports", "multi_gpu", f"{self.gpu.count}gpu", re.sub(r"x\d{1,2}$", "", self.name))
 
     @property
     def own_dir(self) -> Path:
@@ -121,7 +121,8 @@ def load(gpu: str, folder: Path | None = None, thorough: bool = False) -> Params
     folder = Path(folder) if folder else find_folder()
     names = choices(folder)
     if gpu not in names:
-        raise UserError(f"GPU={gpu} is not known{reading.did_you_mean(gpu, names)}; choose one of: {', '.join(names)}.")
+        which = f"choose one of: {', '.join(names)}; `python -m fluxnb params --new NAME` writes one for another GPU"
+        raise UserError(f"GPU={gpu} is not known{reading.did_you_mean(gpu, names)}; {which}.")
     base_file, own_file = folder / "base.yaml", folder / f"{gpu}.yaml"
     base, own = _read(base_file), _read(own_file)
     more = [
@@ -200,7 +201,11 @@ def check_gpu(params: Params, detected_name: str, force: bool = False, detected_
     if detected_name != "cpu" and detected_count is not None:
         found = f"{detected_count} × {found}"
     fitting = [n for n in _fitting(detected_name, detected_count) if n != params.name]
-    use = f"use GPU={' or GPU='.join(fitting)}, or set" if fitting else "add a params file for it, or set"
+    use = (
+        f"use GPU={' or GPU='.join(fitting)}, or set"
+        if fitting
+        else "add a params file for it (`python -m fluxnb params --new NAME`), or set"
+    )
     raise UserError(f"GPU={params.name} is for {wanted} but this machine has {found}: {use} FORCE=1 to go on anyway.")
 
 
@@ -259,7 +264,7 @@ def _check_complete(values: dict, schema: dict, base_file: Path, own_file: Path,
 
 def _check_together(params: Params, where) -> None:
     """What no single value can show: values that contradict each other. `where(section, name)` says who has it."""
-    suffix = re.search(r"x(\d+)$", params.name)
+    suffix = re.search(r"x(\d{1,2})$", params.name)
     if suffix and int(suffix[1]) != params.gpu.count:
         raise UserError(
             f"{where('gpu', 'count')} is {params.gpu.count}; allowed is {suffix[1]}, as the file's name says."

@@ -99,11 +99,38 @@ def site(root: Path) -> Path:
         analysis.write(root, [])
     if (root / "reports" / "own").is_dir():
         front(root, own=True)
+    for_programs(root)
     return front(root)[0]
+
+
+def for_programs(root: Path) -> None:
+    """Every row as data, what changed since, and what others contributed."""
+    from fluxnb.report import contributed, data, history
+    from fluxnb.report.configurations import configurations
+
+    found = configurations(root)
+    data.write(root, found)
+    history.write(root / "reports", found)
+    contributed.write(root, found)
+
+
+def merge(root: Path, path: Path) -> Path:
+    """Takes in what somebody else has measured, as theirs; the page that shows it beside ours."""
+    from fluxnb.report import contributed
+    from fluxnb.report.configurations import configurations
+
+    found = configurations(root)
+    new = contributed.merge(root, path, found)
+    print(contributed.sentence(root / "reports", found) if new else "It is here already; nothing was changed.")
+    for_programs(root)
+    front(root)
+    return root / "reports" / contributed.FOLDER / contributed.PAGE
 
 
 def to_reference(chosen, root: Path) -> Path:
     """`make reference`: takes a user's own run over into the committed reference; the path of its index."""
+    from fluxnb.report import history
+    from fluxnb.report.configurations import configurations
     from fluxnb.study.results import Results
 
     if chosen.model:
@@ -119,6 +146,7 @@ def to_reference(chosen, root: Path) -> Path:
             copy(mine.reports / name, theirs.reports / name)
     write_remembered(read_json(theirs.reports / PAGES) | kept, theirs)
     durations.merge(mine.reports, theirs.reports)
+    history.keep(root / "reports", configurations(root))
     site(root)
     return theirs.reports / INDEX
 
@@ -259,8 +287,8 @@ def _rows(place: Place) -> list:
 
 def front(root: Path, own: bool = False) -> list[Path]:
     """The front page of the committed reference and its ledger, or the front page of a user's own runs."""
+    from fluxnb.report import contributed, ledger
     from fluxnb.report import front as contents
-    from fluxnb.report import ledger
     from fluxnb.report.audit import check_page
     from fluxnb.report.configurations import configurations
     from fluxnb.report.render import render_template
@@ -271,7 +299,9 @@ def front(root: Path, own: bool = False) -> list[Path]:
     crumbs = [(INDEX, "fluxnb, own runs" if own else "fluxnb"), (f"../{LEDGER}" if own else LEDGER, "Ledger of claims")]
     pages = {INDEX: ("site.html.j2", contents.front(folder, found, configurations(root) if own else None))}
     if not own:
-        pages[LEDGER] = ("ledger.html.j2", ledger.page(found))
+        others = {"reproductions": contributed.sentence(folder, found)}
+        pages = {INDEX: (pages[INDEX][0], pages[INDEX][1] | others)}
+        pages[LEDGER] = ("ledger.html.j2", ledger.page(found) | others)
     for name, (template, values) in pages.items():
         text = render_template(template, name, crumbs, **values)
         check_page(text, name)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from fluxnb import families, notebooks
 from fluxnb.findings import ledger, published
 from fluxnb.findings.recommend import Choice, stands_in
 from fluxnb.findings.rows import is_baseline, peak_gib
 from fluxnb.findings.words import sureness
-from fluxnb.report import write_changed
+from fluxnb.report import charts, html, write_changed
 from fluxnb.report.configurations import Configuration, configurations
 from fluxnb.report.front import answers, soonest, takes_few, unanswered
 from fluxnb.report.ledger import entries
 from fluxnb.study.row import Row
 
+PICTURE = "reports/analysis/charts/frontier.svg"
 MARKS = {
     "results": ("<!-- results: written by `make site` -->", "<!-- end of results -->"),
     "schnell": ("<!-- schnell: written by `make site` -->", "<!-- end of schnell -->"),
@@ -32,7 +34,22 @@ def write(root: Path) -> bool:
         begin, end = MARKS[name]
         text = f"{text.split(begin, 1)[0]}{begin}\n{made}\n{end}{text.split(end, 1)[1]}"
     write_changed(path, text)
+    picture(found, root)
     return True
+
+
+def picture(found: list[Configuration], root: Path) -> Path | None:
+    """The README's picture: speed against the worst image of the caches and of fewer steps, embedded model, CPU.
+
+    None where there are no such rows.
+    """
+    own = [r for c in found if c.name == "cpu" for r in c.ok if r.notebook == notebooks.COMBINED and r.batch == 1]
+    rows = charts.on_frontier([r for r in own if r.weights == "trained" and r.model == own[0].model])
+    if sum(not is_baseline(r) for r in rows) < 3:
+        return None
+    drawn = html.svg(charts.frontier(rows, marks=tuple(f for f in families.ALL if f.control)))
+    write_changed(root / PICTURE, drawn.decode("utf-8"))
+    return root / PICTURE
 
 
 def schnell_tables(found: list[Configuration], root: Path) -> str:

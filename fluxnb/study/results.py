@@ -60,12 +60,12 @@ class Results:
         Numbers keep their full precision. An infinite PSNR is written as empty and needs `psnr_identical`.
         Raises ValueError for an unknown column, a value that its column can't hold or a baseline that isn't there.
         """
-        cells = _cells(scrubbed(columns))
+        new = checked(scrubbed(columns))
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._open(os.O_RDWR | os.O_APPEND | os.O_CREAT) as fd:
                 self._refresh(fd)
-                row = self._with_id(Row(**{name: _decoded(name, cell) for name, cell in cells.items()}))
+                row = self._with_id(new)
                 self._check_new([row])
                 self._write(fd, _line(_encoded(name, getattr(row, name)) for name in COLUMNS))
                 self._rows.append(row)
@@ -365,8 +365,8 @@ def _plain(value):
     return value
 
 
-def _cells(columns: dict) -> dict[str, str]:
-    """The text of every cell of a row, checked."""
+def checked(columns: dict) -> Row:
+    """The row of these columns as its table has it. Raises ValueError for what a table can't hold."""
     unknown = [name for name in columns if name not in COLUMNS]
     if unknown:
         raise ValueError(f"unknown column {', '.join(unknown)}; the columns are {', '.join(COLUMNS)}")
@@ -378,7 +378,7 @@ def _cells(columns: dict) -> dict[str, str]:
             columns[name] = None
     cells = {name: _encoded(name, columns.get(name)) for name in COLUMNS}
     _check_row({name: cells[name] or None for name in COLUMNS})
-    return cells
+    return Row(**{name: _decoded(name, cell) for name, cell in cells.items()})
 
 
 def _check_there(row: dict, names: tuple[str, ...]) -> None:
