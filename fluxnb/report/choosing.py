@@ -236,8 +236,8 @@ def chart(shown: list[dict], name: str) -> str:
             f'<text x="{LEFT - 6}" y="{up(value) + 4:.1f}" text-anchor="end">{"≥ " * (value == MOST_DB)}{value}</text>'
         )
     for level, decibels in LEVELS.items():
-        y = f"{up(decibels):.1f}"
-        lines.append(f'<line class="floor" x1="{LEFT}" x2="{WIDTH}" y1="{y}" y2="{y}"/>')
+        level_y = f"{up(decibels):.1f}"
+        lines.append(f'<line class="floor" x1="{LEFT}" x2="{WIDTH}" y1="{level_y}" y2="{level_y}"/>')
         lines.append(f'<text x="{WIDTH}" y="{up(decibels) - 4:.1f}" text-anchor="end">{level}</text>')
     lines.append(f'<text x="{WIDTH}" y="{HEIGHT - 6}" text-anchor="end">seconds per image →</text>')
     lines.append(f'<text x="{LEFT + 6}" y="{floor - 8}">↑ dB of the worst image</text>')
