@@ -55,8 +55,8 @@ def examples(made: list[Line]) -> list[tuple[str, Line]]:
             asked.setdefault("setting", (f"What does {most} cost?", line))
         if line.kind == "how":
             asked["how"] = ("How do I run it on my weights?", line)
-        if line.kind == "quantized":
-            asked.setdefault("quantized", (f"Is {line.subject} worth it?", line))
+        if line.kind == "worth":
+            asked.setdefault("worth", (f"Is {line.subject} worth it?", line))
     put = [
         line for line in made if line.kind == "claim" and "cache" in line.words and line.verdict in ledger.VERDICTS[:-1]
     ]
@@ -121,9 +121,9 @@ def quantized(c: Configuration, folder: Path) -> list[Line]:
         said = f"{gain:.2f}× sooner than without it: {other.latency_p50:.3g} s ({other.label}) instead of "
         said += f"{plain.latency_p50:.3g} s ({plain.label}), n = {fewest}, in one session"
         said += "." if judged(other) else "; its images weren't judged on them."
-        kind = str(other.setting("quantization") or analysis.FP8)
+        kind = str(other.setting(families.QUANTIZATION.name) or analysis.FP8)
         subject = f"{kind} on {_count(c.name)} GPUs ({c.name})"
-        made.append(Line("quantized", subject, said, _page(c, other, folder) or "", "worth quantization quantized"))
+        made.append(Line("worth", subject, said, _page(c, other, folder) or "", "worth quantization quantized"))
     return made
 
 

@@ -15,9 +15,11 @@ from fluxnb.findings.ledger import latest
 from fluxnb.findings.recommend import GOALS, STAND_IN, Choice, Goal, options, quality_words
 from fluxnb.findings.rows import is_baseline, peak_gib, same_image, within_noise, worst_db
 from fluxnb.report import html, machine_of
+from fluxnb.report.choices import named, soonest, takes_few
 from fluxnb.report.configurations import SMOKE, Configuration
 from fluxnb.report.pages import WITH_PAGE
 from fluxnb.report.pairs import Pair, of_choice, pairs
+from fluxnb.report.recipes import recipe
 from fluxnb.study.row import Row
 
 SLOWER = 1.1  # times the baseline's seconds: what is slower stands in the list only
@@ -44,8 +46,6 @@ def gpus(found: list[Configuration], root: Path, folder: Path) -> list[dict]:
 
 
 def _gpu(name: str, c: Configuration | None, root: Path, folder: Path) -> dict:
-    from fluxnb.report.front import named, soonest
-
     choices = {} if c is None else {choice.goal.key: choice for choice in named(c)}
     kept = pairs(c) if c is not None and choices else []
     goals = GOALS if _count(name) == 1 else (Goal(SEVERAL, -math.inf),)
@@ -82,8 +82,6 @@ def _gpu(name: str, c: Configuration | None, root: Path, folder: Path) -> dict:
 
 def missing(name: str, goal: Goal, c: Configuration | None, folder: Path) -> str:
     """One sentence on why nothing is recommended, for a GPU that wasn't measured or a goal that nothing stands for."""
-    from fluxnb.report.front import named
-
     if c is None:
         why = next((line.why.partition(";")[0] for line in documents.lines() if name in line.gpus), "")
         return f"Nothing was measured on {name} yet{f': {why}' if why else ''}; this fills it in:"
@@ -173,8 +171,6 @@ def codes(c: Configuration, choice: Choice) -> list[tuple[str, str]]:
 
 
 def _recipe(c: Configuration, choice: Choice) -> recipes.Recipe:
-    from fluxnb.report.recipes import recipe
-
     return recipes.Recipe(name=f"{c.name}/{choice.goal.key}", **recipe(c, choice))
 
 
@@ -269,8 +265,6 @@ def switches(c: Configuration, folder: Path) -> list[dict]:
 
     Of full size where its images were judged or can't differ, else of the trained model.
     """
-    from fluxnb.report.front import takes_few
-
     rows = [r for r in findings.finished(latest(c.ok)) if _by_itself(r) and not takes_few(r.model)]
     bases = {r.id: r for r in rows if is_baseline(r)}
     best: dict[str, tuple] = {}

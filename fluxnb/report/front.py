@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from fluxnb import families, findings, notebooks, recipes
-from fluxnb.errors import UserError
 from fluxnb.findings import ledger
 from fluxnb.findings.recommend import Choice
 from fluxnb.findings.rows import is_baseline
-from fluxnb.measure import stats
-from fluxnb.models import pipelines
 from fluxnb.report import asked, choosing, html, machine_of
+from fluxnb.report.choices import answers, named, soonest, takes_few
 from fluxnb.report.configurations import Configuration
 from fluxnb.report.index import line
 from fluxnb.report.ledger import entries
 from fluxnb.report.pages import WITH_PAGE, Page
-from fluxnb.report.progress import OWN_DIVISIONS, cannot_run
-from fluxnb.study.row import Row
+from fluxnb.report.progress import cannot_run
 
 CONTROLS = tuple(f.name for f in families.ALL if f.control)
 
@@ -92,28 +88,6 @@ def headlines(found: list[Configuration]) -> list[str]:
     return [f"On {c.name}: {said}" for c in found for said in _answers(c)]
 
 
-def answers(c: Configuration) -> list[list[Choice]]:
-    """For each model that was measured for it, the best row for each goal."""
-    return [found for base in findings.references(c.rows) if (found := findings.choices(c.rows, base))]
-
-
-def named(c: Configuration, few: bool = False) -> list[Choice]:
-    """The answer that recipes have the names of: that of the model of most steps, as FLUX.1-dev; [] without any.
-
-    Args:
-        few: of models of few steps without guidance instead, as FLUX.1-schnell.
-    """
-    bases = [base for base in findings.references(c.rows) if takes_few(base.model) == few]
-    return findings.choices(c.rows, bases[0]) if bases else []
-
-
-def takes_few(model: str | None) -> bool:
-    """Whether a model takes few steps without guidance; False of one that isn't here any more."""
-    with suppress(UserError):
-        return bool(model) and pipelines.describe(model).few
-    return False
-
-
 def has_recipes(c: Configuration, found: list[Choice]) -> bool:
     """Whether the package's recipes are of this answer."""
     first = named(c, takes_few(found[0].base.model))
@@ -128,15 +102,6 @@ def unanswered(c: Configuration) -> tuple[str, Page] | None:
         return None
     own = findings.divided(c.rows) if _several(c) else [r for r in c.ok if r.notebook == stem]
     return findings.no_headline(own), page
-
-
-def soonest(c: Configuration) -> Row | None:
-    """The row of one image divided over GPUs that is there first, at full size, in BF16 and without a cache.
-
-    None where no row has the rounds that a headline needs.
-    """
-    own = (r for r in findings.of(findings.divided(c.rows), *OWN_DIVISIONS) if findings.ends(r))
-    return min((r for r in own if r.n >= stats.HEADLINE), key=lambda r: r.latency_p50, default=None)
 
 
 def _several(c: Configuration) -> bool:
