@@ -68,6 +68,18 @@ def test_of_a_gpu_only_what_it_made_at_full_size_is_compared(tmp_path):
     assert list(small.model) == ["embedded"]
 
 
+def test_phases_stand_apart_from_what_is_measured_by_itself_and_single_settings_are_sorted(tmp_path):
+    phases = [stack.name for stack in stacks.phases("fp8 row", list(stacks.AROUND))][:3]
+    alone = [stacked(name, speedup=x) for name, x in ((stacks.BF16_STACK, 1.4), (stacks.SHORTLIST[0], 1.9))]
+    rows = [stacked(name, speedup=2.0 - i / 10) for i, name in enumerate(phases)] + alone
+    frame = analysis.table([Configuration("h200", tmp_path, {}, [], rows)], {"h200": 3.6})
+    assert list(frame.part) == [analysis.CUMULATIVE] * 3 + [analysis.ALONE] * 2
+    assert list(frame["per 1,000 images"]) == pytest.approx([1000 * 0.4 / 3600 * 3.6] * 5)
+    said = {part: analysis._panel(part, own)[1] for part, own in frame.groupby("part")}
+    assert said[analysis.CUMULATIVE].index(phases[0]) < said[analysis.CUMULATIVE].index(phases[2])
+    assert said[analysis.ALONE].index(" 1.90×") < said[analysis.ALONE].index(" 1.40×")  # the fastest first
+
+
 def divided(stack, seconds, **changed):
     proof = {"alone_s": 3.6, "communication": 0.2}
     facts = {"gpus": 2, "latency_p50": seconds, "proof": proof, "images_per_s": 2 / seconds, "speedup": 3.6 / seconds}
@@ -93,6 +105,8 @@ def test_one_image_on_more_and_more_gpus(tmp_path):
     assert frame.loc["BF16", "images/s of copies"] == 2 / 3.6
     assert pd.isna(frame.loc[analysis.FP8, "images/s of copies"])
     assert analysis.scaling([]).empty
+    priced = analysis.scaling([Configuration("h200x2", folder, {}, [], rows)], {"h200x2": 3.6})
+    assert priced["per 1,000 images"][0] == pytest.approx(1000 * 2.0 * 2 / 3600 * 3.6)  # of both GPUs
     assert analysis.scaling_sentence(frame.reset_index()) == (
         "An image of one h200 is there sooner on several, in BF16: **1.80×** on 2 (2 s, n = 3). "
         "Quantized, too, it is there sooner by another 1.33× on 2, in the same session."

@@ -256,6 +256,43 @@ def test_the_ledger_filters_and_sorts(committed):
     assert some[0] < start[0] and 0 < found[0] < some[0]
 
 
+@in_a_browser
+def test_the_front_page_fits_answers_in_place_and_asks_nobody(committed):
+    from tornado.websocket import websocket_connect
+
+    page, seen = committed / "reports/index.html", {}
+
+    async def run(address):
+        tab = Tab(await websocket_connect(address, max_message_size=2**28))
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            await tab.call(f"{domain}.enable")
+        for width, height in ((1440, 900), (1280, 800), (390, 844)):
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+            await tab.call("Emulation.setDeviceMetricsOverride", **size)
+            await tab.open(page.as_uri())
+            root = "document.documentElement"
+            seen[width] = await tab.value(f"[{root}.scrollWidth - {root}.clientWidth, {root}.scrollHeight / {height}]")
+        assert all(url.startswith("file:") for url in tab.requests()) and tab.complaints() == []
+        shown = "[...document.querySelectorAll('.goal')].filter((p) => p.offsetHeight).map((p) => p.id)"
+        first = await tab.value(shown)
+        await tab.value("location.hash = '#cpu-balanced'")
+        second = await tab.value(shown)
+        await tab.value("document.querySelector('#cpu .option + details a[data-option]').click()")
+        option = await tab.value("document.querySelectorAll('#cpu .option.chosen pre').length")
+        await tab.value("document.getElementById('ask').value = 'how do I run it on my weights?'; search()")
+        found = await tab.value("document.getElementById('found').firstElementChild.textContent")
+        await tab.call("Emulation.setScriptExecutionDisabled", value=True)
+        await tab.open(page.as_uri())
+        return first, second, option, found, await tab.value("document.querySelector('.goal.first').offsetHeight")
+
+    with browser() as address:
+        first, second, option, found, _ = asyncio.run(run(address))
+    assert all(over == 0 for over, _ in seen.values()), seen
+    assert seen[1440][1] <= 3 and seen[390][1] <= 5, seen
+    assert len(first) == 1 and second == ["cpu-balanced"] and option == 1
+    assert found.strip().startswith("On your own weights")
+
+
 # --- accessibility ---
 
 

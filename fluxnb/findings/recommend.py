@@ -73,6 +73,9 @@ GOALS = tuple(
 )  # fmt: skip
 
 
+ANY = Goal("any", -math.inf)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A goal's answer.
@@ -155,10 +158,8 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
         reference: the plain baseline: only what was timed in turn with one like it competes.
     """
     rows = finished(latest(list(rows)))
-    bases = {r.id: r for r in rows if is_baseline(r)}
-    timed = {r.id: base for r in rows if (base := _base(r, bases)) is not None and _competes(r, base, reference)}
+    timed, seen = _beside(rows, reference)
     own = [r for r in rows if r.id in timed]
-    seen = {r.id: quality_of(r, rows, reference, reference.steps if _full(r, timed[r.id]) else r.steps) for r in own}
     whole = [r for r in own if timed[r.id].steps == reference.steps]
     sure = [r for r in whole if r.n >= stats.HEADLINE and stack_of(r, timed[r.id]) is not None]
     if not any(map(is_baseline, sure)):
@@ -183,6 +184,39 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
             row = simplest(pool, timed, sure)
             found.append(Choice(goal, row, seen[row.id], timed[row.id], waiting))
     return found
+
+
+def _beside(rows: list[Row], reference: Row) -> tuple[dict[str, Row], dict[str, Row | None]]:
+    """By id, of all that was timed in turn with a baseline like the reference: that baseline; what shows its images.
+
+    Args:
+        rows: finished ones, the latest of each.
+    """
+    bases = {r.id: r for r in rows if is_baseline(r)}
+    timed = {r.id: base for r in rows if (base := _base(r, bases)) is not None and _competes(r, base, reference)}
+    own = [r for r in rows if r.id in timed]
+    seen = {r.id: quality_of(r, rows, reference, reference.steps if _full(r, timed[r.id]) else r.steps) for r in own}
+    return timed, seen
+
+
+def options(rows: Iterable[Row], reference: Row) -> list[Choice]:
+    """Everything of as many steps as the reference, or fewer, that was timed with it and judged: the soonest first.
+
+    Of one setting that was timed several times that of the most rounds. No goal is asked of them.
+    """
+    rows = finished(latest(list(rows)))
+    timed, seen = _beside(rows, reference)
+    found: dict[tuple, Row] = {}
+    for row in sorted((r for r in rows if seen.get(r.id) is not None), key=lambda r: r.n):
+        if timed[row.id].steps == reference.steps and worst_db(seen[row.id]) is not None:
+            found[row.steps, frozenset(_set(row)), is_baseline(row)] = row
+    own = sorted(found.values(), key=lambda r: r.latency_p50)
+    return [Choice(ANY, r, seen[r.id], timed[r.id]) for r in own]
+
+
+def same_settings(one: Row, other: Row) -> bool:
+    """Whether two rows are of one setting at as many steps."""
+    return (one.steps, is_baseline(one), _set(one)) == (other.steps, is_baseline(other), _set(other))
 
 
 def quality_of(row: Row, rows: Iterable[Row], reference: Row, steps: int | None = None) -> Row | None:

@@ -34,6 +34,10 @@ SERIES = {  # of one image on several GPUs -> its stacks
 }
 
 
+CUMULATIVE, ALONE = "part by part", "by itself"  # what a bar has more: all above it, or nothing
+PHASES = {stack.name for stack in stacks.phases(next(iter(kinds.TORCHAO)), list(stacks.AROUND))}
+
+
 def prices(given: list[str]) -> dict[str, float]:
     """["h200=3.5"] as {"h200": 3.5}: what a GPU hour costs. Raises UserError for anything else."""
     found = {}
@@ -55,12 +59,13 @@ def table(found: list[Configuration], price: dict[str, float]):
     lines = []
     for c in found:
         for r in _today(c):
-            hourly, on_gpu = price.get(c.name), bool((c.run.get("machine") or {}).get("gpus"))
+            on_gpu = bool((c.run.get("machine") or {}).get("gpus"))
             per_image = r.latency_p50 * (r.gpus or 1)
             low, high = ends(r) or (None, None)
             lines.append(
                 {
                     "technique": r.label,
+                    "part": CUMULATIVE if r.stack in PHASES else ALONE,
                     "configuration": c.name,
                     "model": r.model,
                     "weights": r.weights,
@@ -74,10 +79,15 @@ def table(found: list[Configuration], price: dict[str, float]):
                     "session": r.session,
                     "peak": peak_gib(r),
                     "images per GPU hour": 3600 / per_image if on_gpu else None,
-                    "per 1,000 images": None if hourly is None else 1000 * per_image / 3600 * hourly,
+                    "per 1,000 images": _cost(price.get(c.name), r),
                 }
             )
     return pd.DataFrame(lines)
+
+
+def _cost(hourly: float | None, row: Row) -> float | None:
+    """Of 1,000 images one after the other, where it is known what an hour of a GPU costs."""
+    return None if hourly is None else 1000 * row.latency_p50 * (row.gpus or 1) / 3600 * hourly
 
 
 def _today(c: Configuration) -> list[Row]:
@@ -95,7 +105,7 @@ def _today(c: Configuration) -> list[Row]:
     return [r for r in rows if r.session] or rows
 
 
-def scaling(found: list[Configuration]):
+def scaling(found: list[Configuration], price: dict[str, float] | None = None):
     """One image on 2, 4, 8 GPUs at full size: each configuration's soonest row of each series, over the same on one.
 
     Series: BF16 and quantized, both in CUDA graphs; quantized under a schedule; BF16 whose kernels the host sets off.
@@ -122,6 +132,7 @@ def scaling(found: list[Configuration]):
                         "n": r.n,
                         "session": r.session,
                         "efficiency": r.speedup / r.gpus,
+                        "per 1,000 images": _cost((price or {}).get(c.name), r),
                         "communication": r.shown("communication"),
                         "images/s": r.images_per_s,
                         "images/s of copies": copies if series in (BF16, BY_HOST) else None,
@@ -145,8 +156,8 @@ def scaling_sentence(frame) -> str:
     return " ".join(sentences) or "No image was divided with its kernels recorded."
 
 
-def _scaling_blocks(found: list[Configuration], folder: Path) -> tuple[list[str], list[Path]]:
-    frame = scaling(found)
+def _scaling_blocks(found: list[Configuration], folder: Path, price: dict) -> tuple[list[str], list[Path]]:
+    frame = scaling(found, price)
     if frame.empty:
         return [], []
     said = "; ".join(f"{r.series} {r.speedup:.2f}× on {r.GPUs}" for r in frame.itertuples())
@@ -165,7 +176,8 @@ def _scaling_blocks(found: list[Configuration], folder: Path) -> tuple[list[str]
         html.table_html(
             frame.drop(columns="kind").dropna(axis=1, how="all").set_index("configuration"),
             "The soonest image of each kind, over the same alone on one GPU of that machine. Communication: its share "
-            "of a step's kernels; kernels that run at the same time count each. Copies: as many that share nothing.",
+            "of a step's kernels; kernels that run at the same time count each. Copies: as many that share nothing. "
+            "Efficiency: the speedup over the number of GPUs.",
             units={"p50": "s", "alone": "s", "speedup": "×"},
         ),
     ]
@@ -192,6 +204,17 @@ def _summaries(found: list[Configuration], frame, folder: Path) -> list[Path]:
     return [folder / name for name in ("summary.csv", "documents.csv", "documents.html")]
 
 
+def _panel(part: str, rows) -> tuple:
+    """(chart, alt text, caption) of one configuration: phases in their order, single settings the fastest first."""
+    rows = rows if part == CUMULATIVE else rows.sort_values("speedup", ascending=False, kind="stable")
+    low, high = (rows[end].astype(float).fillna(rows.speedup) for end in ("low", "high"))
+    errors = [list((rows.speedup - low).clip(0)), list((high - rows.speedup).clip(0))]
+    model, said = rows.model.iloc[0], "; ".join(f"{r.technique} {r.speedup:.2f}×" for r in rows.itertuples())
+    what = "Each bar has all that stands above it" if part == CUMULATIVE else "Each bar by itself, the fastest first"
+    figure = charts.bars(list(rows.technique), list(rows.speedup), "Speedup over the plain baseline", None, errors)
+    return figure, f"Speedups of {model}, {part}: {said}.", f"{what}: `{model}`, {SAID}. {WHISKERS}."
+
+
 def write(root: Path, given: list[str]) -> list[Path]:
     """reports/analysis: index.html, the tables and the charts; returns their paths, index last."""
     found, price = configurations(root), prices(given)
@@ -205,18 +228,15 @@ def write(root: Path, given: list[str]) -> list[Path]:
     folder = root / FOLDER
     (folder / "charts").mkdir(parents=True, exist_ok=True)
     written = _summaries(found, frame, folder / SUMMARIES)
-    blocks = ["<h2>Everything together, part by part</h2>"]
-    for model, rows in frame.dropna(subset="speedup").groupby("model", sort=False):
-        labels = [f"{c}: {t}" for c, t in zip(rows.configuration, rows.technique, strict=True)]
-        low, high = (rows[end].astype(float).fillna(rows.speedup) for end in ("low", "high"))
-        errors = [list((rows.speedup - low).clip(0)), list((high - rows.speedup).clip(0))]
-        figure = charts.bars(labels, list(rows.speedup), "Speedup over the configuration's own baseline", None, errors)
-        path = folder / "charts" / f"{model.replace('/', '_')}.svg"
-        write_atomic(path, html.svg(figure).decode())
-        written.append(path)
-        said = "; ".join(f"{label} {speedup:.2f}×" for label, speedup in zip(labels, rows.speedup, strict=True))
-        caption = f"`{model}`, {SAID}. {WHISKERS}."
-        blocks.append(html.figure_html(figure, alt=f"Speedups of {model}: {said}.", caption=caption))
+    blocks = []
+    for (name, model), rows in frame.dropna(subset="speedup").groupby(["configuration", "model"], sort=False):
+        blocks.append(f"<h2>{html.inline(name)}: {html.inline(model)}</h2>")
+        for part, own in rows.groupby("part", sort=False):
+            figure, file = _panel(part, own), f"{name} {model} {part}".replace("/", "_").replace(" ", "_")
+            path = folder / "charts" / f"{file}.svg"
+            write_atomic(path, html.svg(figure[0]).decode())
+            written.append(path)
+            blocks.append(html.figure_html(*figure))
     units = {"p50": "s", "peak": "GiB", "computed": "steps", "speedup": "×", "low": "×", "high": "×"}
     shown = frame.dropna(axis=1, how="all").set_index("technique")
     blocks.append(
@@ -229,8 +249,10 @@ def write(root: Path, given: list[str]) -> list[Path]:
         )
     )
     blocks.append(f'<p><a href="{SUMMARIES}/documents.html">Every line of the five documents</a>, with its rows.</p>')
-    more, files = _scaling_blocks(found, folder)
+    more, files = _scaling_blocks(found, folder, price)
     blocks, written = [*blocks, *more], [*written, *files]
+    for old in {*(folder / "charts").glob("*.svg")} - {*written}:  # of what there isn't any more
+        old.unlink()
     text = render_template("blocks.html.j2", "index.html", CRUMBS, title="Configurations side by side", blocks=blocks)
     check_page(text, "analysis")
     write_atomic(folder / "index.html", text)

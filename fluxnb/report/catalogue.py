@@ -17,7 +17,7 @@ from fluxnb import cache, families, stacks
 from fluxnb import techniques as switched
 from fluxnb.cache import gates, para_attn, planning, predictors
 from fluxnb.families import Family
-from fluxnb.report import write_atomic
+from fluxnb.report import html, write_atomic
 from fluxnb.technique import ANOTHER, EXACT_TERMS, EXACTNESS
 from fluxnb.techniques import libraries
 
@@ -143,6 +143,12 @@ def markdown() -> str:
 def glossary_markdown() -> str:
     """The README's glossary."""
     return "\n".join(f"- **{word}**: {said}" for word, said in glossary().items())
+
+
+def page() -> dict:
+    """The glossary as a page: the values of blocks.html.j2."""
+    terms = "".join(f"<dt>{html.inline(word)}</dt><dd>{html.inline(said)}.</dd>" for word, said in glossary().items())
+    return {"title": "Glossary", "blocks": [f"<dl>{terms}</dl>"]}
 
 
 def write(root: Path) -> bool:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
 from pathlib import Path
 
 from fluxnb import families, findings, notebooks, recipes
-from fluxnb.errors import UserError
 from fluxnb.findings import ledger
 from fluxnb.findings.recommend import Choice
 from fluxnb.findings.rows import is_baseline
-from fluxnb.measure import stats
-from fluxnb.models import pipelines
-from fluxnb.report import html, machine_of
+from fluxnb.report import asked, choosing, html, machine_of
+from fluxnb.report.choices import answers, named, soonest, takes_few
 from fluxnb.report.configurations import Configuration
 from fluxnb.report.index import line
 from fluxnb.report.ledger import entries
 from fluxnb.report.pages import WITH_PAGE, Page
-from fluxnb.report.progress import OWN_DIVISIONS, cannot_run
-from fluxnb.study.row import Row
+from fluxnb.report.progress import cannot_run
 
 CONTROLS = tuple(f.name for f in families.ALL if f.control)
 
@@ -46,31 +42,51 @@ def front(folder: Path, found: list[Configuration], reference: list[Configuratio
     }  # fmt: skip
 
 
+def site(root: Path, folder: Path, found: list[Configuration]) -> dict:
+    """The values of the template front.html.j2: the front page of the committed reference."""
+    from fluxnb.report.render import TEMPLATES
+
+    claims, shown = entries(found), choosing.gpus(found, root, folder)
+    made = asked.lines(found, shown, claims, folder)
+    for gpu in shown:
+        gpu["keys"] = [panel["key"] for panel in gpu["panels"]]
+    first = next((gpu for gpu in shown if gpu["first"]), None)
+    said = [(q, vars(a) | {"said": html.inline(a.said)}) for q, a in asked.examples(made)]
+    return {
+        "gpus": shown,
+        "floor": findings.LEVELS[choosing.BALANCED],
+        "examples": said,
+        "lines": [vars(line) | {"said": html.inline(line.said)} for line in made],
+        "unmeasured": [gpu for gpu in shown if not gpu["measured"]],
+        "own_gpu": first["name"] if first else "",
+        "goal": first["first_goal"] if first else "",
+        "ledger_sentence": html.plain(ledger.sentence(claims)),
+        "onward": onward(folder, found),
+        "reports": [_section(folder, c, False, brief=True) for c in found],
+        "sheet": (TEMPLATES / "fluxnb" / "front.css").read_text(encoding="utf-8"),
+        "script": (TEMPLATES / "fluxnb" / "front.js").read_text(encoding="utf-8"),
+    }
+
+
+def limits(found: list[Configuration]) -> dict:
+    """The values of blocks.html.j2: what isn't measured, and what can't be had, for a page of its own."""
+    items = "".join(f"<li>{html.inline(line)}</li>" for line in not_measured(found))
+    return {"title": "Limits: what these figures are not", "blocks": [f"<ul>{items}</ul>"]}
+
+
+def onward(folder: Path, found: list[Configuration]) -> list[tuple[str, str]]:
+    """(address, title) of what lies behind the front page, as far as it is there."""
+    there = [(f"Explore {c.name}", c.folder / "explorer.html") for c in found]
+    there += [("Compare GPUs", folder / "analysis" / "index.html"), ("Claims", folder / "ledger.html")]
+    there += [("Survives?", c.folder / f"{notebooks.SURVIVAL}.html") for c in found]
+    kept = [(_link(folder, path.parent, path.name), text) for text, path in there if path.is_file()]
+    always = ("changes.html", "What changed"), ("contributed/index.html", "Other people’s rows"), ("data.json", "Data")
+    return [*kept, ("glossary.html", "Glossary"), ("limits.html", "Limits"), *always]
+
+
 def headlines(found: list[Configuration]) -> list[str]:
     """What to choose on each configuration that has an answer: one sentence for each model."""
     return [f"On {c.name}: {said}" for c in found for said in _answers(c)]
-
-
-def answers(c: Configuration) -> list[list[Choice]]:
-    """For each model that was measured for it, the best row for each goal."""
-    return [found for base in findings.references(c.rows) if (found := findings.choices(c.rows, base))]
-
-
-def named(c: Configuration, few: bool = False) -> list[Choice]:
-    """The answer that recipes have the names of: that of the model of most steps, as FLUX.1-dev; [] without any.
-
-    Args:
-        few: of models of few steps without guidance instead, as FLUX.1-schnell.
-    """
-    bases = [base for base in findings.references(c.rows) if takes_few(base.model) == few]
-    return findings.choices(c.rows, bases[0]) if bases else []
-
-
-def takes_few(model: str | None) -> bool:
-    """Whether a model takes few steps without guidance; False of one that isn't here any more."""
-    with suppress(UserError):
-        return bool(model) and pipelines.describe(model).few
-    return False
 
 
 def has_recipes(c: Configuration, found: list[Choice]) -> bool:
@@ -87,15 +103,6 @@ def unanswered(c: Configuration) -> tuple[str, Page] | None:
         return None
     own = findings.divided(c.rows) if _several(c) else [r for r in c.ok if r.notebook == stem]
     return findings.no_headline(own), page
-
-
-def soonest(c: Configuration) -> Row | None:
-    """The row of one image divided over GPUs that is there first, at full size, in BF16 and without a cache.
-
-    None where no row has the rounds that a headline needs.
-    """
-    own = (r for r in findings.of(findings.divided(c.rows), *OWN_DIVISIONS) if findings.ends(r))
-    return min((r for r in own if r.n >= stats.HEADLINE), key=lambda r: r.latency_p50, default=None)
 
 
 def _several(c: Configuration) -> bool:
@@ -153,7 +160,17 @@ def not_measured(found: list[Configuration]) -> list[str]:
     return lines
 
 
-def _section(folder: Path, c: Configuration, own: bool) -> dict:
+def _section(folder: Path, c: Configuration, own: bool, brief: bool = False) -> dict:
+    facts = {
+        "name": c.name,
+        "href": _link(folder, c, "index.html"),
+        "machine": machine(c),
+        "rows": len(c.ok),
+        "pages": len(c.pages),
+        "done": sum(p.status == "ok" for p in c.pages),
+    }
+    if brief:
+        return facts
     chart, blocks = frontier(c), []
     if (missing := unanswered(c)) is not None:
         said, page = missing
@@ -165,15 +182,9 @@ def _section(folder: Path, c: Configuration, own: bool) -> dict:
     for report in reports:
         there = report["href"] and (c.folder / report["href"]).is_file()
         report["href"] = _link(folder, c, report["href"]) if there else None
-    return {
-        "name": c.name,
-        "href": _link(folder, c, "index.html"),
+    return facts | {
         "explorer": _link(folder, c, "explorer.html") if (c.folder / "explorer.html").is_file() else None,
         "progress": _link(folder, c, "progress.md") if (c.folder / "progress.md").is_file() else None,
-        "machine": machine(c),
-        "rows": len(c.ok),
-        "pages": len(c.pages),
-        "done": sum(p.status == "ok" for p in c.pages),
         "blocks": [*blocks, *([chart] if chart is not None else [])],
         "reports": reports,
     }
@@ -215,5 +226,6 @@ def machine(c: Configuration) -> str:
     return machine_of(c.run)
 
 
-def _link(folder: Path, c: Configuration, name: str) -> str:
-    return Path(os.path.relpath(c.folder / name, folder)).as_posix()
+def _link(folder: Path, c: Configuration | Path, name: str) -> str:
+    own = c if isinstance(c, Path) else c.folder
+    return Path(os.path.relpath(own / name, folder)).as_posix()

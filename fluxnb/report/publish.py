@@ -30,6 +30,7 @@ from fluxnb.report import (
 from fluxnb.report.pages import Page, read, remember, write_remembered
 
 INDEX, EXPLORER, LEDGER, PROGRESS = "index.html", "explorer.html", "ledger.html", "progress.md"
+GLOSSARY, LIMITS = "glossary.html", "limits.html"
 STAMP = ".published"  # in build/<gpu>/: a digest of what the pages were made from
 
 
@@ -286,8 +287,8 @@ def _rows(place: Place) -> list:
 
 
 def front(root: Path, own: bool = False) -> list[Path]:
-    """The front page of the committed reference and its ledger, or the front page of a user's own runs."""
-    from fluxnb.report import contributed, ledger
+    """The front page of the committed reference and what lies beside it, or the front page of a user's own runs."""
+    from fluxnb.report import catalogue, contributed, ledger
     from fluxnb.report import front as contents
     from fluxnb.report.audit import check_page
     from fluxnb.report.configurations import configurations
@@ -297,13 +298,19 @@ def front(root: Path, own: bool = False) -> list[Path]:
     if not found and not own:
         return []
     crumbs = [(INDEX, "fluxnb, own runs" if own else "fluxnb"), (f"../{LEDGER}" if own else LEDGER, "Ledger of claims")]
-    pages = {INDEX: ("site.html.j2", contents.front(folder, found, configurations(root) if own else None))}
-    if not own:
+    if own:
+        pages = {INDEX: ("site.html.j2", contents.front(folder, found, configurations(root)))}
+    else:
         others = {"reproductions": contributed.sentence(folder, found)}
-        pages = {INDEX: (pages[INDEX][0], pages[INDEX][1] | others)}
-        pages[LEDGER] = ("ledger.html.j2", ledger.page(found) | others)
+        pages = {
+            INDEX: ("front.html.j2", contents.site(root, folder, found) | others),
+            LEDGER: ("ledger.html.j2", ledger.page(found) | others),
+            GLOSSARY: ("blocks.html.j2", catalogue.page()),
+            LIMITS: ("blocks.html.j2", contents.limits(found)),
+        }
     for name, (template, values) in pages.items():
-        text = render_template(template, name, crumbs, **values)
+        here = [(name, values["title"])] if "title" in values else []
+        text = render_template(template, name, [*crumbs, *here], **values)
         check_page(text, name)
         write_changed(folder / name, text)
     return [folder / name for name in pages]

@@ -9,9 +9,9 @@ from fluxnb import findings, notebooks, params, recipes
 from fluxnb.findings.recommend import GOALS, Choice, quality_words, speed_words
 from fluxnb.findings.rows import is_baseline
 from fluxnb.models import pipelines
-from fluxnb.report import write_changed
+from fluxnb.report import machine_of, write_changed
+from fluxnb.report.choices import named, takes_few
 from fluxnb.report.configurations import Configuration, configurations
-from fluxnb.report.front import machine, named, takes_few
 
 _STAND_FOR = {
     "flux-dev-random": "black-forest-labs/FLUX.1-dev",
@@ -59,7 +59,7 @@ def recipe(c: Configuration, choice: Choice) -> dict:
         "height": row.height,
         "tokens": model.tokens,
         "dtype": row.setting("dtype"),
-        "machine": machine(c),
+        "machine": machine_of(c.run),
         "cuda": bool((c.run.get("machine") or {}).get("gpus")),
         "speedup": round(row.speedup, 4),
         "interval": [round(end, 4) for end in findings.ends(row)],
