@@ -969,3 +969,10 @@ def test_no_page_says_where_an_environment_is(tmp_path, monkeypatch):
     said += "/home/me/.venv/lib/python3.11/site-packages/other/a.py:7: b"
     cleaned = _clean_text(said, tmp_path)
     assert cleaned == "notebooks/x.py and /opt/some where/else site-packages/other/a.py:7: b"
+
+
+def test_importing_what_executes_notebooks_compiles_no_grammars():
+    """Those of IRIs: jsonschema would make them in a second of every run."""
+    program = "import sys; from fluxnb.report import kernel; kernel._import_papermill(); print('lark' in sys.modules)"
+    here = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", program], cwd=here, capture_output=True).stdout == b"False\n"

@@ -894,6 +894,7 @@ def test_comments_and_docstrings_are_not_what_techniques_do(tmp_path, monkeypatc
         (folder / "own.py").write_text(own)
         (folder / "other.py").write_text(other)
         code.digest.cache_clear()
+        code._read.cache_clear()
         return code.digest(("fluxnb.techniques.own",))
 
     body = "from fluxnb.techniques import other\n\ndef f(x):\n    {}return x + 1\n"

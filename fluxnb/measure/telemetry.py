@@ -118,12 +118,12 @@ def commit(root: Path | None = None) -> str | None:
     return found and found[:10] + "+" * bool(dirty)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python, of fluxnb and of those of `PACKAGES` that are installed."""
+def versions(packages=PACKAGES) -> dict[str, str]:
+    """Versions of Python, of fluxnb and of those of `packages` that are installed."""
     if run := replayed():
         return run["versions"]
     found = {"python": platform.python_version(), "fluxnb": __version__}
-    for package in PACKAGES:
+    for package in packages:
         with suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found
@@ -131,7 +131,7 @@ def versions() -> dict[str, str]:
 
 def versions_short() -> str:
     """The versions that a measurement depends on most, such as "torch 2.13.0 diffusers 0.42.1"."""
-    found = versions()
+    found = versions(("torch", "diffusers"))
     return " ".join(f"{p} {found[p]}" for p in ("torch", "diffusers") if p in found)
 
 

@@ -127,7 +127,7 @@ def check_complete(network, folder: Path | str) -> None:
     lacking, extra = [name for name, tensor in own.items() if tensor.is_meta], []
     found = _names(Path(folder))
     if not lacking and found:
-        there = {name for name, ends in _ends(own).items() if ends & found} | {n for n in own if n in _endings(found)}
+        there = {name for name, ends in _ends(own).items() if ends & found} | (_endings(found) & set(own))
         held = {own[name].data_ptr() for name in there}  # some share a tensor, which is saved once
         lacking = [name for name in own if name not in there and own[name].data_ptr() not in held]
         if not getattr(network.config, "quantization_config", None):

@@ -24,6 +24,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,17 @@ from fluxnb.scrub import scrub, scrub_file
 PAGES = "pages.json"  # what the indexes say of each page
 RUN = "run.json"  # the provenance of the last run, and how each notebook went
 TABLE = "results.csv"
+
+
+def import_jsonschema() -> None:
+    """Imports what Jupyter's libraries check notebooks with, less the grammars of IRIs, which take a second to make."""
+    name = "rfc3987_syntax"
+    if lacking := name not in sys.modules:
+        sys.modules[name] = None  # type: ignore[assignment]  # it can't be imported, and jsonschema goes without
+    with suppress(ImportError):  # nor is nbformat here then, whose import says so
+        import jsonschema  # noqa: F401
+    if lacking:
+        del sys.modules[name]
 
 
 @dataclass(frozen=True)

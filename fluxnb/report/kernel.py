@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fluxnb import leftovers
-from fluxnb.report import read_json
+from fluxnb.report import import_jsonschema, read_json
 from fluxnb.report.zygote import FLAGS, Zygote
 from fluxnb.scrub import scrub, scrub_file
 
@@ -84,6 +84,7 @@ def _import_papermill():
         spec = importlib.util.spec_from_file_location("entrypoints", str(file))
         sys.modules["entrypoints"] = module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+    import_jsonschema()
     import papermill
     from papermill.iorw import LocalHandler, papermill_io
 

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from fluxnb.measure import telemetry
+from fluxnb.report import import_jsonschema
 from fluxnb.report.audit import MAX_PAGE_MB, check_page
 from fluxnb.report.clean import clean
 from fluxnb.report.html import inline, provenance_html
@@ -50,6 +51,7 @@ def page_html(
 
     Raises UserError for an image without a description, something loaded from elsewhere, or a page over the limit.
     """
+    import_jsonschema()
     import nbformat
 
     content = nbformat.read(page.notebook, as_version=4)

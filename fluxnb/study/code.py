@@ -23,12 +23,18 @@ def digest(modules: tuple[str, ...]) -> str | None:
             continue
         if (file := _file(name)) is None:
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        seen[name] = ast.dump(_without_docstrings(tree))
-        waiting += _imported(tree)
+        seen[name], imported = _read(file)
+        waiting += imported
     if not seen:
         return None
     return hashlib.sha256("\n".join(seen[name] for name in sorted(seen)).encode()).hexdigest()[:10]
+
+
+@functools.cache
+def _read(file: Path) -> tuple[str, list[str]]:
+    """What a module does and the modules that it imports; kept, as most techniques share theirs."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return ast.dump(_without_docstrings(tree)), _imported(tree)
 
 
 def _imported(tree: ast.AST) -> list[str]:
