@@ -192,9 +192,7 @@ os._exit(0)
 """
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     seconds, words, shown = said.stdout.strip().split("|")
-    assert float(seconds) < 7, (
-        said.stderr
-    )  # of a processor; kernel and browser take a few more
+    assert float(seconds) < 7, said.stderr  # of a processor; kernel and browser take a few more
     assert words.startswith("loading embedded, ") and shown == "True"
 
 
