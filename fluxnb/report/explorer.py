@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
@@ -23,6 +24,7 @@ from fluxnb.report.render import TEMPLATES, render_template
 from fluxnb.report.series import OTHERS, dial, lines
 from fluxnb.study import kept
 from fluxnb.study.kept import Kept
+from fluxnb.study.results import canonical
 from fluxnb.study.row import Row
 from fluxnb.study.subject import Input
 
@@ -159,7 +161,11 @@ def collect(
         own, first = kept.digest(row), baselines.get(row.baseline)
         timed = row.ok and row.speedup and row.batch == 1 and row.family != families.BASELINE.name
         if timed and first and figures.has(own) and figures.has(first):
-            found.setdefault((row.model, row.use_case), {})[own] = (row, own, first)  # the newest of a setting
+            of_case = found.setdefault((row.model, row.use_case), {})
+            setting = kept.key_of(row.as_dict() | {"settings": {**row.settings, "inputs": None}}, None)
+            before_it = of_case.get(key := canonical(setting))
+            if before_it is None or (row.images or 0) >= (before_it[0].images or 0):  # the best judged, then the newest
+                of_case[key] = (row, own, first)
     several = len({model for model, _ in found}) > 1
     cases = [
         {
@@ -179,12 +185,14 @@ def on_a_slider(family: Family) -> bool:
 
 def _case(settings: list[tuple[Row, str, str]], figures: _Figures, most: int) -> dict:
     """One use case: its inputs, and a slider for each method."""
-    inputs: list[Input] = []
+    sliders = [s for s in settings if on_a_slider(families.named(s[0].family))] or settings
+    made_of = Counter(
+        given for _, own, first in sliders for given in figures.inputs(first) if given in figures.inputs(own)
+    )
+    inputs = [given for given, _ in made_of.most_common(most)]  # what most settings can be compared on
     points, shown = {}, []
-    for row, own, first in sorted(settings, key=lambda s: not on_a_slider(families.named(s[0].family))):
-        few = most if on_a_slider(families.named(row.family)) else min(most, INPUTS_BESIDE)
-        new = [given for given in figures.inputs(first) if given not in inputs]
-        inputs += new[: max(0, most - len(inputs))] if not inputs or few == most else []
+    for row, own, first in settings:
+        few = most if on_a_slider(families.named(row.family)) else INPUTS_BESIDE
         if images := _images(row, own, first, inputs[:few], figures):
             points[row.id] = _point(row) | {"images": images}
             shown.append(row)

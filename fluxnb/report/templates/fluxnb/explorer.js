@@ -251,11 +251,11 @@
     const points = one.methods.flatMap((method, m) => method.points.map((point, s) => ({ point, method, m, s })));
     const { point: own, shown } = current();
     const finite = [...points.map((p) => p.point.psnr), shown?.psnr].filter((v) => typeof v === "number");
-    const [low, high] = [Math.min(...finite, 20) - 1, Math.max(...finite, 40) + 4];
+    const [low, high] = [Math.min(...finite, 20) - 1, Math.min(Math.max(...finite, 40), 60) + 4];
     const speeds = points.map((p) => p.point.speedup);
     const [least, most] = [Math.min(...speeds, 0.8), Math.max(...speeds, 1.5) * 1.05];
     const x = (v) => left + ((right - left) * (v - least)) / (most - least);
-    const y = (v) => (typeof v === "number" ? bottom - ((bottom - top) * (v - low)) / (high - low) : top);
+    const y = (v) => (typeof v === "number" ? bottom - ((bottom - top) * (Math.min(v, high) - low)) / (high - low) : top);
     const ground = svg("g", { "aria-hidden": "true" });
     for (let tick = Math.ceil(2 * least) / 2; tick <= most; tick += most > 4 ? 1 : 0.5) {
       ground.append(svg("line", { x1: x(tick), x2: x(tick), y1: top, y2: bottom, class: "rule" }));
@@ -265,7 +265,7 @@
       ground.append(svg("line", { x1: left, x2: right, y1: y(tick), y2: y(tick), class: "rule" }));
       ground.append(svg("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick));
     }
-    ground.append(svg("text", { x: right, y: bottom + 36, "text-anchor": "end" }, "speedup; up: PSNR in dB, identical at the top"));
+    ground.append(svg("text", { x: right, y: bottom + 36, "text-anchor": "end" }, "speedup; up: PSNR in dB, identical or over 64 at the top"));
     for (const [name, floor] of Object.entries(floors)) {
       ground.append(svg("line", { x1: left, x2: right, y1: y(floor), y2: y(floor), class: "floor" }));
       ground.append(svg("text", { x: right, y: y(floor) - 4, "text-anchor": "end" }, name));
