@@ -142,9 +142,7 @@ PLACES = ("fluxnb.families", "fluxnb.stacks", "fluxnb.notebooks", "fluxnb.techni
 # Words that are a name of something as well, and where they are written as what else they are.
 WORDS = {
     "all": {"report.analysis", "report.console"},  # pandas' how; a word
-    "baseline": {
-        "explore", "explore.made", "report.explorer", "report.grids", "report.rows", "study.comparison", "study.spreading",
-    },
+    "baseline": {"explore", "report.explorer", "report.grids", "report.rows", "study.comparison", "study.spreading"},
     "blocks": {"report.front"},  # of a page
     "bytes": {"findings.rows", "measure.ceilings"},  # how many are moved, in settings
     "compiled": {"params.schema", "study.comparison"},  # a parameter; a folder; what is in a proof
