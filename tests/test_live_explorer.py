@@ -1,7 +1,6 @@
 """`make explore` in a real browser: JupyterLab, the notebook, a threshold dragged, an image made, a run stopped."""
 
 import asyncio
-import base64
 import json
 import os
 import shutil
@@ -121,9 +120,6 @@ def driven(lab):
         seen["boxes"] = await tab.value(
             f"{shown}.map((i) => [i.getBoundingClientRect().x, i.getBoundingClientRect().y])"
         )
-        if path := os.environ.get("FLUXNB_SHOT"):
-            made = await tab.call("Page.captureScreenshot", format="png")
-            Path(path).write_bytes(base64.b64decode(made["data"]))
 
         await drag(tab, ".noUi-handle", 80)
         readout = "document.querySelector('.widget-readout').textContent"

@@ -176,15 +176,17 @@ class Explorer:
         self.steps = w.IntSlider(value=self.full, min=2, max=50, description="Steps", layout=_wide(), style=style)
         self.run = w.Button(description="Run", button_style="primary", icon="play")
         self.stop = w.Button(description="Stop", icon="stop", disabled=True)
-        self.keep = w.Button(description="Keep", icon="bookmark", disabled=True)
-        self.export = w.Button(description="Export", icon="download", disabled=True)
+        self.keep = w.Button(description="Keep", disabled=True)
+        self.export = w.Button(description="Export", disabled=True)
         self.bar = w.IntProgress(value=0, min=0, max=self.full, layout=w.Layout(width="100%"))
         self.said = w.HTML()
         self.predicted = w.HTML()
         nothing = png(Image.new("RGB", (self.model.width, self.model.height), (128, 128, 128)))
 
         def picture():
-            return w.Image(value=nothing, format="png", layout=w.Layout(width="100%", max_width="256px", height="auto"))
+            return w.Image(
+                value=nothing, format="png", layout=w.Layout(width="100%", max_width="256px", height="auto", margin="0")
+            )
 
         self.start_from = picture()
         self.pairs = [(picture(), picture()) for _ in range(MOST_IMAGES)]  # baseline, setting
@@ -204,7 +206,9 @@ class Explorer:
             for names, pair in zip(named, self.pairs, strict=True)
         ]
         self.lines[0].children = (*self.lines[0].children, self.beginning)
-        pictures = w.VBox([self.said, self.bar, *self.lines], layout=w.Layout(flex="1 1 0", min_width="0"))
+        pictures = w.VBox(
+            [self.said, self.bar, *self.lines], layout=w.Layout(flex="1 1 0", min_width="0", overflow="hidden")
+        )
         self.box = w.VBox(
             [w.HBox([w.VBox([*controls, buttons], layout=w.Layout(flex="0 0 auto")), pictures]), self.shelf]
         )
@@ -463,7 +467,7 @@ def _column(children: list):
     """Widgets below each other in a column that shares a line with others."""
     w = need("ipywidgets", "The live explorer")
 
-    return w.VBox(children, layout=w.Layout(flex="1 1 0", min_width="0", max_width="264px"))
+    return w.VBox(children, layout=w.Layout(flex="1 1 0", min_width="0", max_width="264px", overflow="hidden"))
 
 
 def _wide():
