@@ -1,7 +1,9 @@
 """explorer.html: what it is made of, from rows and kept images made here, and how it follows what is done to it."""
 
 import asyncio
+import base64
 import importlib.util
+import io
 import json
 import re
 import shutil
@@ -49,7 +51,7 @@ CACHED = [
 FEWER = row(families.FEWER_STEPS, "3 steps", 3, 1.9, steps=3)
 WARM = row(families.FIRST_BLOCK, "FBCache 0.5, 2 steps computed", 3, 1.7, threshold=0.5, warm_up=2)
 RULE = row(families.COMBINED, "TeaCache 0.1 then FBCache 0.1", 3, 1.6, rule="Cascade")
-OTHER = row(families.QUANTIZATION, "INT8", 6, 1.1, quantization="int8")
+OTHER = row(families.QUANTIZATION, "INT8", 6, 1.1, quantization="torchao int8")
 ROWS = [BASE, *CACHED, WARM, RULE, FEWER, OTHER]
 
 
@@ -77,11 +79,11 @@ def test_the_explorer_holds_every_measured_setting_and_its_image(images):
     assert case["name"] == "txt2img" and case["inputs"] == INPUTS
     methods = {m["name"]: m for m in case["methods"]}
     assert list(methods) == [
-        "First Block Cache", "First Block Cache, other settings", "combined cache", "fewer steps",
+        "First Block Cache", "First Block Cache, other settings", "combined cache", "fewer steps", "quantization",
     ]  # fmt: skip
     points = methods["First Block Cache"]["points"]
     assert [p["mark"] for p in points] == ["0", "0.1", "0.5"] and [p["dial"] for p in points] == [0, 0.1, 0.5]
-    assert [m["joined"] for m in methods.values()] == [True, False, False, True]
+    assert [m["joined"] for m in methods.values()] == [True, False, False, True, False]
     free, last = points[0], points[-1]
     assert free["images"][0]["psnr"] is None and free["images"][0]["mask"] == "111111"
     assert free["images"][0]["flip"] == 0 < last["images"][0]["flip"] < 1
@@ -89,7 +91,12 @@ def test_the_explorer_holds_every_measured_setting_and_its_image(images):
     assert last["psnr"] == 24.7  # of the worst image, as floors are
     assert last["images"][0]["psnr"] > 20 and "0" in last["images"][0]["mask"]
     assert len(last["images"][0]["indicator"]) == STEPS and last["id"] == "FBCache-0.5"
-    assert len(figures) == 2 * (len(ROWS) - 1)  # what is on no slider isn't on the page
+    assert (
+        len(figures) == 2 * (len(ROWS) - 1) + explorer.INPUTS_BESIDE
+        and methods["quantization"]["points"][0]["label"] == "INT8"
+    )
+    assert "Cache(FirstBlock(0.5))" in last["how"] and "python -m fluxnb rows FBCache-0.5" in last["how"]
+    assert "TorchAO('int8')" in methods["quantization"]["points"][0]["how"]
     assert {f["alt"] for f in figures} >= {"a cat, seed 0: baseline", "a cat, seed 0: FBCache 0.1"}
 
 
@@ -190,6 +197,11 @@ def test_what_a_study_kept_is_found_by_its_rows_and_can_be_shown(tmp_path, monke
 STATE = """(() => ({
   readout: document.getElementById("readout").textContent,
   labels: [...document.querySelectorAll("#labels li")].map((item) => item.textContent),
+  own: document.getElementById("own").textContent,
+  how: document.getElementById("how").textContent,
+  legend: [...document.querySelectorAll("#legend button")].map((b) => b.textContent),
+  every: [...document.querySelectorAll("#every button")].filter((b) => b.offsetParent).map((b) => b.textContent),
+  gone: document.getElementById("gone").textContent,
   image: document.getElementById("image").src.length + document.getElementById("image").src.slice(-99),
   heat: document.getElementById("heat").src.slice(-99),
   apart: document.getElementById("apart").textContent,
@@ -217,11 +229,21 @@ async def drag(tab, selector, share):
         await tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
 
-async def accessibility(tab):
+async def turn(tab, control, value, event):
+    at = f"document.getElementById('{control}')"
+    await tab.value(f"{at}.value = '{value}'")
+    await tab.value(f"{at}.dispatchEvent(new Event('{event}'))")
+
+
+AT_3_STEPS = "[...document.querySelectorAll('#frontier .point')].find((p) => p.textContent.startsWith('3 steps'))"
+
+
+async def accessibility(tab, scheme="light"):
     """What axe-core (Deque), which axe-core-python brings along, finds in the page; no network."""
     axe = Path(importlib.util.find_spec("axe_core_python").origin).with_name("axe.min.js").read_text(encoding="utf-8")
+    await tab.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     await tab.call("Runtime.evaluate", expression=axe)
-    await tab.value("void axe.run().then((r) => { window.found = r; })")
+    await tab.value("window.found = null; void axe.run().then((r) => { window.found = r; })")
     for _ in range(300):
         if await tab.value("Boolean(window.found)"):
             break
@@ -240,6 +262,8 @@ def driven(page):
         tab, seen = Tab(await websocket_connect(address, max_message_size=2**28)), {}
         for domain in ("Page", "Network", "Runtime", "Log"):
             await tab.call(f"{domain}.enable")
+        size = {"width": 1280, "height": 1400, "deviceScaleFactor": 1, "mobile": False}
+        await tab.call("Emulation.setDeviceMetricsOverride", **size)  # all that is pressed is in sight
         await tab.open(page.as_uri())
         seen["complaints"], seen["requests"] = tab.complaints(), tab.requests()
         seen["start"] = await tab.value(STATE)
@@ -247,22 +271,59 @@ def driven(page):
         await key(tab, "ArrowRight", 39)
         seen["key"] = await tab.value(STATE)
         await drag(tab, "#setting", 0.0)
+        for _ in range(50):
+            if await tab.value("document.getElementById('setting').value === '0'"):
+                break
+            await asyncio.sleep(0.1)
         seen["mouse"] = await tab.value(STATE)
-        await tab.value("document.querySelector('#frontier circle:last-of-type').dispatchEvent(new Event('click'))")
+        await tab.value(f"{AT_3_STEPS}.dispatchEvent(new Event('click'))")
         seen["frontier"] = await tab.value(STATE)
+        await tab.value("document.querySelector('#frontier [aria-checked=true]').focus()")
+        await key(tab, "ArrowLeft", 37)
+        seen["chart key"] = await tab.value(STATE)
+        seen["focus"] = await tab.value("document.activeElement.getAttribute('aria-label')")
+        await tab.value("document.querySelector('[value=grid]').click()")
+        seen["every"] = await tab.value(STATE)
+        await tab.value("document.querySelectorAll('#every button')[2].click()")
+        seen["of every"] = await tab.value(STATE)
+        await tab.value("document.querySelector('[value=beside]').click()")
+        await tab.value("document.getElementById('swap').click()")
+        await tab.value(f"{AT_3_STEPS}.dispatchEvent(new Event('click'))")
+        await asyncio.sleep(0.5)
+        seen["against"] = await tab.value(STATE)
+        await tab.value(
+            "HTMLAnchorElement.prototype.click = function () { window.saved = [this.download, this.href]; }"
+        )
+        await tab.value("document.getElementById('export').click()")
+        for _ in range(50):
+            if await tab.value("Boolean(window.saved)"):
+                break
+            await asyncio.sleep(0.1)
+        seen["saved"] = await tab.value("window.saved")
+        await turn(tab, "zoom", "4", "input")
+        await tab.value("document.querySelector('.stage').focus()")
+        await key(tab, "ArrowRight", 39)
+        moved = "document.querySelector('.stage').style.getPropertyValue('--x')"
+        seen["zoom"] = await tab.value(f"getComputedStyle(document.getElementById('image')).transform + {moved}")
+        await turn(tab, "against", "", "change")
         for view in ("wipe", "blink"):
             await tab.value(f"document.querySelector('[value={view}]').click()")
             seen[view] = await tab.value(STATE)
-        await tab.value("document.getElementById('input').value='1'")
-        await tab.value("document.getElementById('input').dispatchEvent(new Event('change'))")
+        await turn(tab, "input", "1", "change")
         seen["input"] = await tab.value(STATE)
         address_kept = seen["input"]["hash"]
         await tab.open("about:blank")
         await tab.open(page.as_uri() + address_kept)
         seen["again"] = await tab.value(STATE)
         await tab.open("about:blank")
-        await tab.open(page.as_uri() + "#row=gone&i=99&v=upside-down")
+        await tab.open(page.as_uri() + "#row=gone&i=99&view=upside-down")
         seen["strange"] = await tab.value(STATE)
+        await tab.open("about:blank")
+        await tab.open(
+            page.as_uri() + "#row=of-an-earlier-run&case=txt2img&set=3+steps&prompt=a+cat&seed=0&with=FBCache+0.1"
+        )
+        seen["measured anew"] = await tab.value(STATE)
+        seen["dark axe"] = await accessibility(tab, "dark")
         seen["late complaints"] = tab.complaints()
         seen["axe"] = await accessibility(tab)
         return seen
@@ -281,22 +342,28 @@ def test_the_explorer_starts_in_the_middle_and_needs_nothing(driven, page):
 
 def test_the_keyboard_moves_the_slider_and_everything_follows(driven):
     before, after = driven["start"], driven["key"]
-    assert after["readout"].startswith("FBCache 0.5: ") and " dB" in after["readout"]
+    assert after["readout"].startswith("FBCache 0.5: ") and " dB" in after["own"]
     assert after["image"] != before["image"]
     assert after["trace"] > before["trace"]
-    assert after["chosen"].startswith("FBCache 0.5") and after["hash"] == "#row=FBCache-0.5&i=0&v=beside"
+    assert after["chosen"].startswith("FBCache 0.5") and after["hash"].startswith(
+        "#row=FBCache-0.5&case=txt2img&set=FBCache+0.5&prompt=a+red+apple"
+    )
 
 
 def test_the_heat_map_and_the_figures_of_all_images_follow_the_slider(driven):
     assert driven["key"]["heat"] != driven["start"]["heat"] != driven["mouse"]["heat"]
     assert driven["mouse"]["apart"].startswith("FLIP 0.000") and not driven["key"]["apart"].startswith("FLIP 0.000")
     assert driven["start"]["quality"] == (
-        "Of 16 images: PSNR 30.0 dB (worst 24.7 dB), ST-LPIPS 0.010 (worst 0.020), adherence 95% (worst 50%)"
+        "All 16 images: PSNR mean 30.0 dB, worst 24.7 dB; ST-LPIPS mean 0.010, worst 0.020; "
+        "adherence mean 95%, worst 50%"
     )
 
 
 def test_the_mouse_moves_the_slider(driven):
-    assert driven["mouse"]["readout"].startswith("FBCache 0: ") and "identical" in driven["mouse"]["readout"]
+    assert (
+        driven["mouse"]["readout"].startswith("FBCache 0: ")
+        and driven["mouse"]["own"] == "This image against the baseline: identical"
+    )
     assert driven["mouse"]["trace"] == 0
 
 
@@ -310,9 +377,78 @@ def test_views_and_prompts_change_and_the_address_keeps_them(driven):
     assert driven["again"] == driven["input"]
 
 
-def test_an_address_of_a_row_that_is_gone_shows_the_beginning(driven):
+def test_an_address_of_a_row_that_is_gone_shows_the_beginning_and_says_so(driven):
     assert driven["strange"]["readout"].startswith("FBCache 0.1: ") and driven["strange"]["view"] == "beside"
+    assert driven["strange"]["gone"] == "Row gone isn't among the settings of this page any more: here is another."
+
+
+def test_an_address_outlives_its_row_where_the_setting_was_measured_anew(driven):
+    anew = driven["measured anew"]
+    assert anew["readout"].startswith("3 steps: ") and anew["gone"] == "" and "&prompt=a+cat&" in anew["hash"]
+    assert "between both" in anew["apart"] or anew["apart"] == ""
+
+
+def test_the_chart_has_a_legend_and_answers_to_the_keyboard(driven):
+    assert driven["start"]["legend"] == ["First Block Cache", "fewer steps"]
+    assert driven["chart key"]["readout"].startswith("FBCache 0.1: ")  # the next slower
+    assert driven["focus"].startswith("FBCache 0.1: ")
+
+
+def test_all_settings_of_a_method_are_seen_at_once_and_one_is_chosen_there(driven):
+    assert [words.split(":")[0] for words in driven["every"]["every"]] == [
+        "baseline", "FBCache 0", "FBCache 0.1", "FBCache 0.5",
+    ]  # fmt: skip
+    assert " dB" in driven["every"]["every"][3] and "×" in driven["every"]["every"][3]
+    assert driven["of every"]["readout"].startswith("FBCache 0.1: ") and driven["start"]["every"] == []
+
+
+def test_any_two_settings_are_compared(driven):
+    against = driven["against"]
+    assert "with=FBCache+0.1" in against["hash"] and against["readout"].startswith("3 steps: ")
+    assert " dB between both" in against["apart"] and against["heat"] != driven["frontier"]["heat"]
+
+
+def test_what_is_seen_is_saved_as_a_picture(driven):
+    name, address = driven["saved"]
+    assert name == "3-steps.png"
+    with Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))) as picture:
+        assert picture.width > 1000 and len(picture.convert("L").getcolors()) > 5
+
+
+def test_images_are_enlarged_and_moved_by_the_keyboard(driven):
+    assert driven["zoom"].startswith("matrix(4") and driven["zoom"].endswith("60%")
+
+
+def test_the_page_says_how_to_make_a_setting(driven):
+    assert "Cache(FirstBlock(0.5))" in driven["key"]["how"] and "fluxnb rows FBCache-0.5" in driven["key"]["how"]
+    assert "num_inference_steps=3" in driven["frontier"]["how"]
 
 
 def test_axe_finds_nothing_serious_in_the_explorer(driven):
-    assert [v for v in driven["axe"] if v[0] in ("serious", "critical")] == []
+    for scheme in ("axe", "dark axe"):
+        assert [v for v in driven[scheme] if v[0] in ("serious", "critical")] == []
+
+
+# --- a page carries its images on ---
+
+
+def test_a_page_is_made_again_without_the_kept_images_and_new_rows_join_it(images, page):
+    rows = [BASE, *CACHED, FEWER]
+    before = explorer.earlier([page.read_text(encoding="utf-8")], rows)
+    again = explorer.explorer_html("smoke", rows, [], [], before)
+    assert again == page.read_text(encoding="utf-8")
+    anew = replace(CACHED[1], id="anew", host="another", speedup=1.5)
+    (case,) = explorer.collect([*rows, anew], [], before)[0]["cases"]
+    assert [p["id"] for p in case["methods"][0]["points"]] == ["FBCache-0", "anew", "FBCache-0.5"]
+    joined = explorer.collect([*rows, RULE], [k for k in images if k.label in ("6 steps", RULE.label)], before)[0]
+    assert "combined cache" in [m["name"] for m in joined["cases"][0]["methods"]]
+
+
+def test_a_page_whose_rows_are_gone_or_that_is_none_carries_nothing(page):
+    assert explorer.earlier([page.read_text(encoding="utf-8"), "<p>", ""], []).images == {}
+
+
+def test_a_page_has_as_few_prompts_as_fit(images, monkeypatch):
+    monkeypatch.setattr(explorer, "ROOM", 1)
+    text = explorer.explorer_html("smoke", ROWS, images, [])
+    assert text.count("<h3>") == 1

@@ -90,6 +90,7 @@ def site(root: Path) -> Path:
         place = Place(found.name, 1, root, root / "build" / found.name / "reference", found.folder, own=False)
         _mark_earlier(place, found.pages)
         _lead_to_what_is_there(place, found.pages)
+        _write_explorer(place)
         _write_index(place, found.pages)
         _write_progress(place, found.pages)
     readme.write(root)
@@ -142,9 +143,10 @@ def to_reference(chosen, root: Path) -> Path:
     theirs.reports.mkdir(parents=True, exist_ok=True)
     Results(theirs.table).merge(mine.table)
     kept = read_json(mine.reports / PAGES)
-    for name in (*(f"{stem}.html" for stem in kept), EXPLORER, RUN):
+    for name in (*(f"{stem}.html" for stem in kept), RUN):
         if (mine.reports / name).is_file():
             copy(mine.reports / name, theirs.reports / name)
+    _write_explorer(theirs, mine.reports / EXPLORER)
     write_remembered(read_json(theirs.reports / PAGES) | kept, theirs)
     durations.merge(mine.reports, theirs.reports)
     history.keep(root / "reports", configurations(root))
@@ -253,16 +255,18 @@ def _write_index(place: Place, found: list[Page]) -> Path:
     return place.reports / INDEX
 
 
-def _write_explorer(place: Place) -> None:
-    """explorer.html; an older one stays where the images aren't here to make it again."""
+def _write_explorer(place: Place, *others: Path) -> None:
+    """explorer.html: images that aren't here any more are those of other explorers, or of the one that is there."""
     from fluxnb.report.audit import check_page
-    from fluxnb.report.explorer import explorer_html
+    from fluxnb.report.explorer import earlier, explorer_html
     from fluxnb.study import kept
     from fluxnb.study.results import Results
 
-    rows = [r for r in Results(place.table).rows() if r.ok] if place.table.is_file() else []
+    rows = Results(place.table).rows() if place.table.is_file() else []
+    pages = [path for path in (*others, place.reports / EXPLORER) if path.is_file()]
+    before = earlier([path.read_text(encoding="utf-8") for path in pages], rows)
     crumbs = [(INDEX, f"fluxnb {place.title}"), (EXPLORER, "Explorer")]
-    text = explorer_html(place.title, rows, kept.every(place.images), crumbs)
+    text = explorer_html(place.title, [r for r in rows if r.ok], kept.every(place.images), crumbs, before)
     if text is not None:
         check_page(text, EXPLORER)
         write_changed(place.reports / EXPLORER, text)
