@@ -137,7 +137,7 @@ def test_what_steps_are_exact_combinations_of_costs_nothing_to_leave_out():
 
 
 def test_the_search_is_as_good_as_all_masks_of_a_small_image(loaded):
-    uncached = planning._Uncached.of(loaded, INPUTS, STEPS)
+    uncached = planning._Trajectories.of(loaded, INPUTS, STEPS)
     gram = planning.Gram(planning._grams(uncached, loaded.pipe.transformer))
     for computed in (2, 3, 5):
         assert gram.db(gram.mask(computed)) == pytest.approx(max(map(gram.db, every(computed, STEPS))))
