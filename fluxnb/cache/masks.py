@@ -13,8 +13,6 @@ import numpy as np
 
 from fluxnb.errors import UserError
 
-BUDCACHE, DPCACHE = "BudCache", "DPCache"  # methods whose masks are searched on a model
-
 
 def spectrum(steps: int, alpha: float = 0.75, warm_up: int = 5, interval: float = 2.0) -> str:
     """Computes the first steps, then ever fewer: the interval grows by `alpha` each time. Source: Spectrum, 2026.

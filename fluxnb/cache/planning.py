@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fluxnb import families
 from fluxnb import notebooks as nb
 from fluxnb.cache import masks
 from fluxnb.cache.engine import Cache
@@ -38,6 +39,7 @@ from fluxnb.technique import applied
 FILE = "plans.json"
 PROMPTS, FEW = 24, 4  # that the plans of a model of the study's are made from, and of one of yours, which may be large
 BUDGETS = (14, 12, 10, 8, 6)  # of 28
+MADE: dict[str, Callable[[], Path]] = {}  # models without a plan beside their weights, and what makes the file of one
 REACH = 4  # so many computed steps a reused one is made of
 RIDGE = 1e-4  # of the normal equations' mean diagonal, towards what the last computed step added
 # How much more an error of the first step counts than one of the last, and how often that falls by e over the steps.
@@ -140,9 +142,9 @@ def make(
     foretell, made = _calibrated(grams, [plan for plans in tried.values() for plan in plans]), []
     for budget, plans in tried.items():
         best = max(plans, key=lambda plan: plan.planned_db + plan.planned_min_db)
-        others = {masks.DPCACHE: programmed(grams[0], budget)}
+        others = {families.DPCACHE: programmed(grams[0], budget)}
         if annealing:
-            others[masks.BUDCACHE] = annealed(loaded, list(inputs)[:annealing], steps, budget)
+            others[families.BUDCACHE] = annealed(loaded, list(inputs)[:annealing], steps, budget)
         made.append(replace(best, signature=own, predicted_db=foretell(best.mask), others=others))
     return made
 
@@ -423,8 +425,16 @@ def _plan(signature, mask, weights, images, others=(), **decibels) -> Plan:
     return plan
 
 
-def shipped(model: str, steps: int) -> dict[int, Plan]:
-    """The plans in a model's folder, by the model's name or its folder. UserError where there are none of `steps`."""
+def of(model: str, steps: int) -> dict[int, Plan]:
+    """The plans of a model by name or folder: those beside its weights, else those that a study makes of it.
+
+    Raises UserError where there are none of `steps`.
+    """
     from fluxnb.models import embedded
 
-    return read((embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE, steps)
+    path = (embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE
+    if not path.is_file() and model in MADE:
+        path = MADE[model]()
+    elif not path.is_file():
+        raise UserError(f"There is no plan of {model}: make one with `python -m fluxnb plan --model {model}`.")
+    return read(path, steps)
