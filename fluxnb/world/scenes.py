@@ -19,7 +19,7 @@ import math
 import random
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -151,27 +151,22 @@ _JUDGING = 2 * (
 @functools.lru_cache(maxsize=16)
 def judging(count: int) -> tuple[str, ...]:
     """The first prompts that judge images: kept out of training, no two alike, of every family."""
-    return _first(held_out_scene, 1_000_000, count, lambda scene: scene["family"], _JUDGING)
+    return _of_families(held_out_scene, 1_000_000, count)
 
 
 @functools.lru_cache(maxsize=16)
 def planning(count: int) -> tuple[str, ...]:
-    """Prompts that plan for those that judge: of the training set, no two alike, each as one of these in kind.
-
-    Kinds are families and numbers of objects: three are harder to keep than one.
-    """
-    kinds = [(one.get("family"), one.get("count")) for one in map(parse, judging(count))]
-    return _first(training_scene, 0, count, lambda scene: (scene["family"], scene["count"]), kinds)
+    """Prompts that plan for those that judge: of the training set, no two alike, of the same families in turn."""
+    return _of_families(training_scene, 0, count)
 
 
-def _first(draw: Callable[[int], Scene], seed: int, count: int, kind: Callable, kinds: Sequence) -> tuple[str, ...]:
-    """Captions of the first scenes that are of these kinds in turn, and behind them of any."""
+def _of_families(draw: Callable[[int], Scene], first: int, count: int) -> tuple[str, ...]:
     found: dict[str, str] = {}
-    for i in itertools.count(seed):
+    for seed in itertools.count(first):
         if len(found) == count:
             break
-        scene, at = draw(i), len(found)
-        if at >= len(kinds) or kind(scene) == kinds[at]:
+        scene, at = draw(seed), len(found)
+        if at >= len(_JUDGING) or scene["family"] == _JUDGING[at]:
             found.setdefault(scene.key, scene.caption)
     return tuple(found.values())
 
