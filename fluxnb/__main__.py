@@ -152,7 +152,7 @@ def plan(options) -> int:
     from fluxnb import study
     from fluxnb.cache import planning
     from fluxnb.models import embedded
-    from fluxnb.world import scenes
+    from fluxnb.study import fitted
 
     _check_steps(options.steps)
     s = study.begin(options.gpu, "plan")
@@ -166,8 +166,7 @@ def plan(options) -> int:
     steps = options.steps or s.steps(subject)
     budgets = options.computed or [max(1, round(n * steps / 28)) for n in planning.BUDGETS]
     budgets = list(dict.fromkeys(budgets))
-    inputs = [(scenes.training_scene(seed).caption, seed) for seed in range(planning.PROMPTS)]  # none that judges
-    plans = planning.make(s.loaded(subject), inputs, steps, budgets)
+    plans = fitted.planned(s.loaded(subject), steps, budgets, options.annealing)
     for one in plans:
         print(f"{one.computed} of {steps}: {one.mask}, {one.predicted_db:.1f} dB expected of the mean image")
     print(f"written to {planning.save(plans, target)}")
@@ -295,6 +294,8 @@ def _parser() -> argparse.ArgumentParser:
         made[name].add_argument("--model", default="embedded", help="a model by name")
         made[name].add_argument("--steps", type=int, help="denoising steps, 2 to 200; the model's own by default")
     made["plan"].add_argument("--computed", type=int, nargs="+", help="how many of them are computed: a plan for each")
+    words = "prompts by which BudCache's masks are searched, too, to compare with: each takes hundreds of images"
+    made["plan"].add_argument("--annealing", type=int, choices=range(25), default=0, metavar="N", help=words)
     made["plan"].add_argument("--to", type=Path, help="the file that the plans go to; beside the weights by default")
     return parser
 

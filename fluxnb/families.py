@@ -14,6 +14,7 @@ from fluxnb.errors import UserError
 
 # Predictors of a cache that are chosen by name.
 PREDICTORS = ("hold", "Taylor 1", "Taylor 2", "Newton 2", "Hermite 2", "Spectrum", "FreqCa")
+BUDCACHE, DPCACHE = "BudCache", "DPCache"  # methods whose masks are searched on a model
 
 
 @dataclass(frozen=True)

@@ -175,8 +175,9 @@ def _on(pipe) -> str:
 
 
 def accelerate(
-    pipe, goal: str | stacks.Stack | Technique = GOAL, *more: Technique, steps: int | None = None
-) -> Callable[[], None]:
+    pipe, goal: str | stacks.Stack | Technique = GOAL, *more: Technique, steps: int | None = None,
+    plan: str | Path | None = None,
+) -> Callable[[], None]:  # fmt: skip
     """Puts a recipe on a pipeline, in place; returns the function that takes all of it off again.
 
     Whatever fails, nothing stays on. While the returned function is kept, so are the weights that a quantization
@@ -187,11 +188,13 @@ def accelerate(
             name, a stack, or techniques, which go on in the order of `stacks.ordered`.
         steps: that you ask of the plain pipeline; those that the recipe was measured with by default. A rule such as
             "every 4th step after the first 6" stays what it is, and a recipe of fewer steps says how many to ask for.
+        plan: a file that `python -m fluxnb plan` wrote for the pipeline's model: its plan of as many computed steps, or
+            of the next more, takes the place of the cache.
 
     Raises:
         UserError: there is no recipe, or something can't be put on here; the pipeline is as it was.
     """
-    recipe, parts = _chosen(pipe, goal, more, steps)
+    recipe, parts = _chosen(pipe, goal, more, steps, plan)
     if recipe and recipe.steps != recipe.plain_steps:
         warnings.warn(f"{recipe.name}: ask the pipeline for {recipe.asked(steps)} steps.", stacklevel=2)
     on: list[Callable[[], None]] = []
@@ -212,13 +215,16 @@ def accelerate(
     return undo
 
 
-def plan(pipe, goal: str | stacks.Stack | Technique = GOAL, *more: Technique, steps: int | None = None) -> str:
+def plan(
+    pipe, goal: str | stacks.Stack | Technique = GOAL, *more: Technique, steps: int | None = None,
+    plan: str | Path | None = None,
+) -> str:  # fmt: skip
     """What `accelerate` would do with the same arguments, line by line; nothing is touched.
 
     Args:
         pipe: None for a recipe by its full name.
     """
-    recipe, parts = _chosen(pipe, goal, more, steps)
+    recipe, parts = _chosen(pipe, goal, more, steps, plan)
     lines = [f"{recipe.name}: {recipe.goal}, {recipe.stack}"] if recipe else []
     lines += [f"{i}. {part.label}: {spelled(part)}" for i, part in enumerate(parts, 1)]
     for gate in (part.gate for part in parts if hasattr(part, "gate")):
@@ -231,7 +237,7 @@ def plan(pipe, goal: str | stacks.Stack | Technique = GOAL, *more: Technique, st
     return "\n".join(lines)
 
 
-def _chosen(pipe, goal, more, steps: int | None) -> tuple[Recipe | None, tuple[Technique, ...]]:
+def _chosen(pipe, goal, more, steps: int | None, plan=None) -> tuple[Recipe | None, tuple[Technique, ...]]:
     """The recipe, if it is one, and the techniques in their order. Raises UserError if they can't be had."""
     recipe = find(goal, pipe) if isinstance(goal, str) else None
     first = recipe.techniques if recipe else goal.techniques if isinstance(goal, stacks.Stack) else (goal,)
@@ -240,9 +246,26 @@ def _chosen(pipe, goal, more, steps: int | None) -> tuple[Recipe | None, tuple[T
     parts = stacks.ordered((*first, *more))
     if last := [part.name for part in parts if part.name in stacks.FOR_GOOD]:
         raise UserError(f"{last[0]} can't be taken off again, so it is no part of what can be undone: apply it itself.")
+    if plan is not None:
+        parts = stacks.ordered(_with_plan(parts, plan, steps or (recipe.steps if recipe else None)))
     for gate in (part.gate for part in parts if steps and hasattr(part, "gate")):
         gate.new_state(steps)  # a mask says what it is for
     return recipe, parts
+
+
+def _with_plan(parts: Sequence[Technique], plan: str | Path, steps: int | None) -> list[Technique]:
+    """The techniques with one of a file's plans in place of their cache. Raises UserError where that can't be."""
+    from fluxnb.cache import Cache, planning
+
+    if not isinstance(plan, str | Path):
+        raise UserError(f"{plan!r} is no file of plans: give the path of one that `python -m fluxnb plan` wrote.")
+    if not (old := [part for part in parts if isinstance(part, Cache)]):
+        raise UserError("A plan takes the place of a cache, and there is none here: give a recipe or a stack with one.")
+    if steps is None:
+        raise UserError("A plan is of a number of steps: say how many you ask of the pipeline, steps=28.")
+    plans, computed = planning.read(Path(plan).expanduser(), steps), blind(old[0].gate, steps) or 1
+    of = min((n for n in plans if n >= computed), default=max(plans))
+    return [plans[of].cache() if part is old[0] else part for part in parts]
 
 
 def blind(gate, steps: int) -> int | None:

@@ -66,6 +66,10 @@ def test_every_line_turns_one_dial_and_every_predictor_is_on_every_gate():
     assert masks == [["8 of 10", "4 of 10"]] * (1 + len(families.PREDICTORS))
     assert {type(line[0].predictor) for line in lines} >= {FreqCa, Spectrum, Aligned, Newton}
     assert tuple(predictors.USUAL) == families.PREDICTORS
+    planned = [line for line in space.lines("embedded", 28, ["Taylor 2"], 6, intervals=[3], **dials)
+               if line[0].gate.label.startswith("planned")]  # fmt: skip
+    assert [[c.gate.mark for c in line] for line in planned] == [["12 of 28", "8 of 28"]] * 2
+    assert [line[0].predictor.name for line in planned] == ["planned weights", "Taylor 2"]
     with pytest.raises(UserError, match="no predictor 'Newton 5': choose one of hold, "):
         predictors.named("Newton 5")
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from fluxnb import families, notebooks, params, study
-from fluxnb.cache import teacache
+from fluxnb.cache import planning, teacache
 from fluxnb.errors import UserError
 from fluxnb.models import embedded, facts, full_size, pipelines
 from fluxnb.report import own
 from fluxnb.report.configurations import configurations, name_of
 from fluxnb.study import fitted
+from fluxnb.techniques import peers
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -45,6 +46,7 @@ def nothing_asked(monkeypatch):
     for variable in facts.GIVEN:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(teacache, "FITS", {})
+    monkeypatch.setattr(planning, "MADE", {})
     facts.read.cache_clear()
 
 
@@ -286,6 +288,34 @@ def test_teacaches_polynomial_is_fitted_to_it_once(asked, study_root, monkeypatc
     fitted.know(again)
     assert teacache.coefficients(asked) == found and calls == [1]
     assert not list(Path(asked).rglob(teacache.FILE))  # nothing is written into a folder of the user's
+
+
+def test_its_plans_are_made_once_when_they_are_asked_for_and_kept_beside_its_rows(asked, study_root, monkeypatch):
+    with pytest.raises(UserError, match=r"no plan of .*: make one with `python -m fluxnb plan --model"):
+        planning.of(asked, 4)
+    monkeypatch.setenv(facts.STEPS, "4")
+    monkeypatch.setattr(planning, "FEW", 1)
+    s = opened(study_root, monkeypatch)
+    fitted.know(s)
+    calls, make = [], planning.make
+    monkeypatch.setattr(planning, "make", lambda *given: calls.append(1) or make(*given))
+    found = planning.of(asked, 4)
+    assert [plan.mask.count("1") for plan in found.values()] == [2] and calls == [1]  # its params' counts are of 28
+    fitted.know(opened(study_root, monkeypatch))
+    assert planning.of(asked, 4) == found and calls == [1]
+    made = peers.at_equal_steps([peers.PLANNED, families.DPCACHE], asked, 4, [2])
+    assert [one.gate.mask for ones in made.values() for one in ones][0] == found[2].mask and len(made) == 2
+    assert not list(Path(asked).rglob(planning.FILE))  # nothing is written into a folder of the user's
+
+
+def test_what_takes_too_much_memory_to_plan_is_one_sentence(asked, study_root, monkeypatch):
+    def full(*given):
+        raise MemoryError
+
+    monkeypatch.setattr(planning, "make", full)
+    fitted.know(opened(study_root, monkeypatch))
+    with pytest.raises(UserError, match="takes more memory than is free here"):
+        planning.MADE[asked]()
 
 
 def test_a_controlnet_of_another_model_is_not_taken(asked, study_root, monkeypatch):

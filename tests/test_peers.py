@@ -81,16 +81,22 @@ def test_whether_what_is_new_helped_is_computed_whichever_way_it_points():
 
 
 def test_what_a_plan_predicts_stands_beside_what_was_measured():
-    plans = planning.shipped("embedded", 28)
+    plans = planning.of("embedded", 28)
     near, far = (
-        seen(peers.PLANNED, n, plans[n].predicted_db + off, spread=0.5, total_steps=28) for n, off in ((12, 1), (8, 5))
+        seen(
+            peers.PLANNED, n, plans[n].predicted_db + off, spread=0.5, total_steps=28, settings={"mask": plans[n].mask}
+        )
+        for n, off in ((12, 1), (8, 5))
     )
     said = findings.predicted_sentence([near, far], COUNTS)
     assert said.startswith(
         "The predicted frontier is within 2 dB of the measured one at 1 of 2 numbers of steps: at 12"
     )
     assert f"{plans[8].predicted_db:.1f} dB predicted, " in said
-    assert "no planned cache was judged" in findings.predicted_sentence(ROWS, COUNTS)
+    assert f"dB on the {plans[8].images} images that planned" in said
+    assert "no planned cache that there still is was judged" in findings.predicted_sentence(ROWS, COUNTS)
+    older = replace(near, settings={"mask": plans[8].mask})  # of a plan that was made anew since
+    assert "no planned cache" in findings.predicted_sentence([older], COUNTS)
 
 
 def test_controls_have_their_place():

@@ -14,6 +14,7 @@ from fluxnb.errors import UserError
 from fluxnb.params import load
 from fluxnb.study.subject import Loaded, given
 from fluxnb.technique import applied
+from fluxnb.world import scenes
 
 STEPS = 6
 INPUTS = [("a red ball", 1), ("a cat", 2)]
@@ -120,6 +121,62 @@ def test_a_plan_leads_nearer_to_the_uncached_image_than_holding_on_its_own_mask(
         assert (planned - exact).norm() < 0.9 * (held - exact).norm()
 
 
+def test_rounding_to_8_bits_is_foretold_of_errors_of_any_size():
+    draw = np.random.default_rng(0)
+    exact = draw.uniform(60, 190, 200_000)
+    for db in (25, 45, 65):
+        off = exact + draw.normal(0, 255 * 10 ** (-db / 20), exact.size)
+        measured = 20 * np.log10(255 / np.sqrt(np.mean((exact.round() - off.round()) ** 2)))
+        assert planning.in_8_bits(db) == pytest.approx(measured, abs=0.2)
+
+
+def test_what_is_foretold_lies_on_the_line_of_all_masks_that_were_tried():
+    gram = planning.Gram([np.eye(t + 1)[None] * (1 + t) for t in range(STEPS)])
+    other = planning.Gram([np.ones((1, t + 1, t + 1)) * (1 + t) for t in range(STEPS)])
+    tried = [
+        planning.Plan((), mask, {}, 0.0, float(planning.in_8_bits(2 * gram.db(mask) + 30)), 0.0, 1)
+        for mask in every(4, STEPS)
+    ]
+    foretell = planning._calibrated([other, gram], tried)
+    assert all(foretell(plan.mask) == pytest.approx(plan.planned_db, abs=0.05) for plan in tried)
+    alone = planning._calibrated([gram], tried[:1])  # of one mask its own
+    assert alone(tried[0].mask) == pytest.approx(tried[0].planned_db, abs=0.05)
+
+
+def test_prompts_that_plan_are_of_the_families_that_judge_and_none_of_them():
+    planned, judged = scenes.planning(24), scenes.judging(24)
+    assert not {*planned} & {*judged} and len({*planned}) == 24
+    family = lambda prompts: [scenes.parse(prompt)["family"] for prompt in prompts]  # noqa: E731
+    assert family(planned) == family(judged)
+
+
+def test_the_programmes_mask_is_the_best_of_all_for_a_straight_line():
+    draw = np.random.default_rng(3)
+    moved = draw.normal(size=(2, STEPS, 40)).cumsum(1)
+    gram = planning.Gram([moved[:, : t + 1] @ moved[:, : t + 1].transpose(0, 2, 1) for t in range(STEPS)])
+
+    def error(mask):
+        at, total = [0, 0], 0.0
+        for t, sign in enumerate(mask):
+            if sign == "1":
+                at = [at[1] if t else t, t]
+            else:
+                i, j = at
+                line = moved[:, j] + (moved[:, j] - moved[:, i]) * ((t - j) / (j - i) if j > i else 0)
+                size = np.sum([g[:, -1, -1] for g in gram.grams], axis=0)
+                scale = gram.grams[t][:, -1, -1] / np.square(moved[:, t]).sum(1)
+                total += float(np.mean(np.square(line - moved[:, t]).sum(1) * scale / size))
+        return total
+
+    for computed in (2, 4):
+        assert planning.programmed(gram, computed) == min(every(computed, STEPS), key=error)
+
+
+def test_annealing_asks_for_the_last_latents_of_cached_images(loaded):
+    mask = planning.annealed(loaded, INPUTS[:1], 4, 2)
+    assert mask in {*every(2, 4)}
+
+
 def test_planning_leaves_the_pipeline_as_it_was(loaded):
     before = small.state(loaded.pipe)
     planning.make(loaded, INPUTS[:1], 3, (2,))
@@ -137,7 +194,7 @@ def test_what_steps_are_exact_combinations_of_costs_nothing_to_leave_out():
 
 
 def test_the_search_is_as_good_as_all_masks_of_a_small_image(loaded):
-    uncached = planning._Uncached.of(loaded, INPUTS, STEPS)
+    uncached = planning._Trajectories.of(loaded, INPUTS, STEPS)
     gram = planning.Gram(planning._grams(uncached, loaded.pipe.transformer))
     for computed in (2, 3, 5):
         assert gram.db(gram.mask(computed)) == pytest.approx(max(map(gram.db, every(computed, STEPS))))
@@ -162,14 +219,19 @@ def test_a_plan_of_another_model_or_number_of_steps_is_one_sentence(loaded, plan
     path = planning.save(plans[1:], tmp_path / planning.FILE)
     with pytest.raises(UserError, match="plans of 6 steps and not of 28: make it with `--steps 28`"):
         planning.read(path, 28)
+    with pytest.raises(UserError, match="There is no plan of another/model: make one with `python -m fluxnb plan"):
+        planning.of("another/model", 28)
 
 
-@pytest.mark.parametrize("wrong", ["", "{}", "[1]", '[{"mask": "10"}]', "null", "mask", "weights", "value"])
+@pytest.mark.parametrize("wrong", ["", "{}", "[1]", '[{"mask": "10"}]', "null", "mask", "weights", "value", "others"])
 def test_a_file_that_holds_no_plan_is_one_sentence(plans, tmp_path, wrong):
     path = planning.save(plans[1:2], tmp_path / planning.FILE)
-    if wrong in ("mask", "weights", "value"):
+    if wrong in ("mask", "weights", "value", "others"):
         (one,) = json.loads(path.read_text())
-        one |= {"mask": {"mask": even_mask(4, 7)}, "weights": {"weights": {}}, "value": {"predicted_db": "good"}}[wrong]
+        one |= {
+            "mask": {"mask": even_mask(4, 7)}, "weights": {"weights": {}}, "value": {"predicted_db": "good"},
+            "others": {"others": {"another": even_mask(3, STEPS)}},
+        }[wrong]  # fmt: skip
         wrong = json.dumps([one])
     path.write_text(wrong)
     with pytest.raises(UserError, match="holds no plans|has plans of no steps"):
@@ -188,7 +250,7 @@ def test_a_budget_that_is_none_is_refused_before_an_image(loaded, budget):
 
 
 def test_the_embedded_models_plans_are_its_own_and_promise_less_the_less_they_compute(embedded_pipe):
-    plans = planning.shipped("embedded", 28)
+    plans = planning.of("embedded", 28)
     assert sorted(plans, reverse=True) == list(planning.BUDGETS)
     promised = [plans[budget].predicted_db for budget in planning.BUDGETS]
     assert promised == sorted(promised, reverse=True)

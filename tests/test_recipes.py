@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -206,6 +207,33 @@ def test_a_plan_says_what_would_be_done_and_touches_nothing(untouched):
     cached = plan(untouched, stacks.cache(28, 12), steps=28)
     assert "Cache(Interval(4, warm_up=6, compute_last=True), predictor=Taylor(2))" in cached
     assert "Computes 12 of 28 steps." in cached
+
+
+def test_a_file_of_plans_takes_the_place_of_the_cache_on_its_own_model(untouched, tmp_path):
+    from fluxnb.cache import planning
+
+    own = planning.signature(untouched.transformer)
+    made = [
+        planning.Plan(own, mask, {i: {0: 1.0} for i in range(6) if mask[i] == "0"}, 30.0, 30.0, 30.0, 1)
+        for mask in ("110000", "110101")
+    ]
+    file = planning.save(made, tmp_path / planning.FILE)
+    cached = techniques.ModulationAhead(), Cache(Interval(3))  # which computes 2 of 6
+    assert "planned: 2 of 6" in plan(untouched, *cached, steps=6, plan=file)
+    assert "planned: 4 of 6" in plan(untouched, Cache(Interval(2)), steps=6, plan=str(file))
+    accelerate(untouched, *cached, steps=6, plan=file)()
+    other = planning.save([replace(made[0], signature=(9.0,) * 16)], tmp_path / "other.json")
+    for wrong, said in (
+        ({"plan": other, "steps": 6}, "made for another model: make one for this with `python -m fluxnb plan"),
+        ({"plan": file, "steps": 8}, "has plans of 6 steps and not of 8"),
+        ({"plan": file}, "say how many you ask of the pipeline"),
+        ({"plan": tmp_path / "none.json", "steps": 6}, "can't be read"),
+        ({"plan": 12, "steps": 6}, "is no file of plans"),
+    ):
+        with pytest.raises(UserError, match=said):
+            accelerate(untouched, Cache(Interval(3)), **wrong)
+    with pytest.raises(UserError, match="takes the place of a cache, and there is none"):
+        accelerate(untouched, techniques.ModulationAhead(), plan=file, steps=6)
 
 
 def test_techniques_go_on_in_the_right_order_by_themselves(untouched):

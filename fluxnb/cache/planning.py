@@ -5,7 +5,7 @@ transformer's last layers, its head: the inner products of head_t(r_j) for all e
 step t, give the least error of step t for any set of computed steps, so
 
 - the mask: the set whose errors add up to least, by greedy removal and exchanges, without another image;
-- a predicted frontier: that sum for every number of computed steps, in dB;
+- a predicted frontier: that sum for any mask, in dB, calibrated on the few cached batches that fit weights;
 - the weights: least squares again, along the cached trajectory itself. Each reused step is fitted to lead back to the
   uncached latents, which takes one cached batch of the same images for each mask.
 
@@ -15,16 +15,19 @@ Source: this study's own; L2P (2026) fits weights to uncached trajectories, DPCa
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fluxnb import families
 from fluxnb import notebooks as nb
+from fluxnb.cache import masks
 from fluxnb.cache.engine import Cache
 from fluxnb.cache.gates.schedule import Schedule
 from fluxnb.cache.linear import Linear, weighted
@@ -34,13 +37,14 @@ from fluxnb.measure import quality
 from fluxnb.technique import applied
 
 FILE = "plans.json"
-PROMPTS = 16  # of its training, that a shipped model's plans are made from
+PROMPTS, FEW = 24, 4  # that the plans of a model of the study's are made from, and of one of yours, which may be large
 BUDGETS = (14, 12, 10, 8, 6)  # of 28
+MADE: dict[str, Callable[[], Path]] = {}  # models without a plan beside their weights, and what makes the file of one
 REACH = 4  # so many computed steps a reused one is made of
 RIDGE = 1e-4  # of the normal equations' mean diagonal, towards what the last computed step added
 # How much more an error of the first step counts than one of the last, and how often that falls by e over the steps.
 # What is decided early can't be put right later; how far that is so depends on the model and the budget, so the masks
-# of all of these are tried. The first one foretells.
+# of all of these are tried. That which fits the images best foretells.
 EARLY = ((30.0, 14.0), (8.0, 14.0), (8.0, 7.0), (30.0, 7.0), (100.0, 7.0), (30.0, 4.0))
 
 
@@ -52,9 +56,10 @@ class Plan:
         signature: some of the transformer's weights, by which it is known again.
         mask: one sign for each step: 1 computed, 0 reused.
         weights: reused step -> computed step -> weight.
-        predicted_db: mean PSNR to the uncached image, from the Gram matrices, on the line that fits the planned ones.
+        predicted_db: mean PSNR to the uncached image, from the Gram matrices, on the line of all masks that were tried.
         planned_db: the same, measured on the images that planned; planned_min_db: of the worst of them.
         images: how many planned.
+        others: the field's methods that search a mask -> theirs of as many computed steps.
     """
 
     signature: tuple[float, ...]
@@ -64,6 +69,7 @@ class Plan:
     planned_db: float
     planned_min_db: float
     images: int
+    others: dict[str, str] = field(default_factory=dict)
 
     @property
     def computed(self) -> int:
@@ -106,11 +112,16 @@ def signature(transformer) -> tuple[float, ...] | None:
     return tuple(float(f"{value:.4g}") for value in flat[:: len(flat) // 16][:16].float().tolist())
 
 
-def make(loaded, inputs: Sequence[tuple[str, int]], steps: int, budgets: Sequence[int] = BUDGETS) -> list[Plan]:
+def make(
+    loaded, inputs: Sequence[tuple[str, int]], steps: int, budgets: Sequence[int] = BUDGETS, early=EARLY,
+    annealing: int = 0,
+) -> list[Plan]:  # fmt: skip
     """A plan for each number of computed steps, from the images of some prompts and seeds, as one batch each.
 
     Args:
         loaded: a subject with its pipeline, nothing else put on it.
+        early: whose masks are tried, as in `EARLY`: each takes a cached batch.
+        annealing: of the first so many prompts BudCache's masks are searched, too, which takes hundreds of batches.
 
     Raises UserError where the pipeline has another solver than Euler's, where its weights aren't all there as they were
     trained, or where a budget isn't one.
@@ -121,34 +132,65 @@ def make(loaded, inputs: Sequence[tuple[str, int]], steps: int, budgets: Sequenc
     transformer = loaded.pipe.transformer
     if (own := signature(transformer)) is None:
         raise UserError("A plan is made of a model as it is: load it whole, neither offloaded nor quantized.")
-    uncached = _Uncached.of(loaded, list(inputs), steps)
+    uncached = _Trajectories.of(loaded, list(inputs), steps)
     products = _grams(uncached, transformer)
-    grams = [Gram(products, early) for early in EARLY]
-    made = []
-    for budget in budgets:
-        tried = [_tried(loaded, uncached, list(inputs), mask) for mask in {g.mask(budget): None for g in grams}]
-        best = max(tried, key=lambda plan: plan.planned_db + plan.planned_min_db)
-        made.append(replace(best, signature=own, predicted_db=grams[0].db(best.mask)))
-    return _calibrated(made)
+    grams = [Gram(products, one) for one in early]
+    tried = {
+        budget: [_tried(loaded, uncached, list(inputs), mask) for mask in {g.mask(budget): None for g in grams}]
+        for budget in budgets
+    }
+    foretell, made = _calibrated(grams, [plan for plans in tried.values() for plan in plans]), []
+    for budget, plans in tried.items():
+        best = max(plans, key=lambda plan: plan.planned_db + plan.planned_min_db)
+        others = {families.DPCACHE: programmed(grams[0], budget)}
+        if annealing:
+            others[families.BUDCACHE] = annealed(loaded, list(inputs)[:annealing], steps, budget)
+        made.append(replace(best, signature=own, predicted_db=foretell(best.mask), others=others))
+    return made
 
 
-def _tried(loaded, uncached: _Uncached, inputs: list, mask: str) -> Plan:
+def _tried(loaded, uncached: _Trajectories, inputs: list, mask: str) -> Plan:
     """The plan of a mask, its weights fitted while the images are made again."""
     fitting = _Fitting(loaded.pipe.transformer, uncached)
     with applied(loaded.pipe, Cache(Schedule(mask, first_block=False), fitting)):
         images = loaded.batch(inputs, len(mask))
     found = list(map(quality.psnr, uncached.images, images))
-    return Plan((), mask, fitting.found, 0.0, float(np.mean(found)), min(found), len(images))
+    differ = [db for db in found if db != np.inf] or [np.inf]
+    return Plan((), mask, fitting.found, 0.0, float(np.mean(differ)), min(found), len(images))
 
 
-def _calibrated(plans: list[Plan]) -> list[Plan]:
-    """With what the Gram matrices foretell of latents in decibels of images, by the line through the planned ones."""
-    known = [(plan.predicted_db, plan.planned_db) for plan in plans if np.isfinite(plan.planned_db)]
-    if not known:
-        return plans
-    foretold, measured = np.array(known).T
-    slope, shift = np.polyfit(foretold, measured, 1) if len(known) > 2 else (1.0, (measured - foretold).mean())
-    return [replace(plan, predicted_db=float(slope * plan.predicted_db + shift)) for plan in plans]
+def _calibrated(grams: Sequence[Gram], tried: Sequence[Plan]) -> Callable[[str], float]:
+    """What foretells the mean image's decibels of a mask: the Gram matrices by the line through all masks tried.
+
+    The line is that of images before they are rounded to 8 bits, which alone halves what decibels gain near the top.
+    """
+    known = [plan for plan in tried if np.isfinite(plan.planned_db)]
+    measured = np.interp([plan.planned_db for plan in known], in_8_bits(_LEVELS), _LEVELS)
+    fits = []
+    for gram in grams if known else ():
+        foretold = np.array([gram.db(plan.mask) for plan in known])
+        many = len({round(db, 6) for db in foretold}) > 2
+        slope, shift = np.polyfit(foretold, measured, 1) if many else (1.0, float((measured - foretold).mean()))
+        fits.append((float(np.square(measured - slope * foretold - shift).sum()), slope, shift, gram))
+    _, slope, shift, gram = min(fits, key=lambda fit: fit[0], default=(0.0, 1.0, 0.0, grams[0]))
+    return lambda mask: float(in_8_bits(slope * gram.db(mask) + shift))
+
+
+_LEVELS = np.linspace(0, 100, 2001)
+
+
+def in_8_bits(db: float | np.ndarray) -> np.ndarray:
+    """PSNR of two images rounded to 8 bits whose difference before was normal and of so many decibels.
+
+    A difference of n + f levels becomes n or n + 1, as the steps happen to lie, f of the time the larger. So one far
+    below a level counts with its size, not with its square: 65 dB become 57.5.
+    """
+    z = np.linspace(-6, 6, 601)
+    normal = np.exp(-z * z / 2)
+    size = np.abs(np.multiply.outer(255 * 10 ** (-np.asarray(db) / 20), z))
+    whole = np.floor(size)
+    squares = whole**2 + (size - whole) * (2 * whole + 1)
+    return 20 * np.log10(255) - 10 * np.log10(squares @ normal / normal.sum())
 
 
 class Gram:
@@ -201,6 +243,37 @@ class Gram:
             mask = other
 
 
+def programmed(gram: Gram, computed: int) -> str:
+    """DPCache's mask: the path of least cost, each reused step a straight line through the last two computed ones.
+
+    Source: DPCache (2026), its path-aware cost, here of what the head makes of the residuals.
+    """
+    steps = gram.steps
+    cost = np.zeros((steps + 1,) * 3)
+    for i, j in itertools.combinations_with_replacement(range(steps), 2):
+        for t in range(j + 1, steps):
+            ahead = (t - j) / (j - i) if j > i else 0.0
+            weights = np.zeros(t + 1)
+            weights[i], weights[j], weights[t] = weights[i] - ahead, weights[j] + 1 + ahead, -1
+            cost[i, j, t + 1 :] += float(np.mean(weights @ gram.grams[t] @ weights))
+    return masks.programmed(cost, computed)
+
+
+def annealed(loaded, inputs: Sequence[tuple[str, int]], steps: int, computed: int) -> str:
+    """BudCache's mask, which takes a few hundred cached images of each of the prompts and seeds.
+
+    Source: BudCache (2026): the mean squared error of the last latents where what was computed last is held.
+    """
+    wanted = _Trajectories.of(loaded, list(inputs), steps).latents[-1].float()
+
+    def loss(mask: str) -> float:
+        with applied(loaded.pipe, Cache(Schedule(mask, first_block=False))):
+            found = _Trajectories.of(loaded, list(inputs), steps).latents[-1].float()
+        return float((found - wanted).square().mean())
+
+    return masks.annealed(loss, steps, computed)
+
+
 def _with(mask: str, signs: dict[int, str]) -> str:
     return "".join(signs.get(i, sign) for i, sign in enumerate(mask))
 
@@ -213,8 +286,8 @@ def solve(among: np.ndarray, across: np.ndarray) -> np.ndarray:
 
 
 @dataclass
-class _Uncached:
-    """A batch's uncached trajectories."""
+class _Trajectories:
+    """A batch's steps, uncached ones unless the pipeline has a cache."""
 
     latents: list[torch.Tensor]  # before each step and behind the last, (n, tokens, channels)
     residuals: list[torch.Tensor]  # (n, tokens, width)
@@ -224,7 +297,7 @@ class _Uncached:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, loaded, inputs, steps: int) -> _Uncached:
+    def of(cls, loaded, inputs, steps: int) -> _Trajectories:
         from diffusers import FlowMatchEulerDiscreteScheduler
 
         pipe, transformer = loaded.pipe, loaded.pipe.transformer
@@ -268,7 +341,7 @@ def _changes(transformer, tokens, embedded, residuals) -> torch.Tensor:
     return torch.stack([torch.func.jvp(head, (tokens,), (r,))[1].flatten(1).float() for r in residuals], dim=1)
 
 
-def _grams(uncached: _Uncached, transformer) -> list[np.ndarray]:
+def _grams(uncached: _Trajectories, transformer) -> list[np.ndarray]:
     found = []
     for step, (tokens, embedded) in enumerate(uncached.heads):
         moved = _changes(transformer, tokens, embedded, uncached.residuals[: step + 1])
@@ -282,7 +355,7 @@ class _Fitting(Linear):
     kind = name = "fitting"
     keeps = REACH
 
-    def __init__(self, transformer, uncached: _Uncached):
+    def __init__(self, transformer, uncached: _Trajectories):
         self.transformer, self.uncached = transformer, uncached
         self.found: dict[int, dict[int, float]] = {}
 
@@ -332,15 +405,18 @@ def read(path: Path, steps: int) -> dict[int, Plan]:
     return found
 
 
-def _plan(signature, mask, weights, images, **decibels) -> Plan:
+def _plan(signature, mask, weights, images, others=(), **decibels) -> Plan:
     plan = Plan(
         tuple(map(float, signature)),
         mask,
         {int(step): {int(at): float(w) for at, w in own.items()} for step, own in weights.items()},
         images=int(images),
+        others={str(name): Schedule(other).mask for name, other in dict(others).items()},
         **{name: float(value) for name, value in decibels.items()},
     )
     Schedule(mask)
+    if {(len(one), one.count("1")) for one in plan.others.values()} - {(len(mask), plan.computed)}:
+        raise ValueError("masks of others of another number of steps")
     if sorted(plan.weights) != [i for i, sign in enumerate(mask) if sign == "0"]:
         raise ValueError("weights of other steps than those that are reused")
     if len(plan.signature) != 16:
@@ -349,8 +425,16 @@ def _plan(signature, mask, weights, images, **decibels) -> Plan:
     return plan
 
 
-def shipped(model: str, steps: int) -> dict[int, Plan]:
-    """The plans in a model's folder, by the model's name or its folder. UserError where there are none of `steps`."""
+def of(model: str, steps: int) -> dict[int, Plan]:
+    """The plans of a model by name or folder: those beside its weights, else those that a study makes of it.
+
+    Raises UserError where there are none of `steps`.
+    """
     from fluxnb.models import embedded
 
-    return read((embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE, steps)
+    path = (embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE
+    if not path.is_file() and model in MADE:
+        path = MADE[model]()
+    elif not path.is_file():
+        raise UserError(f"There is no plan of {model}: make one with `python -m fluxnb plan --model {model}`.")
+    return read(path, steps)

@@ -132,14 +132,18 @@ def predicted_sentence(rows: list[Row], counts: Sequence[int]) -> str:
 
     own = [(count, r) for count in counts for r in at_steps(rows, count) if r.technique == peers.PLANNED]
     try:
-        plans = planning.shipped(own[0][1].model, own[0][1].total_steps) if own else {}
+        plans = planning.of(own[0][1].model, own[0][1].total_steps) if own else {}
     except UserError:
         plans = {}
-    told = [(count, plans[count].predicted_db, _mean(r)) for count, r in own if count in plans]
+    told = [(plan, _mean(r)) for count, r in own if (plan := plans.get(count)) and r.setting("mask") == plan.mask]
     if not told:
-        return "no planned cache was judged here, so nothing is said of what a plan predicts."
-    near = sum(abs(said - found) <= PREDICTED_DB for _, said, found in told)
-    words = "; ".join(f"at {n} steps {said:.1f} dB predicted, {found:.1f} dB measured" for n, said, found in told)
+        return "no planned cache that there still is was judged here, so nothing is said of what a plan predicts."
+    near = sum(abs(plan.predicted_db - found) <= PREDICTED_DB for plan, found in told)
+    words = "; ".join(
+        f"at {plan.computed} steps {plan.predicted_db:.1f} dB predicted, {found:.1f} dB measured "
+        f"({plan.planned_db:.1f} dB on the {plan.images} images that planned)"
+        for plan, found in told
+    )
     return (
         f"The predicted frontier is within {PREDICTED_DB:g} dB of the measured one at {near} of {len(told)} "
         f"number{'s' * (len(told) != 1)} of steps: {words} (mean PSNR)."

@@ -309,6 +309,10 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
             list[str] | None, "methods that decide for themselves; null = none", choices=tuple(peers.SETTINGS)
         ),
         "settings": Key(int, "settings of each of these, that of its authors first", low=1, high=20),
+        "batch": Key(int, "images made at once by methods that don't look at them", low=1, high=64),
+        "patience": Key(
+            float, "seconds until a first image at full size, after which it is given up", low=10, high=86400
+        ),
         "full_size_computed": Key(int, "computed steps at full size", low=2, high=199),
         "full_size_methods": Key(list[str], "methods timed at full size", choices=tuple(peers.METHODS)),
         "quantization": Key(str | None, "torchao kind at full size; null = none", choices=_TORCHAO),

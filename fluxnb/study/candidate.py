@@ -94,7 +94,9 @@ def plain(steps: int, under: tuple[Technique, ...] = (), label: str = "", batch:
     return Candidate(steps, under, (), families.BASELINE, families.BASELINE.name, label, str(steps), batch=batch)
 
 
-def fewer_steps(steps: int, solver: Technique | None = None, on: Stack | None = None) -> Candidate:
+def fewer_steps(
+    steps: int, solver: Technique | None = None, on: Stack | None = None, batch: int = 1
+) -> Candidate:  # fmt: skip
     """The control that every technique has to beat: fewer steps, with the pipeline's own solver or another.
 
     Args:
@@ -103,16 +105,16 @@ def fewer_steps(steps: int, solver: Technique | None = None, on: Stack | None = 
     family = solver.family if solver else families.FEWER_STEPS
     above, built = (*(on.above if on else ()), *([solver] if solver else [])), on.built if on else ()
     label = ", ".join([*(part.label for part in (*built, *above)), f"{steps} steps"])
-    return Candidate(steps, above, built, family, family.name, label, str(steps), changes=True)
+    return Candidate(steps, above, built, family, family.name, label, str(steps), changes=True, batch=batch)
 
 
-def controls(counts: Iterable[int], steps: int) -> list[Candidate]:
+def controls(counts: Iterable[int], steps: int, batch: int = 1) -> list[Candidate]:
     """Fewer steps than `steps`, each count with the pipeline's own solver and then with one of second order.
 
     Where no count is below, half of the steps.
     """
     less = [n for n in counts if n < steps] or [max(1, steps // 2)]
-    return [fewer_steps(n, solver) for solver in (None, DPMSolver()) for n in less]
+    return [fewer_steps(n, solver, batch=batch) for solver in (None, DPMSolver()) for n in less]
 
 
 def using(
@@ -123,9 +125,11 @@ def using(
     return Candidate(steps, (*under, technique), label=label, batch=batch)
 
 
-def methods(found: Mapping[str, list[Technique]], steps: int, built: tuple[Technique, ...] = ()) -> list[Candidate]:
-    """Several techniques under each of some names; `built` is what all of them are put on."""
-    return [Candidate(steps, (one,), built, technique=name) for name, ones in found.items() for one in ones]
+def methods(
+    found: Mapping[str, list[Technique]], steps: int, built: tuple[Technique, ...] = (), **options
+) -> list[Candidate]:
+    """Several techniques under each of some names; `built` is what all of them are put on, `options` a candidate's."""
+    return [Candidate(steps, (one,), built, technique=name, **options) for name, ones in found.items() for one in ones]
 
 
 def built(

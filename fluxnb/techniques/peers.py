@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fluxnb import families
 from fluxnb.errors import UserError
 from fluxnb.techniques import kinds
 
@@ -25,10 +26,12 @@ class Method:
     Args:
         origin: SHIPPED, PUBLISHED or OWN.
         at: (model by name, steps, computed steps) -> its technique; None where it has none of that many.
+        looks: whether what it reuses depends on the images made at once, so that each has to be made by itself.
     """
 
     origin: str
     at: Callable[[str, int, int], Any]
+    looks: bool = False
 
 
 def equal_mask(computed: int, steps: int) -> str:
@@ -102,15 +105,46 @@ def _planned(how: Callable[[Any], Any] | None = None, first_block: bool = False)
         from fluxnb import cache
         from fluxnb.cache import planning
 
-        try:
-            plan = planning.shipped(model, steps).get(computed)
-        except UserError:  # none was made for it
-            return None
+        plan = _plan(model, steps, computed)
         if plan is None or how is None:
             return plan and plan.cache()
         return cache.Cache(planning.Planned(plan.mask, plan.signature, first_block), how(cache))
 
     return at
+
+
+def _searched(name: str, how: Callable[[Any], Any]) -> Callable[[str, int, int], Any]:
+    """The mask that a published search found on a model when it was planned for; None where it wasn't."""
+
+    def at(model: str, steps: int, computed: int):
+        from fluxnb import cache
+
+        plan = _plan(model, steps, computed)
+        mask = plan and plan.others.get(name)
+        return mask and cache.Cache(cache.Schedule(mask, first_block=False, origin=f"{name}'s mask"), how(cache))
+
+    return at
+
+
+def _plan(model: str, steps: int, computed: int):
+    """A model's plan of so many computed steps; None where it has none."""
+    from fluxnb.cache import planning
+
+    try:
+        return planning.of(model, steps).get(computed)
+    except UserError:  # `unplanned` says it
+        return None
+
+
+def unplanned(model: str, steps: int) -> str:
+    """Why a model has no plans of so many steps; "" where it has."""
+    from fluxnb.cache import planning
+
+    try:
+        planning.of(model, steps)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 METHODS: dict[str, Method] = {  # at a number of computed steps that is asked for
@@ -131,10 +165,12 @@ METHODS: dict[str, Method] = {  # at a number of computed steps that is asked fo
     "FreqCa": Method(PUBLISHED, _reused(lambda cache: cache.FreqCa())),
     "Spectrum": Method(PUBLISHED, _spectrum),
     "even mask, Taylor 2": Method(PUBLISHED, _even),
+    families.BUDCACHE: Method(PUBLISHED, _searched(families.BUDCACHE, lambda cache: cache.Hold())),
+    families.DPCACHE: Method(PUBLISHED, _searched(families.DPCACHE, lambda cache: cache.Taylor(1))),
     PLANNED: Method(OWN, _planned()),
     "planned mask, Taylor 2": Method(OWN, _planned(lambda cache: cache.Taylor(2))),
     "planned mask, Spectrum": Method(OWN, _planned(lambda cache: cache.Spectrum())),
-    "planned mask, DiCache's probe": Method(OWN, _planned(lambda cache: cache.Aligned(), first_block=True)),
+    "planned mask, DiCache's probe": Method(OWN, _planned(lambda cache: cache.Aligned(), first_block=True), True),
 }
 
 

@@ -151,11 +151,21 @@ _JUDGING = 2 * (
 @functools.lru_cache(maxsize=16)
 def judging(count: int) -> tuple[str, ...]:
     """The first prompts that judge images: kept out of training, no two alike, of every family."""
+    return _of_families(held_out_scene, 1_000_000, count)
+
+
+@functools.lru_cache(maxsize=16)
+def planning(count: int) -> tuple[str, ...]:
+    """Prompts that plan for those that judge: of the training set, no two alike, of the same families in turn."""
+    return _of_families(training_scene, 0, count)
+
+
+def _of_families(draw: Callable[[int], Scene], first: int, count: int) -> tuple[str, ...]:
     found: dict[str, str] = {}
-    for seed in itertools.count(1_000_000):
+    for seed in itertools.count(first):
         if len(found) == count:
             break
-        scene, at = held_out_scene(seed), len(found)
+        scene, at = draw(seed), len(found)
         if at >= len(_JUDGING) or scene["family"] == _JUDGING[at]:
             found.setdefault(scene.key, scene.caption)
     return tuple(found.values())
