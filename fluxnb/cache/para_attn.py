@@ -13,7 +13,7 @@ from importlib import metadata
 
 import torch
 
-from fluxnb.cache.engine import flux_transformer
+from fluxnb.cache.engine import cacheable
 from fluxnb.cache.gates.base import RESIDUAL, checked_threshold
 from fluxnb.cache.passes import CONTROL, around
 from fluxnb.cache.trace import Step, Trace
@@ -60,7 +60,7 @@ class ParaAttention(Technique):
             UserError: the pipeline isn't FLUX, or has a cache already.
         """
         utils, ran = _utils(), threading.local()
-        transformer = flux_transformer(pipe)
+        transformer = cacheable(pipe)
         if getattr(pipe, "controlnet", None) is not None:
             raise Unavailable(f"needs a pipeline without ControlNet: it {_CONTROL} (Cache(FirstBlock(…)) doesn't)")
 
