@@ -29,12 +29,14 @@ from fluxnb.technique import Unavailable
 APART, JOINED, ALONE = "text and image apart", "text and image in one tensor", "the image alone"
 
 # What some techniques need of a class of transformers.
-GELU, PROCESSORS, MODULATIONS, DIVIDED = "gelu", "processors", "modulations", "divided"
+GELU, PROCESSORS, MODULATIONS, BLOCKS, PACKED, TEXTS = "gelu", "processors", "modulations", "blocks", "packed", "texts"
 PARTS = {
     GELU: "feed-forward layers with a GELU",
     PROCESSORS: "FLUX.1's attention processors",
     MODULATIONS: "modulations of each block's own",
-    DIVIDED: "FLUX.1's blocks",
+    BLOCKS: "FLUX.1's blocks",
+    PACKED: "FLUX.1's packed latents",
+    TEXTS: "text encoders of which nothing but the last state is taken",
 }
 
 
@@ -73,9 +75,35 @@ class Adapter:
     parts: frozenset[str] = frozenset()
     refused: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def module(self) -> str:
+        """Where diffusers has the class, and looks up what runs its attention."""
+        import diffusers
+
+        return getattr(diffusers, self.name).__module__
+
     def lists(self, transformer) -> list[list]:
         """The blocks of each list."""
         return [list(getattr(transformer, own.where)) for own in self.blocks]
+
+    def chain(self, transformer) -> tuple[list, Callable]:
+        """The blocks of two lists as a few of the first and one function in place of the second: all of the others.
+
+        Where the lists' blocks take other things, what runs between the lists stands between them: the first are all
+        of the first list.
+        """
+        doubles, singles = self.lists(transformer)
+        joined = self.blocks[1].streams == JOINED
+        apart = doubles if joined else doubles[:1]
+        blocks = [*doubles[len(apart) :], *singles]
+
+        def run(hidden_states, encoder_hidden_states, **rest):
+            for block in blocks:
+                made = block(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
+                encoder_hidden_states, hidden_states = (None, made) if joined else made
+            return hidden_states if joined else (encoder_hidden_states, hidden_states)
+
+        return apart, run
 
 
 ADAPTERS: dict[str, Adapter] = {}
@@ -112,7 +140,7 @@ def check(transformer, part: str) -> None:
     """Raises Unavailable where a transformer's class is known to lack one of `PARTS`."""
     found = of(transformer)
     if part not in found.parts:
-        raise Unavailable(f"needs {PARTS[part]}, and {found.title}'s {found.name} has none")
+        raise Unavailable(f"needs {PARTS[part]}, which {found.title} ({found.name}) doesn't have")
 
 
 def named(block, args: tuple, given: dict) -> dict:

@@ -1,4 +1,7 @@
-"""FLUX.2 with random weights, of the published sizes and of a tiny one: for latency and memory, never for quality."""
+"""FLUX.2 with random weights, of the published sizes and of a tiny one: for latency and memory, never for quality.
+
+Importing this imports no PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,17 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-
 from fluxnb.models import embedded
-from fluxnb.models.full_size import randomize
 
 TOKENS = 512  # of a prompt, in every size
-PIPELINES = ("Flux2Pipeline", "Flux2KleinPipeline")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A published configuration, as far as it determines shapes; what isn't named is diffusers' default.
+    """A published configuration (FLUX.2's config.json of the hub), as far as it determines shapes; what isn't named is diffusers' default.
 
     Args:
-        transformer: of Flux2Transformer2DModel, whose defaults are FLUX.2-dev's.
+        transformer: of Flux2Transformer2DModel.
         numbers: weights in all.
         steps: of an image, as published.
         encoder: of Qwen3ForCausalLM. None: FLUX.2-dev's Mistral Small 3 has 24 thousand million weights, which don't
@@ -47,7 +46,15 @@ class Size:
         return {**self.transformer, "guidance_embeds": not self.klein}
 
 
-KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 3 * 2560}
+DEV: dict[str, Any] = {
+    "in_channels": 128,
+    "num_layers": 8,
+    "num_single_layers": 48,
+    "attention_head_dim": 128,
+    "num_attention_heads": 48,
+    "joint_attention_dim": 3 * 5120,
+}
+KLEIN = DEV | {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 3 * 2560}
 QWEN3_4B: dict[str, Any] = {
     "vocab_size": 151936,
     "hidden_size": 2560,
@@ -59,15 +66,15 @@ QWEN3_4B: dict[str, Any] = {
     "rope_theta": 1e6,
     "tie_word_embeddings": True,
 }
-_TINY = {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 2, "attention_head_dim": 32,
-         "axes_dims_rope": (8, 8, 8, 8), "joint_attention_dim": 3 * 32}  # fmt: skip
+_TINY = DEV | {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 2, "attention_head_dim": 32,
+               "axes_dims_rope": (8, 8, 8, 8), "joint_attention_dim": 3 * 32}  # fmt: skip
 _TINY_QWEN3 = QWEN3_4B | {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
                           "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 28}  # fmt: skip
 _TINY_VAE = {"block_out_channels": (32,) * 4, "layers_per_block": 1, "sample_size": 64}
 SIZES = {
     "flux2-klein-random": Size(KLEIN, 8.0e9, 4, QWEN3_4B, distilled=True),
     "flux2-klein-base-random": Size(KLEIN, 8.0e9, 50, QWEN3_4B),
-    "flux2-dev-random": Size({}, 33e9, 50),
+    "flux2-dev-random": Size(DEV, 33e9, 50),
     "flux2-klein-tiny": Size(_TINY, 1e6, 4, _TINY_QWEN3, distilled=True, vae=_TINY_VAE),
     "flux2-klein-base-tiny": Size(_TINY, 1e6, 8, _TINY_QWEN3, vae=_TINY_VAE),
     "flux2-dev-tiny": Size(_TINY, 1e6, 8, vae=_TINY_VAE),
@@ -76,31 +83,31 @@ NAMES = tuple(SIZES)
 _TEMPLATE = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }} {% endfor %}"
 
 
-class TokenTable(torch.nn.Module):
+def _token_table(tokens: int, width: int):
     """In place of a text encoder: every hidden state is the tokens' embedding."""
+    import torch
 
-    LAYERS = 31  # the last one that FLUX.2-dev's pipeline looks at is 30
+    class TokenTable(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(tokens, width)
 
-    def __init__(self, tokens: int, width: int):
-        super().__init__()
-        self.table = torch.nn.Embedding(tokens, width)
+        dtype = property(lambda self: self.table.weight.dtype)
+        device = property(lambda self: self.table.weight.device)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.table.weight.dtype
+        def forward(self, input_ids, **_):
+            return SimpleNamespace(hidden_states=(self.table(input_ids),) * 31)  # the pipeline takes 10, 20 and 30
 
-    @property
-    def device(self) -> torch.device:
-        return self.table.weight.device
-
-    def forward(self, input_ids, **_):
-        return SimpleNamespace(hidden_states=(self.table(input_ids),) * self.LAYERS)
+    return TokenTable()
 
 
 def load(name: str, dtype, device: str, seed: int):
     """The pipeline of one of `NAMES`, made where it will be used. The tokenizer is the embedded model's."""
     import diffusers
+    import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from fluxnb.models.full_size import randomize
 
     size, tokenizer = SIZES[name], embedded.t5_tokenizer()
     tokenizer.chat_template = _TEMPLATE
@@ -112,7 +119,7 @@ def load(name: str, dtype, device: str, seed: int):
             parts: dict[str, Any] = {
                 "vae": diffusers.AutoencoderKLFlux2(**size.vae),
                 "transformer": transformer,
-                "text_encoder": TokenTable(len(tokenizer), transformer.config.joint_attention_dim // 3)
+                "text_encoder": _token_table(len(tokenizer), transformer.config.joint_attention_dim // 3)
                 if size.encoder is None
                 else Qwen3ForCausalLM(Qwen3Config(**size.encoder, pad_token_id=tokenizer.pad_token_id)),
             }
@@ -127,14 +134,16 @@ def load(name: str, dtype, device: str, seed: int):
     return kind(scheduler=scheduler, tokenizer=tokenizer, **parts, **more)
 
 
-def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
+def noise(pipe, seeds: list[int], width: int, height: int):
     """Initial latents (n, channels, height / 16, width / 16) as FLUX.2's pipelines take them."""
+    import torch
+
     shape = (1, pipe.transformer.config.in_channels, *(side // (2 * pipe.vae_scale_factor) for side in (height, width)))
     drawn = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     return drawn.to(pipe._execution_device, pipe.transformer.dtype)
 
 
-def decoded(pipe, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
+def decoded(pipe, latents, width: int, height: int):
     """Pixels of latents (n, tokens, channels) as the loop has them."""
     rows, columns = (side // (2 * pipe.vae_scale_factor) for side in (height, width))
     latents, norm = latents.unflatten(1, (rows, columns)).permute(0, 3, 1, 2), pipe.vae.bn

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fluxnb import adapters
 from fluxnb.cache.engine import cacheable
 from fluxnb.cache.gates.base import RESIDUAL, checked_threshold
 from fluxnb.cache.gates.schedule import Schedule
@@ -51,6 +52,7 @@ class _Library(Technique):
         """
         fits(self.package, self.version)
         transformer = cacheable(pipe)
+        adapters.check(transformer, adapters.BLOCKS)
 
         def run(image, mine, given, call):
             if len(image.passes) > 1:
