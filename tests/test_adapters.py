@@ -290,3 +290,45 @@ def test_the_steps_of_add_a_model_give_a_cache_to_a_class_of_ones_own(monkeypatc
     with pytest.raises(Unavailable, match=r"needs FLUX.1's blocks, which a model of mine \(OwnTransformer\)"):
         adapters.check(pipe.transformer, adapters.BLOCKS)
     assert torch.equal(pipe.image(), plain)
+
+
+def test_a_stack_for_flux_2_has_what_fits_and_none_twice():
+    from fluxnb import stacks, study
+
+    named = stacks.shortlist(["BF16, lean", "FP8, lean"], "fp8 row", [], 4, [12])
+    klein, dev = (pipelines.describe(name) for name in ("flux2-klein-random", "flux-dev-random"))
+    assert study.fitting(named, dev) == named
+    made = study.fitting(named, klein)
+    assert [stack.name for stack in made] == [stack.name for stack in named]
+    assert made[0].label == "compiled blocks, VAE compiled" and "fused" not in " ".join(stack.label for stack in made)
+    phases = study.fitting(stacks.phases("fp8 row", ["hooks"]), klein)
+    assert len(phases) < len(stacks.phases("fp8 row", ["hooks"])) and len({stack.label for stack in phases}) == len(
+        phases
+    )
+
+
+def test_a_random_model_may_be_asked_for_by_name(monkeypatch):
+    from fluxnb import params
+    from fluxnb.models import facts
+
+    for variable in facts.GIVEN:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(facts.MODEL, "flux2-klein-random")
+    chosen = params.chosen("h100")
+    assert chosen.study.models == ["flux2-klein-random"] and chosen.study.distilled is None
+    assert chosen.own_dir.as_posix() == "reports/own/single_gpu/h100/flux2-klein-random"
+    assert pipelines.describe("flux2-klein-random").few
+    monkeypatch.setenv(facts.STEPS, "50")
+    assert pipelines.describe("flux2-klein-random").steps == 50 and not pipelines.describe("flux2-klein-random").few
+    monkeypatch.setenv(facts.SIZE, "512")
+    with pytest.raises(UserError, match="flux2-klein-random has a size and tokens of its own: leave SIZE out"):
+        facts.asked()
+
+
+def test_the_work_of_a_step_of_flux_2_is_counted():
+    from types import SimpleNamespace
+
+    from fluxnb.measure import ceilings
+
+    work = ceilings.step_work(SimpleNamespace(model=pipelines.describe("flux2-klein-random"), width=1024, height=1024))
+    assert work.products == pytest.approx(28.3e12, 0.01) and work.attention == 4 * 25 * 4608**2 * 3072

@@ -28,6 +28,7 @@ ROOMS = [
     {"measure"},
     {"models"},
     {"world"},
+    {"adapters"},
     {"technique"},
     {"families"},
     {"notebooks"},

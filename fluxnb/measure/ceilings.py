@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -154,10 +155,12 @@ def step_work(subject) -> Work:
     image, text = (subject.width // 16) * (subject.height // 16), subject.model.tokens
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
         config, ids = pipelines.transformer_config(subject.model.name), 3
+        kind: Any = diffusers.Flux2Transformer2DModel
+        more: dict = {}
         if "pooled_projection_dim" in config:
             kind, more = diffusers.FluxTransformer2DModel, {"pooled_projections": config["pooled_projection_dim"]}
         else:
-            kind, more, ids = diffusers.Flux2Transformer2DModel, {}, 4
+            ids = 4
         transformer = kind.from_config(config)
         config = transformer.config
         transformer(

@@ -16,7 +16,9 @@ TOKENS = 512  # of a prompt, in every size
 
 @dataclass(frozen=True)
 class Size:
-    """A published configuration (FLUX.2's config.json of the hub), as far as it determines shapes; what isn't named is diffusers' default.
+    """A published configuration, as far as it determines shapes; what isn't named is diffusers' default.
+
+    From FLUX.2's config.json on the hub.
 
     Args:
         transformer: of Flux2Transformer2DModel.
@@ -119,7 +121,7 @@ def load(name: str, dtype, device: str, seed: int):
             parts: dict[str, Any] = {
                 "vae": diffusers.AutoencoderKLFlux2(**size.vae),
                 "transformer": transformer,
-                "text_encoder": _token_table(len(tokenizer), transformer.config.joint_attention_dim // 3)
+                "text_encoder": _token_table(len(tokenizer), size.transformer["joint_attention_dim"] // 3)
                 if size.encoder is None
                 else Qwen3ForCausalLM(Qwen3Config(**size.encoder, pad_token_id=tokenizer.pad_token_id)),
             }

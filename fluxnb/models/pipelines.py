@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from fluxnb import adapters
 from fluxnb.errors import UserError
 from fluxnb.models import control, embedded, facts, flux2, folders, full_size, request
 from fluxnb.models.folders import first_line
@@ -66,6 +67,11 @@ class Model:
     def own(self) -> bool:
         """Whether it is a model of the user's."""
         return self.judged and not self.small
+
+    @property
+    def adapter(self) -> adapters.Adapter:
+        """What is known of its class of transformers."""
+        return adapters.FLUX2 if self.name in flux2.NAMES else adapters.FLUX1
 
     @property
     def few(self) -> bool:

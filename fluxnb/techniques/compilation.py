@@ -73,6 +73,7 @@ class TextEncoders(Technique):
     """
 
     family, exact = COMPILATION, ROUNDING
+    part = adapters.TEXTS
     term = "text encoders compiled or recorded"
 
     record: bool = False
@@ -89,7 +90,7 @@ class TextEncoders(Technique):
 
     def apply(self, pipe):
         """Compiles or records at the first call; returns the function that makes them eager again."""
-        adapters.check(pipe.transformer, adapters.TEXTS)
+        adapters.check(pipe.transformer, self.part)
         encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
         self.proof = {}
         with Changes(self.label) as changes:
