@@ -29,7 +29,14 @@ from fluxnb.technique import Unavailable
 APART, JOINED, ALONE = "text and image apart", "text and image in one tensor", "the image alone"
 
 # What some techniques need of a class of transformers.
-GELU, PROCESSORS, MODULATIONS, BLOCKS, PACKED, TEXTS = "gelu", "processors", "modulations", "blocks", "packed", "texts"
+GELU, PROCESSORS, MODULATIONS, BLOCKS, PACKED, TEXTS = (
+    "gelu",
+    "processors",
+    "modulations",
+    "own blocks",
+    "packed",
+    "texts",
+)
 PARTS = {
     GELU: "feed-forward layers with a GELU",
     PROCESSORS: "FLUX.1's attention processors",
