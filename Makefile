@@ -72,7 +72,7 @@ endif
 # A model that is written as a folder has to be one. (A path with blanks is looked at later.)
 ifneq ($(filter report render explore,$(MAKECMDGOALS)),)
 ifeq ($(words $(FLUXNB_MODEL)),1)
-ifneq ($(filter / ./% ../% ~% /%,$(FLUXNB_MODEL))$(if $(findstring /,$(FLUXNB_MODEL)),,no hub id),)
+ifneq ($(filter / ./% ../% ~% /%,$(FLUXNB_MODEL))$(if $(findstring /,$(FLUXNB_MODEL))$(filter flux2-%-random flux2-%-tiny,$(FLUXNB_MODEL)),,no hub id),)
 ifeq ($(wildcard $(FLUXNB_MODEL)/model_index.json),)
 $(error MODEL=$(FLUXNB_MODEL) is no folder with a model_index.json: give one that diffusers' save_pretrained wrote, or a hub id such as black-forest-labs/FLUX.1-dev)
 endif

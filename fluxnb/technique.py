@@ -46,6 +46,7 @@ class Technique:
     family: Family  # decides the colour in every chart
     exact: str  # one of EXACTNESS
     terms: dict = {}  # made-up words of its label, each with half a sentence
+    part: str = ""  # of `fluxnb.adapters.PARTS`: what a class of transformers has to have for it
     proof: dict  # what shows that it did something, filled in by `apply` or while images are made; may be missing
 
     @property

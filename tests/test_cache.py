@@ -190,7 +190,7 @@ def test_not_flux():
     class Other:
         transformer = torch.nn.Linear(2, 2)
 
-    with pytest.raises(UserError, match="FLUX"):
+    with pytest.raises(UserError, match="FluxTransformer2DModel.*Other has Linear"):
         first_block(0.1).apply(Other())
 
 

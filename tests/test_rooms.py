@@ -29,6 +29,7 @@ ROOMS = [
     {"measure"},
     {"models"},
     {"world"},
+    {"adapters"},
     {"technique"},
     {"families"},
     {"notebooks"},
@@ -161,7 +162,7 @@ WORDS = {
     "quantized": {"params.schema"},  # a parameter
     "stack": {"report.recipes", "study.candidate", "study.kept", "study.study", "study.trials"},  # a column
     "transformer": {  # a part of a pipeline
-        "cache.engine", "findings.trained", "models.facts", "models.folders", "models.full_size",
+        "cache.engine", "findings.trained", "models.facts", "models.flux2", "models.folders", "models.full_size",
         "models.pipelines", "study.bench", "training.train", "training.train_schnell",
     },
     "VAE": {"findings.parallel"},  # a stage

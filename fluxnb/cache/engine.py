@@ -1,6 +1,6 @@
-"""Runs a gate and a predictor inside a FLUX transformer, without touching its modules.
+"""Runs a gate and a predictor inside a transformer (fluxnb.adapters), without touching its modules.
 
-While `transformer.forward` runs, and only then, the transformer sees lists of callables in place of its two
+While `transformer.forward` runs, and only then, the transformer sees lists of callables in place of its
 lists of blocks: the first one runs block 0 and asks the gate, the others run their block or pass through, the
 last one stores what the blocks added or puts the prediction in its place. So
 
@@ -15,11 +15,15 @@ last one stores what the blocks added or puts the prediction in its place. So
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
+from fluxnb import adapters
+from fluxnb.adapters import APART, JOINED, Adapter
 from fluxnb.cache.gates.base import INPUT, RESIDUAL, Gate
 from fluxnb.cache.gates.first_block import FirstBlock
 from fluxnb.cache.gates.schedule import Schedule
@@ -93,9 +97,9 @@ class Cache(Technique):
         """Puts the cache into the pipeline's transformer; returns the function that takes it out.
 
         Raises:
-            UserError: the pipeline isn't FLUX, or has a cache already.
+            UserError: the pipeline's transformer isn't known (fluxnb.adapters), or has a cache already.
         """
-        transformer, running = flux_transformer(pipe), threading.local()
+        transformer, running = cacheable(pipe), threading.local()
         self.gate.meet(pipe)
         self.trace = Trace()
         with Changes(self.label) as changes:
@@ -134,27 +138,27 @@ class Cache(Technique):
         self.predictor.group = group
 
     def _run(self, transformer, running):
+        adapter = adapters.of(transformer)
+
         def run(image: Image, mine: Pass, given: dict, call):
-            own = (transformer.transformer_blocks, transformer.single_transformer_blocks)
-            doubles, singles = map(list, getattr(transformer, BLOCKS, own))
-            if not doubles or not singles:
-                raise UserError("The transformer needs double and single blocks for its blocks to be cached.")
+            lists = [list(own) for own in getattr(transformer, BLOCKS, None) or adapter.lists(transformer)]
+            blocks = [(block, own.streams) for own, some in zip(adapter.blocks, lists, strict=True) for block in some]
+            if not all(lists) or len(blocks) < 2:
+                raise UserError("The transformer needs blocks of every kind, and two in all, for them to be cached.")
+            for name, why in adapter.refused.items():
+                if given.get(name) is not None:
+                    raise UserError(f"A cache can't be on {type(transformer).__name__} while it {why}: take it off.")
             self._share(getattr(transformer, SHARED, None))
             self.gate.called(mine.state["gate"], image, given)
             for own in mine.state["predictors"].values():
                 self.predictor.called(own, given)
-            step = _StepRun(self, image.total, mine)
-            blocks = [
-                step.first(doubles[0]),
-                *map(step.middle, doubles[1:] + singles[:-1]),
-                step.last(singles[-1]),
-            ]
-            # An instance attribute stands before the module list of the same name, and leaves it alone.
-            with (
-                attribute(running, "step", step),
-                attribute(transformer, "transformer_blocks", blocks[: len(doubles)]),
-                attribute(transformer, "single_transformer_blocks", blocks[len(doubles) :]),
-            ):
+            step = _StepRun(self, adapter, image.total, mine)
+            runs = iter([step.first(*blocks[0]), *(step.middle(*one) for one in blocks[1:-1]), step.last(*blocks[-1])])
+            with ExitStack() as stack:
+                stack.enter_context(attribute(running, "step", step))
+                # An instance attribute stands before the module list of the same name, and leaves it alone.
+                for own, some in zip(adapter.blocks, lists, strict=True):
+                    stack.enter_context(attribute(transformer, own.where, list(itertools.islice(runs, len(some)))))
                 return call()
 
         return run
@@ -201,15 +205,17 @@ class _Later:
 class _StepRun:
     """The blocks of one step: diffusers calls them with hidden_states, encoder_hidden_states and more.
 
-    `hidden_states` are the image tokens, (n, image tokens, width), `encoder_hidden_states` the text tokens.
+    `hidden_states` are the image tokens, (n, image tokens, width), `encoder_hidden_states` the text tokens; or the
+    former are both, text first, or there is nothing but the former, as the adapter says (`streams`).
     """
 
-    def __init__(self, cache: Cache, total: int | None, mine: Pass):
-        self.cache, self.state, self.index = cache, mine.state, mine.step
+    def __init__(self, cache: Cache, adapter: Adapter, total: int | None, mine: Pass):
+        self.cache, self.adapter, self.state, self.index = cache, adapter, mine.state, mine.step
         self.forced = not mine.sure or cache.gate.forced(self.index, total, self.state["run"])
         self.hit: str | None = None  # the point where the step was reused
         self.image: dict[str, torch.Tensor] = {}  # the image tokens at each point
         self.residual = None  # what the first block added to them
+        self.text = 0  # text tokens, where the image's have any before them
 
     def _ask(self, point: str, seen) -> bool:
         """Asks the gate, which also has to see steps that are computed anyway; True if the step is reused."""
@@ -217,44 +223,60 @@ class _StepRun:
         self.hit = point if said and not self.forced else None
         return self.hit is not None
 
-    def first(self, block):
-        def run(hidden_states, encoder_hidden_states, temb, **rest):
-            self.image[INPUT] = hidden_states
+    def _image(self, streams: str, made) -> torch.Tensor:
+        """The image tokens of what a block gives."""
+        if streams == APART:
+            return made[1]
+        return made[:, self.text :] if streams == JOINED else made
+
+    def _through(self, streams: str, given: dict):
+        """What a block that isn't run gives: what it was given."""
+        image = given["hidden_states"]
+        return (given["encoder_hidden_states"], image) if streams == APART else image
+
+    def first(self, block, streams: str):
+        def run(*args, **given):
+            given = adapters.named(block, args, given)
+            self.image[INPUT] = hidden_states = given["hidden_states"]
+            if streams == APART:
+                self.text = given["encoder_hidden_states"].shape[1]
             looks = self.cache.gate.looks_at_input
-            if self._ask(INPUT, block.norm1(hidden_states, emb=temb)[0] if looks else hidden_states):
-                return encoder_hidden_states, hidden_states
-            text, image = block(
-                hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, temb=temb, **rest
-            )
-            self.image[RESIDUAL], self.residual = image, (image - hidden_states).detach()
+            if self._ask(INPUT, self.adapter.modulated(block, hidden_states, given) if looks else hidden_states):
+                return self._through(streams, given)
+            made = block(**given)
+            self.image[RESIDUAL] = image = self._image(streams, made)
+            self.residual = (image - hidden_states).detach()
             for own in self.state["predictors"].values():
                 self.cache.predictor.probed(own, self.residual)
             self._ask(RESIDUAL, self.residual)
-            return text, image
+            return made
 
         return run
 
-    def middle(self, block):
-        def run(hidden_states, encoder_hidden_states, **rest):
-            if self.hit:
-                return encoder_hidden_states, hidden_states
-            return block(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
+    def middle(self, block, streams: str):
+        def run(*args, **given):
+            given = adapters.named(block, args, given)
+            return self._through(streams, given) if self.hit else block(**given)
 
         return run
 
-    def last(self, block):
-        def run(hidden_states, encoder_hidden_states, **rest):
+    def last(self, block, streams: str):
+        def run(*args, **given):
+            given = adapters.named(block, args, given)
             cache, state = self.cache, self.state
             if self.hit:
-                added = cache.predictor.predict(state["predictors"][self.hit], self.index)
+                image = cache.predictor.predict(state["predictors"][self.hit], self.index) + self.image[self.hit]
                 self._done()
-                return encoder_hidden_states, added + self.image[self.hit]
-            text, image = block(hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest)
+                if streams == JOINED:
+                    return torch.cat([given["hidden_states"][:, : self.text], image], dim=1)
+                return self._through(streams, {**given, "hidden_states": image})
+            made = block(**given)
+            image = self._image(streams, made)
             cache.gate.computed(state["gate"], self.index, self.residual)
             for point, own in state["predictors"].items():
                 cache.predictor.computed(own, self.index, (image - self.image[point]).detach())
             self._done()
-            return text, image
+            return made
 
         return run
 
@@ -264,14 +286,16 @@ class _StepRun:
         state["run"] = state["run"] + 1 if self.hit else 0
 
 
-def flux_transformer(pipe):
+def cacheable(pipe):
     """The pipeline's transformer, if a cache can go in. Raises UserError if not, saying why."""
-    from diffusers import FluxTransformer2DModel
-
     transformer = getattr(pipe, "transformer", None)
     inner = getattr(transformer, "_orig_mod", transformer)
-    if not isinstance(inner, FluxTransformer2DModel):
-        raise UserError(f"A cache needs a FLUX pipeline, and {type(pipe).__name__} has no FluxTransformer2DModel.")
+    if adapters.find(transformer) is None:
+        raise UserError(
+            f"A cache needs a transformer that it knows ({adapters.known()}), and {type(pipe).__name__} has "
+            f"{'none' if inner is None else type(inner).__name__}: another one takes an adapter, which says where its "
+            "blocks are, what they return and what the first one's modulated input is (fluxnb.adapters)."
+        )
     if getattr(transformer, RECORDED, False):
         raise UserError(
             "The transformer's steps are replayed from a CUDA graph, so its blocks can't be skipped: take the CUDA "

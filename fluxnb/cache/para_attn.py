@@ -13,7 +13,8 @@ from importlib import metadata
 
 import torch
 
-from fluxnb.cache.engine import flux_transformer
+from fluxnb import adapters
+from fluxnb.cache.engine import cacheable
 from fluxnb.cache.gates.base import RESIDUAL, checked_threshold
 from fluxnb.cache.passes import CONTROL, around
 from fluxnb.cache.trace import Step, Trace
@@ -56,11 +57,12 @@ class ParaAttention(Technique):
         """Puts para-attn's cache into the pipeline's transformer; returns the function that takes it out.
 
         Raises:
-            Unavailable: para-attn isn't installed, or isn't the version that this adapter was written for.
-            UserError: the pipeline isn't FLUX, or has a cache already.
+            Unavailable: para-attn isn't installed, isn't the version that this fits, or can't call the blocks.
+            UserError: the pipeline's transformer isn't known, or has a cache already.
         """
         utils, ran = _utils(), threading.local()
-        transformer = flux_transformer(pipe)
+        transformer = cacheable(pipe)
+        adapters.check(transformer, adapters.BLOCKS)
         if getattr(pipe, "controlnet", None) is not None:
             raise Unavailable(f"needs a pipeline without ControlNet: it {_CONTROL} (Cache(FirstBlock(…)) doesn't)")
 

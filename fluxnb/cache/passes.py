@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_flatten
 from fluxnb.errors import UserError
 from fluxnb.technique import Changes
 
-# Arguments of a FLUX transformer that are others at every step.
+# Arguments of a transformer that are others at every step.
 CONTROL = ("controlnet_block_samples", "controlnet_single_block_samples")
 CHANGING = {"hidden_states", "timestep", "return_dict", *CONTROL}
 PROMPT = ("encoder_hidden_states", "pooled_projections")
@@ -115,7 +115,7 @@ class _Told:
         plain = [(x.shape, x.dtype, x.device) if isinstance(x, torch.Tensor) else x for x in leaves]
         controlled = [key for key in CONTROL if given.get(key) is not None]
         form = (name, given["hidden_states"].shape, controlled, structure, plain)
-        return cls(form, tensors, list(map(_mark, tensors)), [_mark(given[key]) for key in PROMPT])
+        return cls(form, tensors, list(map(_mark, tensors)), [_mark(given[k]) for k in PROMPT if k in given])
 
 
 def _mark(tensor: torch.Tensor) -> tuple[int, int]:
@@ -249,7 +249,8 @@ def grid(given: dict, asking: str) -> tuple[int, int]:
     Raises:
         UserError: they are more than one image's, so that `asking` can't use them.
     """
-    rows, columns = (int(n) + 1 for n in given["img_ids"].reshape(-1, 3)[:, 1:].amax(0).tolist())
+    ids = given["img_ids"].flatten(0, -2)  # FLUX.1's: (tokens, 3), of time, row, column; FLUX.2's are (n, tokens, 4)
+    rows, columns = (int(n) + 1 for n in ids[:, 1:3].amax(0).tolist())
     if rows * columns != (tokens := given["hidden_states"].shape[1]):
         raise UserError(
             f"{asking} needs the tokens of one image as a grid, and {tokens} aren't {rows} × {columns}: take another "

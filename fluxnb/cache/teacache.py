@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from fluxnb import adapters
 from fluxnb.errors import UserError
 
 FLUX_DEV = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)  # TeaCache4FLUX, highest power first
@@ -59,11 +60,11 @@ def coefficients(model: str) -> tuple[float, ...]:
     Raises:
         UserError: there are none for this model.
     """
-    from fluxnb.models import full_size
+    from fluxnb.models import flux2, full_size
 
     if found := shipped(model):
         return tuple(found.coefficients)
-    if "FLUX.1-dev" in model or model in full_size.NAMES:  # random ones show time only
+    if "FLUX.1-dev" in model or model in (*full_size.NAMES, *flux2.NAMES):  # random ones show time only
         return FLUX_DEV
     if model in FITS:
         return FITS[model]()
@@ -140,8 +141,14 @@ def _trajectory(loaded, prompt: str, seed: int, steps: int) -> tuple[list, list]
     inputs: list[torch.Tensor] = []
     outputs: list[torch.Tensor] = []
     with ExitStack() as stack:
-        norm = transformer.transformer_blocks[0].norm1
-        stack.callback(norm.register_forward_hook(lambda m, i, o: inputs.append(o[0].float())).remove)
+        adapter = adapters.of(transformer)
+        first, *_ = adapter.lists(transformer)[0]
+
+        def see(block, args, given):
+            given = adapters.named(block, args, given)
+            inputs.append(adapter.modulated(block, given["hidden_states"], given).float())
+
+        stack.callback(first.register_forward_pre_hook(see, with_kwargs=True).remove)
         stack.callback(transformer.register_forward_hook(lambda m, i, o: outputs.append(o[0].float())).remove)
         loaded.generate(prompt, seed, steps)
     return inputs, outputs

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -148,21 +149,28 @@ def step_work(subject) -> Work:
 
     Products are counted as they are called, attention by its formula. Raises UserError if the model can't be read.
     """
-    from diffusers import FluxTransformer2DModel
+    import diffusers
     from torch.utils.flop_counter import FlopCounterMode
 
     image, text = (subject.width // 16) * (subject.height // 16), subject.model.tokens
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        transformer = FluxTransformer2DModel.from_config(pipelines.transformer_config(subject.model.name))
+        config, ids = pipelines.transformer_config(subject.model.name), 3
+        kind: Any = diffusers.Flux2Transformer2DModel
+        more: dict = {}
+        if "pooled_projection_dim" in config:
+            kind, more = diffusers.FluxTransformer2DModel, {"pooled_projections": config["pooled_projection_dim"]}
+        else:
+            ids = 4
+        transformer = kind.from_config(config)
         config = transformer.config
         transformer(
             hidden_states=torch.empty(1, image, config.in_channels),
             encoder_hidden_states=torch.empty(1, text, config.joint_attention_dim),
-            pooled_projections=torch.empty(1, config.pooled_projection_dim),
             timestep=torch.empty(1),
             guidance=torch.empty(1) if config.guidance_embeds else None,
-            img_ids=torch.empty(image, 3),
-            txt_ids=torch.empty(text, 3),
+            img_ids=torch.empty(image, ids),
+            txt_ids=torch.empty(text, ids),
+            **{name: torch.empty(1, width) for name, width in more.items()},
         )
     counts = counter.get_flop_counts()["Global"]
     products = sum(flop for op, flop in counts.items() if op.__name__ in ("mm", "addmm"))

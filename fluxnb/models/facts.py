@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fluxnb.errors import UserError, lacks_memory
-from fluxnb.models import folders
+from fluxnb.models import flux2, folders
 from fluxnb.models.request import check_channels
 
 MODEL, SIZE, TOKENS, STEPS = GIVEN = ("FLUXNB_MODEL", "FLUXNB_SIZE", "FLUXNB_TOKENS", "FLUXNB_STEPS")
@@ -56,6 +56,8 @@ class Facts:
 def asked() -> Facts | None:
     """What `make report MODEL=…` asks for; None if it asks for no model. Raises UserError if it can't be had."""
     name, size, tokens, steps = (os.environ.get(variable, "").strip() for variable in GIVEN)
+    if name in flux2.NAMES:
+        return random(name, steps, **{key: value for key, value in (("SIZE", size), ("TOKENS", tokens)) if value})
     if name:
         return read(name, size, tokens, steps)
     for variable, value in zip(GIVEN, (name, size, tokens, steps), strict=True):
@@ -63,6 +65,15 @@ def asked() -> Facts | None:
             short = variable.removeprefix("FLUXNB_")
             raise UserError(f"{short}={value} is about a model of yours: give MODEL=… as well, or leave {short} out.")
     return None
+
+
+def random(name: str, steps: str, **others: str) -> Facts:
+    """The facts of one of `flux2.NAMES`. Raises UserError where more than its steps is chosen."""
+    if others:
+        raise UserError(f"{name} has a size and tokens of its own: leave {' and '.join(others)} out.")
+    size = flux2.SIZES[name]
+    most = _number(name, STEPS, steps, size.steps, MOST_STEPS, "steps an image takes")
+    return Facts(name, 1024, 1024, flux2.TOKENS, most, not size.distilled)
 
 
 @functools.lru_cache(maxsize=16)

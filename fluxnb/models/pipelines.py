@@ -2,8 +2,9 @@
 
 A name is `embedded` (shipped with the package, trained) or `embedded-schnell` (the same distilled to four steps),
 `flux-dev-random` or `flux-schnell-random` (FLUX's full size, seeded random weights: for latency and memory, never for
-quality), a hub id such as `black-forest-labs/FLUX.1-dev`, or a local folder in diffusers' format. A use case is a key
-of `USE_CASES`: each is a pipeline of diffusers, made from the same components.
+quality), one of `flux2.NAMES` (the same of FLUX.2, and of a few blocks to try things on a CPU), a hub id such as
+`black-forest-labs/FLUX.1-dev`, or a local folder in diffusers' format. A use case is a key of `USE_CASES`: each is a
+pipeline of diffusers, made from the same components.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from typing import Any
 
 import torch
 
+from fluxnb import adapters
 from fluxnb.errors import UserError
-from fluxnb.models import control, embedded, facts, folders, full_size, request
+from fluxnb.models import control, embedded, facts, flux2, folders, full_size, request
 from fluxnb.models.folders import first_line
 from fluxnb.models.use_cases import (
+    FLUX2_PIPELINES,
     NUMBER_FORMATS,
     TXT2IMG,
     USE_CASES,
@@ -32,7 +35,7 @@ from fluxnb.models.use_cases import (
 
 __all__ = ["USE_CASES", "steps_run", "takes_condition", "takes_image"]  # of `use_cases`, for those who have this
 
-RANDOM = full_size.NAMES
+RANDOM, RANDOM_2 = full_size.NAMES, flux2.NAMES
 DTYPES = {name: getattr(torch, name) for name in NUMBER_FORMATS}
 CONTROLNET = "InstantX/FLUX.1-dev-Controlnet-Union"  # of FLUX.1-dev itself
 _CONTROLNET = {"num_layers": 5, "num_single_layers": 10, "num_mode": 10}  # its size
@@ -66,6 +69,11 @@ class Model:
         return self.judged and not self.small
 
     @property
+    def adapter(self) -> adapters.Adapter:
+        """What is known of its class of transformers."""
+        return adapters.FLUX2 if self.name in flux2.NAMES else adapters.FLUX1
+
+    @property
     def few(self) -> bool:
         """Whether it takes a few steps without guidance, as FLUX.1-schnell does."""
         return facts.takes_few(self.steps, self.guided)
@@ -86,6 +94,10 @@ def describe(name: str) -> Model:
         tokens, steps = (facts.MOST_TOKENS, None) if guided else (facts.SCHNELL_TOKENS, facts.SCHNELL_STEPS)
         return Model(name, "random", 1024, 1024, tokens, steps, guided)
     own = facts.asked()
+    if name in RANDOM_2:
+        size = flux2.SIZES[name]
+        steps = own.steps if own is not None and own.name == name else size.steps
+        return Model(name, "random", 1024, 1024, flux2.TOKENS, steps, not size.distilled)
     if own is None or name != own.name:
         own = facts.read(name)
     return Model(name, "trained", own.width, own.height, own.tokens, own.steps, own.guided)
@@ -98,11 +110,11 @@ def check(name: str) -> None:
         folders.read(embedded.FOLDERS[name], "transformer/config.json")
     elif facts.is_folder(name):
         folders.check(Path(name).expanduser())
-    elif name not in RANDOM:
+    elif name not in (*RANDOM, *RANDOM_2):
         if name.count("/") != 1:
             raise UserError(
-                f"There is no model {name!r}: choose {', '.join([*embedded.FOLDERS, *RANDOM])}, a hub id such as "
-                "black-forest-labs/FLUX.1-dev, or a local folder."
+                f"There is no model {name!r}: choose {', '.join([*embedded.FOLDERS, *RANDOM, *RANDOM_2])}, a hub id "
+                "such as black-forest-labs/FLUX.1-dev, or a local folder."
             )
         facts.check_id(name)
 
@@ -127,6 +139,8 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     _quiet()
     if name in RANDOM:
         pipe = full_size.load(name, DTYPES[dtype], device, seed)
+    elif name in RANDOM_2:
+        pipe = flux2.load(name, DTYPES[dtype], device, seed)
     elif name == embedded.NAME:
         pipe = folders.load(embedded.FOLDER, DTYPES[dtype])
     elif name == embedded.SCHNELL:
@@ -137,7 +151,7 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
         pipe = _from_hub(name, DTYPES[dtype])
     pipe.set_progress_bar_config(disable=True)
     pipe = pipe.to(device)
-    if name not in RANDOM:
+    if name not in (*RANDOM, *RANDOM_2):
         folders.check_numbers(pipe, f"The model {name}")
     return pipe
 
@@ -148,7 +162,7 @@ def weights_gib(name: str, dtype: str) -> float:
     if local.is_dir():  # saved in 16 bits, as FLUX's are
         numbers = sum(path.stat().st_size for path in local.rglob("*.safetensors")) / 2
     else:
-        numbers = full_size.NUMBERS
+        numbers = flux2.SIZES[name].numbers if name in RANDOM_2 else full_size.NUMBERS
     return numbers * DTYPES[dtype].itemsize / 2**30
 
 
@@ -159,6 +173,8 @@ def transformer_config(name: str) -> dict:
     check(name)
     if name in RANDOM:
         return full_size.transformer(name)
+    if name in RANDOM_2:
+        return flux2.SIZES[name].config
     local = name in embedded.FOLDERS or facts.is_folder(name)
     source = embedded.FOLDERS.get(name) or (Path(name).expanduser() if local else name)
     try:
@@ -181,6 +197,8 @@ def as_use_case(pipe, use_case: str, controlnet=None):
 
     if use_case not in USE_CASES:
         raise UserError(f"There is no use case {use_case!r}: choose one of {', '.join(USE_CASES)}.")
+    if type(pipe).__name__ in FLUX2_PIPELINES:
+        raise UserError(f"FLUX.2 has {TXT2IMG} here, and {use_case} is of FLUX.1: give a pipeline of FLUX.1.")
     kind = getattr(diffusers, USE_CASES[use_case])
     if "controlnet" in (takes := inspect.signature(kind.__init__).parameters) and controlnet is None:
         raise UserError(f"{use_case} needs a ControlNet: give one of fluxnb.models.pipelines.load_controlnet.")
@@ -237,6 +255,8 @@ def lacks_controlnet(name: str) -> str:
     """Why a model has no ControlNet here; "" where it has one, as far as can be said without loading it."""
     if name == embedded.NAME or name in RANDOM:
         return ""
+    if name in RANDOM_2:
+        return f"the ControlNets here belong to FLUX.1, and {name} is FLUX.2"
     if name == embedded.SCHNELL:
         return f"the ControlNet here belongs to {embedded.NAME}, and {name} is distilled to other steps"
     config, sizes = transformer_config(name), ("num_attention_heads", "attention_head_dim", "joint_attention_dim")
@@ -304,7 +324,7 @@ def generate(
         "max_sequence_length": model.tokens,
         "output_type": output_type,
     }
-    if "image" in takes:
+    if "image" in takes and case != TXT2IMG:  # FLUX.2's pipelines may be given pictures to look at
         request.check_strength(strength, steps)
         images = request.pictures(image, len(prompts), (width, height), f"{case} needs an image", "image")
         given |= {"image": images, "strength": strength}
@@ -324,12 +344,15 @@ def generate(
             return tensors
 
         given["callback_on_step_end"] = after_step
-    return pipe(list(prompts), **given).images
+    return pipe(prompt=list(prompts), **given).images
 
 
 @torch.no_grad()
 def preview(pipe, latents: torch.Tensor, model: Model):
     """The first of half-made latents (n, tokens, 64) as a PIL image of the model's own size."""
+    if type(pipe).__name__ in FLUX2_PIPELINES:
+        pixels = flux2.decoded(pipe, latents[:1], model.width, model.height)
+        return pipe.image_processor.postprocess(pixels.float(), output_type="pil")[0]
     unpacked = pipe._unpack_latents(latents[:1], model.height, model.width, pipe.vae_scale_factor)
     unpacked = unpacked / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor
     pixels = pipe.vae.decode(unpacked.to(pipe.vae.dtype)).sample
@@ -337,7 +360,9 @@ def preview(pipe, latents: torch.Tensor, model: Model):
 
 
 def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
-    """Initial latents (n, width * height / 256, 64) as FLUX packs them: 2 x 2 patches, row by row."""
+    """Initial latents (n, width * height / 256, 64) as FLUX packs them: 2 x 2 patches, row by row (not FLUX.2's)."""
+    if type(pipe).__name__ in FLUX2_PIPELINES:
+        return flux2.noise(pipe, seeds, width, height)
     channels = pipe.transformer.config.in_channels // 4
     rows, columns = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
     drawn = [torch.randn((1, channels, rows, columns), generator=torch.Generator().manual_seed(seed)) for seed in seeds]

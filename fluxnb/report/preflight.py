@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fluxnb.errors import UserError
 from fluxnb.installed import CORE, EXTRAS, command, project
+from fluxnb.models import flux2
 
 OLDEST = (3, 11)
 # A run does without what shows widgets, reads a GPU's clocks or loads a LoRA.
@@ -63,6 +64,8 @@ def check_download(model: str) -> None:
     """Raises UserError where the disk has no room for the weights of a model that have to come from the hub."""
     from huggingface_hub import constants
 
+    if model in flux2.NAMES:
+        return
     own = Path(constants.HF_HUB_CACHE, f"models--{model.replace('/', '--')}")
     if Path(model).expanduser().is_dir() or any(own.glob("snapshots/*/transformer/*.safetensors")):
         return
@@ -79,6 +82,8 @@ def check_download(model: str) -> None:
 def _needed_gib(model: str) -> float:
     """Memory of a GPU that a model needs in bfloat16; 0 for the embedded ones."""
     folder = Path(model).expanduser()
+    if model in flux2.NAMES:
+        return 2 * flux2.SIZES[model].numbers / 2**30 + (FULL_SIZE_GIB - DOWNLOAD_GIB)
     if not folder.is_dir():
         return 0.0 if model.startswith("embedded") else FULL_SIZE_GIB
     weights = sum(path.stat().st_size for path in folder.rglob("*.safetensors")) / 2**30

@@ -10,7 +10,18 @@ Quality is that of every prompt and seed; speed is taken in turn with the baseli
 again on the same machine with the same inputs; images and traces are kept beside the rows.
 """
 
-from fluxnb.study.candidate import Candidate, built, controls, fewer_steps, in_format, methods, plain, stacked, using
+from fluxnb.study.candidate import (
+    Candidate,
+    built,
+    controls,
+    fewer_steps,
+    fitting,
+    in_format,
+    methods,
+    plain,
+    stacked,
+    using,
+)
 from fluxnb.study.inferences import first_and_second
 from fluxnb.study.replays import replays
 from fluxnb.study.row import Row
@@ -29,6 +40,7 @@ __all__ = [
     "controls",
     "fewer_steps",
     "first_and_second",
+    "fitting",
     "in_format",
     "methods",
     "need",

@@ -9,6 +9,7 @@ from typing import Any
 
 from fluxnb import families
 from fluxnb.families import Family
+from fluxnb.models.pipelines import Model
 from fluxnb.stacks import Stack
 from fluxnb.study import code
 from fluxnb.study.subject import Subject
@@ -151,6 +152,20 @@ def in_format(dtype: str, steps: int, patience_s: float = math.inf) -> Candidate
     """The same model in another number format; a processor may lack its arithmetic, and take minutes for an image."""
     family, label = families.NUMBER_FORMAT, f"{dtype}, {steps} steps"
     return Candidate(steps, (), (), family, family.name, label, dtype, dtype=dtype, patience_s=patience_s)
+
+
+def fitting(found: Iterable[Stack], model: Model) -> list[Stack]:
+    """Stacks for a model: without the techniques that its transformer has nothing for, and each only once."""
+    made: dict[str, Stack] = {}
+    for stack in found:
+        built, above = (
+            tuple(part for part in parts if not part.part or part.part in model.adapter.parts)
+            for parts in (stack.built, stack.above)
+        )
+        if (built, above) != (stack.built, stack.above):
+            stack = Stack(stack.name, built, above, ", ".join(part.label for part in (*built, *above)))
+        made.setdefault(repr([(part.name, part.settings) for part in stack.techniques]), stack)
+    return list(made.values())
 
 
 def stacked(

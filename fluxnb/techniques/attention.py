@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from fluxnb import adapters
 from fluxnb.errors import lacks_memory
 from fluxnb.families import ATTENTION
 from fluxnb.measure import ceilings, latency
@@ -70,7 +71,7 @@ class Attention(Technique):
                 changes.callback(_flash_4())
             backend = KINDS[self.kind][1]
             if backend is None:
-                flux = importlib.import_module("diffusers.models.transformers.transformer_flux")
+                flux = importlib.import_module(adapters.of(transformer).module)
                 changes.put(flux, "dispatch_attention_fn", _sage, yields=True)
             else:
                 _choose(networks(pipe), backend, changes)

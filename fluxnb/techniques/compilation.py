@@ -8,6 +8,7 @@ import inspect
 import threading
 from dataclasses import dataclass
 
+from fluxnb import adapters
 from fluxnb.families import COMPILATION, FUSION
 from fluxnb.technique import (
     AHEAD,
@@ -72,6 +73,7 @@ class TextEncoders(Technique):
     """
 
     family, exact = COMPILATION, ROUNDING
+    part = adapters.TEXTS
     term = "text encoders compiled or recorded"
 
     record: bool = False
@@ -88,6 +90,7 @@ class TextEncoders(Technique):
 
     def apply(self, pipe):
         """Compiles or records at the first call; returns the function that makes them eager again."""
+        adapters.check(pipe.transformer, self.part)
         encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
         self.proof = {}
         with Changes(self.label) as changes:
@@ -209,10 +212,10 @@ class CudaGraph(Technique):
             raise Unavailable("needs a pipeline without ControlNet, whose residuals are added between the blocks")
         with Changes(self.label) as changes:
             if self.blocks:
-                first, *others = transformer.transformer_blocks
-                recorded = _Recorded(_chain([*others, *transformer.single_transformer_blocks]), self.proof)
+                apart, chained = adapters.of(transformer).chain(transformer)
+                recorded = _Recorded(chained, self.proof)
                 recorded.follow(pipe, transformer, changes)
-                changes.put(transformer, BLOCKS, ([first], [recorded]))
+                changes.put(transformer, BLOCKS, (apart, [recorded]))
                 changes.wrap(transformer, functools.partial(_with_blocks, transformer))
             else:
                 _record_calls(pipe, transformer, changes, self.proof)
@@ -309,19 +312,6 @@ def _record(function, leaves: list, form) -> tuple:
     return graph.replay, inputs, outputs
 
 
-def _chain(blocks: list):
-    """The blocks one after the other as a single one."""
-
-    def run(hidden_states, encoder_hidden_states, **rest):
-        for block in blocks:
-            encoder_hidden_states, hidden_states = block(
-                hidden_states=hidden_states, encoder_hidden_states=encoder_hidden_states, **rest
-            )
-        return encoder_hidden_states, hidden_states
-
-    return run
-
-
 def _with_blocks(transformer, original):
     """The transformer's forward with `BLOCKS` in place of its own, unless a cache has put them there already."""
     doubles, singles = getattr(transformer, BLOCKS)
@@ -372,6 +362,9 @@ class FusedQKV(Technique):
         transformer = pipe.transformer
         double = transformer.transformer_blocks if self.double else ()
         attentions = [block.attn for block in (*double, *transformer.single_transformer_blocks)]
+        attentions = [attention for attention in attentions if attention._supports_qkv_fusion]
+        if not attentions:  # FLUX.2's single blocks
+            raise Unavailable("needs queries, keys and values apart, and these blocks have one product for all of them")
         apart = [attention for attention in attentions if not attention.fused_projections]
         separate = [getattr(a, name) for a in apart for part in _parts(a) for name in self._PARTS[part]]
         layers.check(separate)

@@ -28,6 +28,7 @@ from diffusers.models.transformers.transformer_flux import FluxSingleTransformer
 from torch import nn
 from torch.nn import functional
 
+from fluxnb import adapters
 from fluxnb.families import FUSION
 from fluxnb.technique import ROUNDING, Changes, Technique, Unavailable
 from fluxnb.techniques import layers
@@ -44,12 +45,14 @@ class FusedGELU(Technique):
     """
 
     family, exact = FUSION, ROUNDING
+    part = adapters.GELU
     name = label = "fused GELU"
     settings = {"fused_gelu": True}
 
     def apply(self, pipe):
         """Exchanges the classes of the layers that contain a GELU; returns the function that undoes it."""
         transformer = pipe.transformer
+        adapters.check(transformer, self.part)
         if transformer.dtype not in (torch.bfloat16, torch.float32):
             raise Unavailable(f"needs the model in bfloat16, and it is in {transformer.dtype}")
         parts: list[nn.Module] = [*transformer.single_transformer_blocks]
@@ -263,6 +266,7 @@ class FusedRoPE(Technique):
     """
 
     family, exact = FUSION, ROUNDING
+    part = adapters.PROCESSORS
     name = label = "fused RoPE"
     settings = {"fused_rope": True}
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from fluxnb.cache.engine import flux_transformer
+from fluxnb import adapters
+from fluxnb.cache.engine import cacheable
 from fluxnb.cache.gates.base import RESIDUAL, checked_threshold
 from fluxnb.cache.gates.schedule import Schedule
 from fluxnb.cache.passes import around
@@ -50,7 +51,8 @@ class _Library(Technique):
             UserError: the pipeline isn't FLUX, has a cache already, or too few blocks.
         """
         fits(self.package, self.version)
-        transformer = flux_transformer(pipe)
+        transformer = cacheable(pipe)
+        adapters.check(transformer, adapters.BLOCKS)
 
         def run(image, mine, given, call):
             if len(image.passes) > 1:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from fluxnb import adapters
 from fluxnb.cache.passes import Image, Pass, around
 from fluxnb.errors import UserError
 from fluxnb.families import FUSION
@@ -30,6 +31,7 @@ class ModulationAhead(Technique):
     """
 
     family, exact = FUSION, ROUNDING
+    part = adapters.MODULATIONS
     name = label = "modulation ahead"
     settings = {"modulation": "ahead"}
     terms = {name: "the scales and shifts that depend on the timestep are computed for all steps at once"}
@@ -37,6 +39,7 @@ class ModulationAhead(Technique):
     def apply(self, pipe):
         """Makes the modulations' layers look up what they give; returns the function that undoes it."""
         transformer = pipe.transformer
+        adapters.check(transformer, self.part)
         if hasattr(transformer, AHEAD):
             raise UserError("The modulations are computed ahead already: take that back first.")
         if transformer._compiled_call_impl is not None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from fluxnb import adapters
 from fluxnb.errors import UserError
 from fluxnb.families import PARALLEL, REPLICAS
 from fluxnb.technique import IDENTICAL, ROUNDING, SHARED, Changes, Technique, Unavailable
@@ -87,6 +88,7 @@ class ContextParallel(Technique):
     def apply(self, pipe):
         """Divides from the next call on; returns the function that undoes it."""
         transformer, degree = pipe.transformer, self.ulysses * self.gather
+        adapters.check(transformer, adapters.BLOCKS)
         check_group(degree, self.label)
         check_heads(transformer, self.ulysses)
         if self.pull and (self.ulysses > 1 or not self.overlap):

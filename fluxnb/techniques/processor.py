@@ -12,6 +12,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.transformers import transformer_flux
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
+from fluxnb import adapters
 from fluxnb.technique import Changes, Unavailable
 
 PLACES = ("_positions", "_exchange", "_attend")
@@ -125,6 +126,7 @@ def fill(transformer, place: str, function, changes: Changes) -> int:
     Raises Unavailable where a layer's processor isn't diffusers' own (an IP-adapter's, say), and where one that is
     spread over GPUs would attend with a kernel that knows nothing of it.
     """
+    adapters.check(transformer, adapters.PROCESSORS)
     blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
     processors = [block.attn.processor for block in blocks]
     strange = {type(p).__name__ for p in processors} - {FluxAttnProcessor.__name__, Processor.__name__}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fluxnb import adapters
 from fluxnb.cache.passes import CONTROL, Image, Pass, around
 from fluxnb.cache.predictors import L2P
 from fluxnb.errors import UserError
@@ -63,6 +64,7 @@ class Progressive(Technique):
         """
         from diffusers import FluxPipeline
 
+        adapters.check(pipe.transformer, adapters.PACKED)
         if type(pipe) is not FluxPipeline:
             raise UserError(
                 f"Progressive resolution begins with noise alone, and {type(pipe).__name__} begins with or follows an "

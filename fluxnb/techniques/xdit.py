@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 
+from fluxnb import adapters
 from fluxnb.errors import UserError
 from fluxnb.families import PARALLEL
 from fluxnb.technique import ANOTHER, ROUNDING, Changes, Technique, Unavailable, networks
@@ -51,6 +52,7 @@ class XDiT(Technique):
     def apply(self, pipe):
         """Divides from the next call on; returns the function that undoes it."""
         transformer, degree = pipe.transformer, self.ulysses * self.ring
+        adapters.check(pipe.transformer, adapters.BLOCKS)
         check_group(degree, self.label)
         _check_xfuser(transformer)
         check_heads(transformer, self.ulysses)
@@ -115,6 +117,7 @@ class PipeFusion(Technique):
 
     def apply(self, pipe):
         """Divides the blocks; what it returns raises, because every rank has given its other blocks away."""
+        adapters.check(pipe.transformer, adapters.BLOCKS)
         check_group(self.stages, self.label)
         _check_xfuser(pipe.transformer)
         if type(pipe).__name__ != "FluxPipeline" or len(networks(pipe)) > 1:
