@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-from fluxnb import families, findings, recipes, stacks
+from fluxnb import families, findings, rebuilt, recipes, stacks
 from fluxnb.families import Family
 from fluxnb.measure import perceptual, quality
 from fluxnb.report import html
@@ -234,7 +234,7 @@ def _how(row: Row) -> str:
     """The code that switches a setting on, and the commands that measure it again and show its row."""
     subject = ("dtype", "inputs", "condition")
     own = {name: value for name, value in row.settings.items() if name not in subject}
-    made = stacks.rebuilt(own, row.technique or "", row.stack or row.label or "") if own else None
+    made = rebuilt.stack(own, row.technique or "", row.stack or row.label or "") if own else None
     code = recipes.code(made.techniques) if made else ""
     lines = [code, "" if code else "# its settings don't say how it is made: " + json.dumps(own)] if own else []
     asked = f"{row.setting('dtype')}, {row.width}×{row.height}"
