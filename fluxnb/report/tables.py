@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fluxnb.findings.rows import ends, is_baseline, within_noise
+from fluxnb.findings.table import SECOND
 from fluxnb.report.html import FEW, LONG, inline
 from fluxnb.study.row import Row
 
@@ -23,6 +24,7 @@ _LINE = re.compile(r"<tr>(.*?)</tr>", re.DOTALL)
 _CELL = re.compile(r"<(th|td)([^>]*)>(.*?)</\1>", re.DOTALL)
 _ID = re.compile(r"[0-9a-f]{10}")
 _NONE = "–"
+LATER = ' data-later="1"'
 NOISE = ' class="fx-noise"'
 
 
@@ -80,9 +82,10 @@ def _dressed(caption: str, head: str, body: str, noise: set[str], used: set[str]
             made.append(f'<tr class="fx-why"><td colspan="{len(kept)}">{spans}</td></tr>\n')
     measures = f", `{command}` measures it" if command else ""
     how = "Grey, ≈: within the noise of its baseline. " if grey else ""
+    how += "A click on a column's head (or Enter) sorts. " if len(lines) > 2 else ""
     how += f"The id of a row is its permanent link; `python -m fluxnb rows ID` prints all of it{measures}." * linked
     more = f'<span class="fx-how">{inline(how)}</span>' if how else ""
-    top = "".join("<{0}{1}>{2}</{0}>".format(*heads[i]) for i in kept)
+    top = "".join("<th{1}{3}>{2}</th>".format(*heads[i], LATER if names[i] in SECOND else "") for i in kept)
     return (
         f'<table class="fx-table" data-dressed="1"><caption><span>{caption}</span>{more}</caption><thead><tr>{top}</tr>'
         f"</thead>\n<tbody>{''.join(made)}</tbody>"

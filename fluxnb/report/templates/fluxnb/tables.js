@@ -41,23 +41,25 @@
     box.classList.remove("fx-fits");
     const narrow = document.documentElement.clientWidth < 800; // there a table is scrolled, beside its first column
     const hidden = new Set();
-    const last = heads.at(-1).textContent.trim() === "row" ? heads.length - 2 : heads.length - 1;
+    const ends = [0, heads.at(-1).textContent.trim() === "row" ? heads.length - 1 : 0];
+    const later = (i) => Number("later" in heads[i].dataset); // first what is there to be looked up, then from the right
+    const order = heads.map((_, i) => i).filter((i) => !ends.includes(i)).sort((a, b) => later(b) - later(a) || b - a);
     const over = () => box.scrollWidth > box.clientWidth + 1;
     if (!narrow && !more.open) {
       let excess = table.offsetWidth - box.clientWidth;
-      for (let i = last; i > 1 && over(); i -= 1) {
+      for (const i of order) {
+        if (!over()) break;
         hidden.add(i);
         excess -= heads[i].offsetWidth;
-        if (excess <= 0 || i === 2) {
-          show(table, hidden);
-          excess = table.offsetWidth - box.clientWidth;
-        }
+        if (excess > 0 && i !== order.at(-1)) continue; // to look again is slow
+        show(table, hidden);
+        excess = table.offsetWidth - box.clientWidth;
       }
     }
     box.classList.toggle("fx-fits", !over());
     more.button.hidden = !hidden.size && !more.open;
     more.button.setAttribute("aria-expanded", String(more.open));
-    const names = heads.filter((_, i) => hidden.has(i)).map((head) => head.textContent.replace(" ↕", "").trim());
+    const names = heads.filter((_, i) => hidden.has(i)).map((head) => head.textContent.trim());
     more.button.textContent = more.open ? "Fewer columns" : `${names.length} more column${names.length > 1 ? "s" : ""}: ${names.join(", ")}`;
   }
 
