@@ -14,10 +14,11 @@ from fluxnb.findings.table import SECOND
 from fluxnb.report.html import FEW, LONG, inline
 from fluxnb.study.row import Row
 
-SCRIPT = Path(__file__).parent / "templates" / "fluxnb" / "tables.js"
-_PLACE = re.compile(r'<script data-of="tables">.*?</script>\n', re.DOTALL)
+SCRIPT = Path(__file__).parent / "templates" / "fluxnb" / "page.js"
+_PLACE = re.compile(r'<script data-of="page">.*?</script>\n', re.DOTALL)
 _TABLE = re.compile(
-    r'<table class="fx-table"><caption><span>(.*?)</span></caption><thead><tr>(.*?)</tr></thead>\s*<tbody>(.*?)</tbody>',
+    r'<table class="fx-table"><caption><span>(.*?)</span></caption><thead><tr>(.*?)</tr></thead>\s*'
+    r"<tbody>(.*?)</tbody>",
     re.DOTALL,
 )
 _LINE = re.compile(r"<tr>(.*?)</tr>", re.DOTALL)
@@ -39,8 +40,8 @@ def dress(page: str, rows: Iterable[Row] = (), command: str = "") -> str:
     noise = {r.id for r in known.values() if _is_noise(r, known.get(r.baseline))}
     used = set(re.findall(r'<tr id="row-([0-9a-f]{10})"', page))
     page = _PLACE.sub("", _TABLE.sub(lambda m: _dressed(*m.groups(), noise, used, command), page))
-    if 'class="fx-table' in page:
-        script = f'<script data-of="tables">\n{SCRIPT.read_text(encoding="utf-8")}</script>\n'
+    if re.search('class="fx-(?:table|chart)', page):
+        script = f'<script data-of="page">\n{SCRIPT.read_text(encoding="utf-8")}</script>\n'
         before, end, after = page.rpartition("</body>")
         page = f"{before}{script}{end}{after}"
     return page

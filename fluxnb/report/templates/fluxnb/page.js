@@ -1,6 +1,14 @@
 "use strict";
-// Sorts tables, and shows the columns that there is room for, the others when asked. Without it a table is whole and scrolls.
+// Sorts tables, and shows the columns that there is room for, the others when asked; the points of charts say what they
+// are. Without it a table is whole and scrolls, and a chart's description has its values.
 (() => {
+  for (const point of document.querySelectorAll(".fx-point")) {
+    const [left, top] = point.dataset.at.split(" ").map(Number);
+    point.style.left = `${left}%`;
+    point.style.top = `${top}%`;
+    point.classList.add(left > 60 ? "fx-left" : "fx-right");
+  }
+
   const raised = { "⁻": "-", "⁰": 0, "¹": 1, "²": 2, "³": 3, "⁴": 4, "⁵": 5, "⁶": 6, "⁷": 7, "⁸": 8, "⁹": 9 };
   const size = (cell) => {
     if (cell.dataset.value !== undefined) return cell.dataset.value === "" ? NaN : Number(cell.dataset.value);
