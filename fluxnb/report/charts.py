@@ -82,7 +82,9 @@ def frontier(rows: list[Row], quality: str = WORST, x: str = "speedup", marks: t
     drawn = (quality, "psnr_db") if quality == WORST else (quality,)
     finite = [value for r in shown for name in drawn if (value := getattr(r, name)) is not None]
     top = max(finite) + (0.06 * (max(finite) - min(finite)) or 1) if finite else 1
-    words, names, points = [], [], []
+    words: list[tuple] = []
+    names: list[tuple] = []
+    points: list[tuple] = []
     for (family, more), line in _drawn(shown).items():
         xs = [getattr(r, x) for r in line]
         ys = [top if getattr(r, quality) is None else getattr(r, quality) for r in line]

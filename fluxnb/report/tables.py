@@ -86,7 +86,7 @@ def _dressed(caption: str, head: str, body: str, noise: set[str], used: set[str]
     how += "A click on a column's head (or Enter) sorts. " if len(lines) > 2 else ""
     how += f"The id of a row is its permanent link; `python -m fluxnb rows ID` prints all of it{measures}." * linked
     more = f'<span class="fx-how">{inline(how)}</span>' if how else ""
-    top = "".join("<th{1}{3}>{2}</th>".format(*heads[i], LATER if names[i] in SECOND else "") for i in kept)
+    top = "".join(f"<th{heads[i][1]}{LATER if names[i] in SECOND else ''}>{heads[i][2]}</th>" for i in kept)
     return (
         f'<table class="fx-table" data-dressed="1"><caption><span>{caption}</span>{more}</caption><thead><tr>{top}</tr>'
         f"</thead>\n<tbody>{''.join(made)}</tbody>"
