@@ -39,7 +39,7 @@ def dress(page: str, rows: Iterable[Row] = (), command: str = "") -> str:
     known = {r.id: r for r in rows}
     noise = {r.id for r in known.values() if _is_noise(r, known.get(r.baseline))}
     used = set(re.findall(r'<tr id="row-([0-9a-f]{10})"', page))
-    page = _PLACE.sub("", _TABLE.sub(lambda m: _dressed(*m.groups(), noise, used, command), page))
+    page = _PLACE.sub("", _TABLE.sub(lambda m: _dressed(m[1], m[2], m[3], noise, used, command), page))
     if re.search('class="fx-(?:table|chart)', page):
         script = f'<script data-of="page">\n{SCRIPT.read_text(encoding="utf-8")}</script>\n'
         before, end, after = page.rpartition("</body>")
