@@ -95,5 +95,6 @@
     new ResizeObserver(again).observe(box.parentElement); // also where a closed part is opened
     again();
   }
-  if (/^#row-[0-9a-f]{10}$/.test(location.hash)) document.querySelector(location.hash)?.scrollIntoView();
+  const lead = () => /^#row-[0-9a-f]{10}$/.test(location.hash) && document.querySelector(location.hash)?.scrollIntoView();
+  addEventListener("load", () => setTimeout(lead, 50)); // once all is in its place
 })();
