@@ -66,7 +66,7 @@ class Tab:
         return result["result"].get("value")
 
     async def _next(self):
-        message = json.loads(await asyncio.wait_for(self.socket.read_message(), 30))
+        message = json.loads(await asyncio.wait_for(self.socket.read_message(), 120))
         if "method" in message:
             self.events.append(message)
         return message

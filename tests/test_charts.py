@@ -1,16 +1,19 @@
 """The figures, on rows made here whose answer is known."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from fluxnb import families
+from fluxnb import families, notebooks
 from fluxnb.findings.rows import BALANCED_DB, NEAR_LOSSLESS_DB
-from fluxnb.report import charts, series
+from fluxnb.report import charts, html, labels, series
+from fluxnb.report.clean import clean
 from fluxnb.study.row import Row
 
 CACHE, FEWER = families.FIRST_BLOCK, families.FEWER_STEPS
@@ -225,3 +228,58 @@ def test_every_family_of_a_frontier_has_a_colour_of_its_own():
     shown = [f for f in families.ALL if f.dial or f in (families.BASELINE, families.COMBINED, families.PUBLISHED)]
     assert len({f.colour for f in shown}) == len(shown)
     assert not {families.Family("unheard of", "").colour} & {f.colour for f in shown}
+
+
+# --- words on charts ---
+
+
+def apart(figure):
+    """The pairs of texts that lie on each other."""
+    figure.canvas.draw()
+    renderer, shown = figure.canvas.get_renderer(), []
+    for axes in figure.axes:
+        legend = axes.get_legend().get_texts() if axes.get_legend() else []
+        ticks = [t.label1 for axis in (axes.xaxis, axes.yaxis) for t in axis.get_major_ticks()]
+        shown += [t for t in (*axes.texts, *legend, *ticks, axes.xaxis.label, axes.yaxis.label) if t.get_text().strip()]
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in shown]
+    return [(a, b) for i, (a, one) in enumerate(boxes) for b, other in boxes[:i] if one.overlaps(other)]
+
+
+def test_no_word_of_a_chart_lies_on_another_however_many_points_there_are(rows):
+    crowd = [replace(r, id=f"{i} {r.id}", speedup=r.speedup + 0.01 * i) for r in rows for i in range(6)]
+    for figure in (charts.frontier(crowd), charts.frontier(rows, x="computed_steps"), charts.frontier(rows[:1])):
+        assert apart(figure) == []
+    frame = pd.DataFrame(
+        [("h200", n, f"way {i}", n * 0.9 + 0.01 * i, 1.0, 8.0) for i in range(6) for n in (2, 4, 8)],
+        columns=["kind", "GPUs", "series", "speedup", "low", "high"],
+    )
+    assert apart(charts.scaling(frame)) == []
+
+
+@pytest.mark.parametrize("table", sorted(Path(__file__).parents[1].glob("reports/single_gpu/h*/results.csv")), ids=str)
+def test_nor_does_one_on_the_charts_of_committed_rows(table):
+    from fluxnb.study.results import Results
+
+    rows = [r for r in Results(table).rows() if r.use_case in (None, "txt2img")]
+    shown = charts.on_frontier([r for r in rows if r.notebook == notebooks.COMBINED])
+    assert not shown or apart(charts.frontier(shown)) == []
+
+
+def test_words_are_dark_enough_to_be_read_on_white():
+    for family in families.ALL:
+        light = labels._luminance([int(labels.ink(family.colour)[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        assert 1.05 / (light + 0.05) >= 4.4, family.name
+
+
+def test_the_points_of_a_frontier_say_what_they_are_where_they_are(rows):
+    """Under a pointer and the keyboard's focus."""
+    markup = html.figure_html(charts.frontier(rows), "a frontier")
+    points = re.findall(
+        r'<span class="fx-point" role="img" tabindex="0" data-at="([\d.]+) ([\d.]+)" aria-label="(.*?)"', markup
+    )
+    assert len(points) == len(rows) and clean(markup) == markup
+    (left, top, said), *_ = [p for p in points if p[2].startswith("FBCache 0.2;")]
+    assert "Speedup over the baseline 2.5 times" in said and "29 dB" in said and "32 dB" in said
+    other = next(p for p in points if p[2].startswith("FBCache 0.5;"))
+    assert 0 < float(left) < float(other[0]) < 100 and 0 < float(top) < float(other[1]) < 100  # faster, and worse
+    assert "None" not in markup and "data-at" not in html.figure_html(plt.figure(), "nothing")

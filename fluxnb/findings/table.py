@@ -247,3 +247,9 @@ LOAD = (
     Column("memory", "memory_peak_gib", "GiB", note="memory: of all that ran on the fullest GPU, by NVML"),
     *CARD, *CLOCKS,
 )
+# What is there to be looked up: where a page hasn't room for all columns these wait until they are asked for.
+SECOND = frozenset(
+    said
+    for c in (*CLOCKS, *CARD, *QUALITY[3:6], *QUALITY[8:], *LATENCY[:5], P25, P90, P99, STEADY, APPLIED, PER_STEP)
+    for said in (c.title, c.title.removeprefix("mean "))
+) | {"second", "session", "its baseline", "steps", "computed", "of the card"}

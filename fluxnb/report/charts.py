@@ -10,6 +10,7 @@ from fluxnb.families import BASELINE, PUBLISHED, Family
 from fluxnb.findings.caches import LEVELS
 from fluxnb.findings.rows import ends
 from fluxnb.installed import need
+from fluxnb.report import labels as words_at
 from fluxnb.report.series import OTHERS, lines
 from fluxnb.study.row import Row
 
@@ -81,40 +82,65 @@ def frontier(rows: list[Row], quality: str = WORST, x: str = "speedup", marks: t
     drawn = (quality, "psnr_db") if quality == WORST else (quality,)
     finite = [value for r in shown for name in drawn if (value := getattr(r, name)) is not None]
     top = max(finite) + (0.06 * (max(finite) - min(finite)) or 1) if finite else 1
-    for (family, words), line in _drawn(shown).items():
+    words: list[tuple] = []
+    names: list[tuple] = []
+    points: list[tuple] = []
+    for (family, more), line in _drawn(shown).items():
         xs = [getattr(r, x) for r in line]
         ys = [top if getattr(r, quality) is None else getattr(r, quality) for r in line]
-        joined = family.dial is not None and words != OTHERS
-        look: dict[str, Any] = {"color": family.colour, "mfc": family.colour if not words else "white", "lw": 1.5}
-        look |= {"ls": (":" if words else "--" if family.control else "-") if joined else "none"}
+        joined = family.dial is not None and more != OTHERS
+        look: dict[str, Any] = {"color": family.colour, "mfc": family.colour if not more else "white", "lw": 1.5}
+        look |= {"ls": (":" if more else "--" if family.control else "-") if joined else "none"}
         errors: dict[str, Any] = {"xerr": _interval(line)} if x == "speedup" else {}
-        name = f"{family.name}, twice" if family is BASELINE else ", ".join(filter(None, [family.name, words]))
+        name = f"{family.name}, twice" if family is BASELINE else ", ".join(filter(None, [family.name, more]))
         size = 13 if family is BASELINE else 6
         axes.errorbar(xs, ys, marker=family.marker, ms=size, capsize=2, label=name, **look, **errors)
         for a, b, row in zip(xs, ys, line, strict=True) if quality == WORST else ():
             if row.psnr_db is not None:
                 axes.vlines(a, b, row.psnr_db, color=family.colour, lw=0.8, alpha=0.45)
                 axes.scatter(a, row.psnr_db, marker="_", s=45, color=family.colour, alpha=0.8, gid="mean")
+        points += zip(xs, ys, strict=True)
+        words_at.tell(axes, xs, ys, [_said(r, x, quality) for r in line])
         if family is BASELINE or (marks is not None and family not in marks):
             continue
-        for a, b, row in zip(xs, ys, line, strict=True):
-            axes.annotate(
-                row.mark, (a, b), textcoords="offset points", xytext=(0, -13) if family.control else (5, 5),
-                ha="center" if family.control else "left",
-                fontsize=8, color=family.colour, gid=row.id,
-            )  # fmt: skip
+        look = {"fontsize": 8, "color": words_at.ink(family.colour)}
+        words += [
+            (r.mark, [p], look | {"gid": r.id}) for p, r in zip(zip(xs, ys, strict=True), line, strict=True) if r.mark
+        ]
+        names.append((name, list(zip(xs, ys, strict=True))[::-1], look | {"weight": "bold"}))
+    floors = []
     for level, floor in LEVELS.items() if quality == WORST else ():
         axes.axhline(floor, color="#767676", lw=1, ls=":", gid="floor")
-        axes.text(
-            0.005, floor, f"{level}: {floor:g} dB", transform=axes.get_yaxis_transform(), ha="left", va="bottom",
-            fontsize=8, color="#595959",
+        floors.append(
+            axes.text(
+                0.005, floor, f"{level}: {floor:g} dB", transform=axes.get_yaxis_transform(), ha="left", va="bottom",
+                fontsize=8, color="#595959",
+            )
         )  # fmt: skip
     if x == "speedup":
         axes.axvline(1, color="#bbbbbb", lw=1, zorder=0)
         axes.set_xlim(left=min(0.9, axes.get_xlim()[0]))
     axes.set(xlabel=AXES[x][0], ylabel=AXES[quality][0])
-    axes.legend(frameon=False)
+    _legend_below(axes)
+    words_at.write(axes, [*words, *names], floors, points)
     return figure
+
+
+def _said(row: Row, x: str, quality: str) -> str:
+    """What a point of a frontier says of its row."""
+    seen = {x: getattr(row, x), quality: getattr(row, quality)} | ({"psnr_db": row.psnr_db} if quality == WORST else {})
+    figures = (
+        f"{AXES[name][0].split(' (')[0]} {v:.3g} {AXES[name][1]}".strip() for name, v in seen.items() if v is not None
+    )
+    return "; ".join(
+        [row.label or row.id, *figures, *(["images identical"] if identical(row) else []), f"row {row.id}"]
+    )
+
+
+def _legend_below(axes) -> None:
+    """The names of the lines, beneath the chart: there nothing is drawn that they could cover."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(frameon=False, ncols=3, fontsize=8.5, loc="upper left", bbox_to_anchor=(-0.08, -0.13))
 
 
 def equal_steps(panels: dict[str, dict[str, list[tuple]]], dashed: list[str]):
@@ -137,6 +163,8 @@ def equal_steps(panels: dict[str, dict[str, list[tuple]]], dashed: list[str]):
             look = {"ls": "--", "color": "#8c8c8c"} if name in dashed else {"ls": "-", "color": _PALETTE[i % 10]}
             marker = "osv^DPXph*"[i % 10]
             axes.errorbar(xs, ys, [below, above], marker=marker, ms=5, lw=1.3, capsize=2, label=name, **look)
+            said = (f"{name}, {x} steps: {y:.3g} [{low:.3g}, {high:.3g}]; {title}" for x, y, low, high in line)
+            words_at.tell(axes, xs, ys, said)
         axes.set(ylabel=title)
     for axes in all_axes[-1]:
         axes.set(xlabel=AXES["computed_steps"][0])
@@ -167,6 +195,8 @@ def shares(ours: dict[float, float], theirs: dict[float, float], ours_label: str
     for curve, label, kind, side in ((ours, ours_label, family, 8), (theirs, theirs_label, PUBLISHED, -14)):
         places = range(len(curve))
         axes.plot(places, [100 * y for y in curve.values()], kind.marker + "-", color=kind.colour, label=label)
+        heights = [100 * y for y in curve.values()]
+        words_at.tell(axes, places, heights, [f"{label}, threshold {t:g}: {100 * y:.0f} %" for t, y in curve.items()])
         for x, y in zip(places, curve.values(), strict=True):
             axes.annotate(
                 f"{100 * y:.0f}",
@@ -304,7 +334,7 @@ def scaling(frame):
     figure, axes = plt.subplots()
     most = int(frame["GPUs"].max())
     axes.plot([1, most], [1, most], "--", color="#8c8c8c", lw=1, label="nothing lost")
-    several = frame["kind"].nunique() > 1
+    several, said = frame["kind"].nunique() > 1, []
     for i, ((kind, series), part) in enumerate(frame.groupby(["kind", "series"], sort=False)):
         line = part.sort_values("GPUs")
         xs, ys = [1, *line["GPUs"]], [1.0, *line["speedup"]]
@@ -312,11 +342,13 @@ def scaling(frame):
         errors = [[0.0, *(line["speedup"] - low).clip(0)], [0.0, *(high - line["speedup"]).clip(0)]]
         label = f"{kind}: {series}" if several else series
         axes.errorbar(xs, ys, errors, fmt="o-", color=_PALETTE[i % 8], ms=6, lw=1.5, capsize=2, label=label)
-        axes.annotate(f"{ys[-1]:.2f}×", (xs[-1], ys[-1]), textcoords="offset points", xytext=(8, -3), fontsize=8)
+        words_at.tell(axes, xs, ys, [f"{label}, {x} GPUs: {y:.2f}×" for x, y in zip(xs, ys, strict=True)])
+        said.append((f"{ys[-1]:.2f}×", [(xs[-1], ys[-1])], {"fontsize": 8, "color": words_at.ink(_PALETTE[i % 8])}))
     axes.set(xlabel="GPUs that share an image", ylabel="Speedup over one of them (wall clock, times)")
     axes.set_xticks(sorted({1, *frame["GPUs"]}))
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
+    _legend_below(axes)
+    words_at.write(axes, said)
     return figure
 
 

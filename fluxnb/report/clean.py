@@ -8,7 +8,9 @@ TAGS = (
     "a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 "
     "hr i img ins kbd li mark ol p pre q s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul"
 ).split()
-_PLAIN = "alt aria-hidden aria-label class colspan data-case height id open role rowspan scope tabindex title width"
+_PLAIN = (
+    "alt aria-hidden aria-label class colspan data-at data-case height id open role rowspan scope tabindex title width"
+)
 ATTRIBUTES = [*_PLAIN.split(), "href", "src"]
 _LINK = r"(?:https?://|#|(?:[\w.-]+/)*[\w.-]+\.html)[^\"<>\s]*"
 _IMAGE = r"data:image/(?:png|webp|jpeg|gif|svg\+xml);base64,[\w+/=\s]*"

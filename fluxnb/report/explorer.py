@@ -15,7 +15,7 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-from fluxnb import families, findings, rebuilt, recipes, stacks
+from fluxnb import families, findings, rebuilt, recipes
 from fluxnb.families import Family
 from fluxnb.measure import perceptual, quality
 from fluxnb.report import html

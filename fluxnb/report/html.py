@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
+from fluxnb.report import labels
+
 CALLOUTS = {
     "result": "Result",
     "note": "Note",
@@ -63,10 +65,12 @@ def svg(fig) -> bytes:
 def figure_html(fig, alt: str, caption: str | None = None) -> str:
     """A matplotlib figure as <figure>, drawn as an SVG data URI (WebP where SVG is large); closes it.
 
+    The points that `fluxnb.report.labels.tell` was told of answer to a pointer and to the keyboard.
+
     alt says in words what the chart shows; ValueError if it is empty. Its card is white in dark mode too,
     because a chart's colours are chosen against white.
     """
-    alt = _required(alt, "alt")
+    alt, points = _required(alt, "alt"), labels.told(fig)
     drawn = svg(fig)
     width = _svg_width(drawn)
     uri = "data:image/svg+xml;base64," + base64.b64encode(drawn).decode()
@@ -75,7 +79,15 @@ def figure_html(fig, alt: str, caption: str | None = None) -> str:
     import matplotlib.pyplot as plt
 
     plt.close(fig)  # or the inline backend shows it again, without a description
-    return _figure(f'<img src="{uri}" alt="{_attribute(alt)}"{width}>', caption, "fx-figure")
+    shown = f'<img src="{uri}" alt="{_attribute(alt)}"{width}>'
+    if points:
+        asked = "".join(
+            f'<span class="fx-point" role="img" tabindex="0" data-at="{x:.2f} {y:.2f}" '
+            f'aria-label="{_attribute(said)}"></span>'
+            for x, y, said in points
+        )
+        shown = f'<div class="fx-chart">{shown}{asked}</div>'
+    return _figure(shown, caption, "fx-figure")
 
 
 def image_grid_html(

@@ -91,6 +91,7 @@ def site(root: Path) -> Path:
         _mark_earlier(place, found.pages)
         _lead_to_what_is_there(place, found.pages)
         _write_explorer(place)
+        _dress(place, found.pages)
         _write_index(place, found.pages)
         _write_progress(place, found.pages)
     readme.write(root)
@@ -194,8 +195,9 @@ def _render_pages(
 ) -> tuple[list[Path], list[str]]:
     from fluxnb.report.audit import MAX_PAGE_MB
     from fluxnb.report.render import page_html
+    from fluxnb.report.tables import dress
 
-    run, written, problems = read_json(place.reports / RUN), [], []
+    run, rows, written, problems = read_json(place.reports / RUN), _all_rows(place), [], []
     for page, previous, following in zip(found, [None, *found], [*found[1:], None], strict=False):
         target = place.reports / page.href
         if page.notebook is None or (only not in ("", page.stem) and target.is_file()):
@@ -207,7 +209,7 @@ def _render_pages(
             problems.append(str(error))
             target.unlink(missing_ok=True)
             continue
-        write_changed(target, text)
+        write_changed(target, dress(text, rows, _measures(place, page)))
         written.append(target)
     return written, problems
 
@@ -227,6 +229,19 @@ def _lead_to_what_is_there(place: Place, found: list[Page]) -> None:
             for old, new in gone.items():
                 text = text.replace(old, new)
             write_changed(path, text)
+
+
+def _dress(place: Place, found: list[Page]) -> None:
+    """Pages that stand already get today's style and tables."""
+    from fluxnb.report.render import anew
+
+    rows = _all_rows(place)
+    for path, command in [
+        *((place.reports / page.href, _measures(place, page)) for page in found if page.link == page.href),
+        (place.reports / EXPLORER, ""),
+    ]:
+        if path.is_file():
+            write_changed(path, anew(path.read_text(encoding="utf-8"), rows, command))
 
 
 def _write_index(place: Place, found: list[Page]) -> Path:
@@ -279,12 +294,17 @@ def _write_progress(place: Place, found: list[Page]) -> None:
         write_changed(place.reports / PROGRESS, progress_md(place.title, _rows(place), found, _several(place)))
 
 
+def _all_rows(place: Place) -> list:
+    from fluxnb.study.results import Results
+
+    return Results(place.table).rows() if place.table.is_file() else []
+
+
 def _rows(place: Place) -> list:
     """The rows that a reader of its pages finds there."""
     from fluxnb.findings import ledger
-    from fluxnb.study.results import Results
 
-    return ledger.latest(Results(place.table).rows()) if place.table.is_file() else []
+    return ledger.latest(_all_rows(place))
 
 
 # --- above all configurations -----------------------------------------------------------------------------
@@ -393,6 +413,11 @@ def _made_from(place: Place) -> str:
 def _several(place: Place) -> bool:
     """Whether it is of several GPUs; what is committed says so by its folder."""
     return place.gpus > 1 or place.reports.parent.parent.name == "multi_gpu"
+
+
+def _measures(place: Place, page: Page) -> str:
+    """The command that measures a page's rows."""
+    return f"{_command(place)} ONLY={page.number}"
 
 
 def _command(place: Place) -> str:

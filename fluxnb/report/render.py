@@ -19,6 +19,7 @@ from fluxnb.report.audit import MAX_PAGE_MB, check_page
 from fluxnb.report.clean import clean
 from fluxnb.report.html import inline, provenance_html
 from fluxnb.report.pages import Page
+from fluxnb.report.tables import dress
 
 TEMPLATES = Path(__file__).parent / "templates"
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -113,7 +114,13 @@ def render_template(template: str, here: str, crumbs: list[tuple[str, str]], **v
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES / "fluxnb"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(style=style_sheet(), crumbs=crumbs, here=here, **values)
+    return dress(environment.get_template(template).render(style=style_sheet(), crumbs=crumbs, here=here, **values))
+
+
+def anew(text: str, rows=(), command: str = "") -> str:
+    """A page that stands already in today's style, with today's tables; see fluxnb.report.tables.dress."""
+    style = f"<style>\n{style_sheet()}\n</style>"
+    return dress(re.sub(r"<style>.*?</style>", lambda _: style, text, count=1, flags=re.DOTALL), rows, command)
 
 
 @functools.cache

@@ -144,12 +144,14 @@ def equal_steps(rows: list[Row], counts: Sequence[int]) -> None:
 
 
 def bars(rows: list[Row], column: str | Column = "latency_p50", note: str = "") -> None:
-    """A bar for each row, in its family's colour."""
+    """A bar for each row, in its family's colour, the best first: the least time or memory, else the most."""
     (column,), title = _columns([column])
     shown, (values,) = _known(rows, [column], all)
     if not shown:
         _nothing(rows)
         return
+    pairs = sorted(zip(values, shown, strict=True), key=lambda p: p[0], reverse=column.unit not in ("s", "ms", "GiB"))
+    values, shown = [v for v, _ in pairs], [r for _, r in pairs]
     errors, said = _whiskers(shown, column.value, values)
     figure = charts.bars([r.label for r in shown], values, title, [families.named(r.family) for r in shown], errors)
     html.figure(
