@@ -135,12 +135,12 @@ def _velocity(call, given: dict, latents, ids, timestep) -> torch.Tensor:
 def _check(coarse: int, pipe, image: Image, given: dict) -> None:
     """Raises UserError for a call that can't be at two sizes."""
     scheduler = pipe.scheduler
-    if image.total is None or image.clock.timesteps is not scheduler.timesteps or not image.clock.called:
+    if image.total is None or image.clock.timesteps is not scheduler.timesteps or (kind := image.clock.caller) is None:
         raise UserError(
             "Progressive resolution needs the loop of the pipeline that it is on, which knows its steps: call that."
         )
     if not any(given.get(name) is not None for name in CONTROL):  # which have a sentence of their own
-        _check_kind(image.clock.caller)
+        _check_kind(kind)
     _check_solver(scheduler)
     if image.total <= coarse:
         raise UserError(
