@@ -5,7 +5,7 @@ import pytest
 import scipy.fft
 import small
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
+from diffusers import FirstBlockCacheConfig, FlowMatchEulerDiscreteScheduler, FluxImg2ImgPipeline
 from PIL import Image
 
 from fluxnb import cache, techniques
@@ -148,3 +148,23 @@ def test_where_it_can_not_run_it_says_why(pipe):
         other = FluxImg2ImgPipeline(**{**pipe.components, "scheduler": FlowMatchEulerDiscreteScheduler()})
         with pytest.raises(UserError, match="loop of the pipeline that it is on"):
             other("a cat", image=Image.new("RGB", (128, 128)), num_inference_steps=4, max_sequence_length=24)
+
+
+@pytest.mark.parametrize("kind", ["FluxImg2ImgPipeline", "FluxInpaintPipeline"])
+def test_a_pipeline_of_the_same_parts_that_begins_with_an_image_is_a_sentence(pipe, kind):
+    other, picture = pipelines.of_kind(pipe, kind), Image.new("RGB", (128, 128))
+    given = {"mask_image": Image.new("L", (128, 128), 255)} if "Inpaint" in kind else {}
+    with applied(pipe, Progressive(1)), pytest.raises(UserError, match=f"{kind} begins with or follows an image"):
+        other("a cat", image=picture, num_inference_steps=4, strength=0.6, max_sequence_length=24, **given)
+
+
+def test_a_cache_of_diffusers_own_has_to_see_one_size(pipe):
+    config = FirstBlockCacheConfig(threshold=0.1)
+    with applied(pipe, Progressive(1)), pytest.raises(UserError, match="take one of them off"):
+        pipe.transformer.enable_cache(config)
+    pipe.transformer.enable_cache(config)
+    try:
+        with pytest.raises(Unavailable, match="^needs the transformer without a cache of diffusers'"):
+            Progressive(1).apply(pipe)
+    finally:
+        pipe.transformer.disable_cache()

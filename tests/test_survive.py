@@ -20,6 +20,7 @@ from fluxnb import families, recipes
 from fluxnb import techniques as t
 from fluxnb.cache import Cache, Interval, first_block
 from fluxnb.errors import UserError
+from fluxnb.models import pipelines
 from fluxnb.stacks import Stack
 from fluxnb.study import survival, trials
 from fluxnb.study.bench import Bench
@@ -806,6 +807,48 @@ def test_layers_stored_in_fp8_are_a_sentence_or_right(name):
     assert not differences(before, state(pipe)) and torch.equal(image(pipe), cast)
 
 
+def test_layers_of_a_package_that_cannot_be_cast_say_so_whichever_way_it_comes(pipe, plain):
+    from diffusers.hooks import apply_layerwise_casting
+
+    with applied(pipe, t.Quanto("int8")):
+        before = state(pipe)
+        for cast in (
+            pipe.transformer.enable_layerwise_casting,
+            functools.partial(apply_layerwise_casting, pipe.transformer),
+        ):
+            with pytest.raises(UserError, match="can't be cast one by one while Quanto INT8 is on"):
+                cast(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+            assert not differences(before, state(pipe))
+    assert torch.equal(image(pipe), plain)
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_weights_are_frozen_and_not_trained(least, name):
+    with applied(least, TECHNIQUES[name]()):
+        least.transformer.requires_grad_(False)
+        try:
+            least.transformer.requires_grad_(True)
+        except UserError as error:
+            assert "can't be trained while its layers are" in str(error)
+    least.transformer.requires_grad_(True)
+
+
+@pytest.mark.parametrize("name", ["FusedQKV", "Quanto"])
+def test_a_lora_that_widens_the_model_is_a_sentence_whichever_pipeline_loads_it(bench, name):
+    pipe = bench.bench.fresh()
+    other, inner = pipelines.of_kind(pipe, "FluxControlPipeline"), pipe.transformer.inner_dim
+    weights = bench.bench.lora(1)
+    for kind, shape in (("A", (4, 128)), ("B", (inner, 4))):
+        weights[f"transformer.x_embedder.lora_{kind}.weight"] = torch.ones(shape)
+    with applied(pipe, TECHNIQUES[name]()):
+        before = state(pipe)
+        with pytest.raises(UserError, match="can't be loaded while .* is on"):
+            other.load_lora_weights(weights)
+        assert not differences(before, state(pipe))
+    other.load_lora_weights(weights)
+    assert pipe.transformer.x_embedder.in_features == 128
+
+
 @pytest.mark.parametrize("name", ["FusedQKV", "FusedGELU", "FusedRoPE", "ModulationAhead", *CACHES])
 def test_layers_stored_in_fp8_afterwards_make_the_image_that_they_make_without_a_technique(name):
     pipe, other = small.load(), small.load()
@@ -826,8 +869,6 @@ def test_not_a_number_is_warned_of_whoever_makes_bytes(pipe):
 
 def test_several_controlnets_are_looked_at_one_by_one(pipe):
     from diffusers import FluxControlNetModel, FluxMultiControlNetModel
-
-    from fluxnb.models import pipelines
 
     nets = [pipelines.load_controlnet("embedded", device="cpu") for _ in range(2)]
     assert isinstance(nets[0], FluxControlNetModel)

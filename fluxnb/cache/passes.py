@@ -41,7 +41,7 @@ MOST = 8  # passes that are kept of an image; an older one begins anew
 class _Clock:
     """Where the scheduler is that the pipeline has now."""
 
-    called: bool  # a pipeline's loop, else the transformer is called by hand
+    caller: type | None  # the pipeline whose loop it is, None where the transformer is called by hand
     timesteps: torch.Tensor | None  # the scheduler's own object, which tells an image from the next
     start: int  # index of the first that is run: image-to-image leaves some out
     at: int  # index of the one that runs
@@ -50,16 +50,20 @@ class _Clock:
     @classmethod
     def of(cls, pipe) -> _Clock:
         inner = _calling()
-        scheduler = getattr(pipe, "scheduler", None) if inner is None else inner
+        scheduler = getattr(inner or pipe, "scheduler", None)
         start = getattr(scheduler, "begin_index", None) or 0
         index = getattr(scheduler, "step_index", None)
         at = start if index is None else index
         fresh = index is None and getattr(scheduler, "num_inference_steps", None) is not None
-        return cls(inner is not None, getattr(scheduler, "timesteps", None), start, at, fresh)
+        return cls(inner and type(inner), getattr(scheduler, "timesteps", None), start, at, fresh)
+
+    @property
+    def called(self) -> bool:
+        return self.caller is not None
 
     def follows(self, before: _Clock) -> bool:
         """Whether it may be the same image still."""
-        return self.called == before.called and self.timesteps is before.timesteps and self.at >= before.at
+        return self.caller is before.caller and self.timesteps is before.timesteps and self.at >= before.at
 
     def total(self, timestep) -> int | None:
         """Steps of the image that begins. By hand they are the scheduler's if it is fresh and begins with this one."""
@@ -260,13 +264,13 @@ def grid(given: dict, asking: str) -> tuple[int, int]:
 
 
 def _calling():
-    """The scheduler of the pipeline whose `__call__` is running in this thread, None where there is none."""
+    """The pipeline whose `__call__` is running in this thread, None where there is none."""
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == "__call__":
-            scheduler = getattr(frame.f_locals.get("self"), "scheduler", None)
-            if isinstance(getattr(scheduler, "timesteps", None), torch.Tensor):
-                return scheduler
+            pipe = frame.f_locals.get("self")
+            if isinstance(getattr(getattr(pipe, "scheduler", None), "timesteps", None), torch.Tensor):
+                return pipe
         frame = frame.f_back
     return None
 

@@ -193,17 +193,22 @@ def as_use_case(pipe, use_case: str, controlnet=None):
         use_case: a key of `USE_CASES`.
         controlnet: of `load_controlnet`, for those that need one.
     """
-    import diffusers
-
     if use_case not in USE_CASES:
         raise UserError(f"There is no use case {use_case!r}: choose one of {', '.join(USE_CASES)}.")
     if type(pipe).__name__ in FLUX2_PIPELINES:
         raise UserError(f"FLUX.2 has {TXT2IMG} here, and {use_case} is of FLUX.1: give a pipeline of FLUX.1.")
-    kind = getattr(diffusers, USE_CASES[use_case])
-    if "controlnet" in (takes := inspect.signature(kind.__init__).parameters) and controlnet is None:
+    if takes_condition(use_case) and controlnet is None:
         raise UserError(f"{use_case} needs a ControlNet: give one of fluxnb.models.pipelines.load_controlnet.")
+    return of_kind(pipe, USE_CASES[use_case], controlnet)
+
+
+def of_kind(pipe, kind: str, controlnet=None):
+    """diffusers' pipeline of that name with the same components."""
+    import diffusers
+
+    made_of = inspect.signature(getattr(diffusers, kind).__init__).parameters
     parts = {**pipe.components, "controlnet": controlnet}
-    made = kind(**{name: part for name, part in parts.items() if name in takes})
+    made = getattr(diffusers, kind)(**{name: part for name, part in parts.items() if name in made_of})
     made.register_to_config(_name_or_path=pipe.config.get("_name_or_path"))
     made.set_progress_bar_config(disable=True)
     return made

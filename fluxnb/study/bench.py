@@ -25,6 +25,7 @@ class Ask:
         true: the scale of true guidance.
         fewer: steps less than usual.
         picture: whether an IP-Adapter is given one, too.
+        seen: tokens of a picture behind those of the prompt, as Redux makes them.
     """
 
     which: int = 0
@@ -36,6 +37,7 @@ class Ask:
     strength: float = 0.75
     fewer: int = 0
     picture: bool = False
+    seen: int = 0
 
 
 class Bench:
@@ -118,18 +120,19 @@ class Bench:
         given |= {"width": ask.width, "height": ask.height, "num_inference_steps": self.steps - ask.fewer}
         given |= {"num_images_per_prompt": ask.each, "output_type": "pil" if self.pixels else "latent"}
         given["generator"] = [torch.Generator().manual_seed(i) for i in order for _ in range(ask.each)]
-        given |= self._prompts(order, pipe)
+        given |= self._prompts(order, pipe, seen=ask.seen)
         if ask.true:
-            others = self._prompts([(i + 1) % len(PROMPTS) for i in order], pipe, "negative_")
+            others = self._prompts([(i + 1) % len(PROMPTS) for i in order], pipe, "negative_", ask.seen)
             given |= {**others, "true_cfg_scale": ask.true}
         pictures = torch.cat([self._picture(i, ask) for i in order])
         given |= {"image": pictures} if "image" in takes else {}
         given |= {"strength": ask.strength} if "strength" in takes else {}
         given |= {"max_area": ask.width * ask.height, "_auto_resize": False} if "max_area" in takes else {}
-        if "control_image" in takes:
-            several = hasattr(pipe.controlnet, "nets")
-            given |= {"control_image": [pictures, 1 - pictures] if several else pictures}
-            given |= {"controlnet_conditioning_scale": [0.7, 0.4] if several else 0.7}
+        given |= {"mask_image": (pictures[:, :1] > 0.5).float()} if "mask_image" in takes else {}
+        given |= {"control_image": pictures} if "control_image" in takes else {}
+        given |= {"controlnet_conditioning_scale": 0.7} if "controlnet_conditioning_scale" in takes else {}
+        if hasattr(getattr(pipe, "controlnet", None), "nets"):
+            given |= {"control_image": [pictures, 1 - pictures], "controlnet_conditioning_scale": [0.7, 0.4]}
         if ask.picture:
             given["ip_adapter_image_embeds"] = [self.drawn(1, 1, 8, seed=ask.which)]
             given["negative_ip_adapter_image_embeds"] = [self.drawn(1, 1, 8, seed=9)]
@@ -143,11 +146,13 @@ class Bench:
         generator = torch.Generator().manual_seed(which)
         return torch.rand(1, 3, ask.height, ask.width, generator=generator).to(self.device)
 
-    def _prompts(self, order: list[int], pipe, kind: str = "") -> dict:
-        if self.texts:
+    def _prompts(self, order: list[int], pipe, kind: str = "", seen: int = 0) -> dict:
+        if self.texts and not seen:
             own = {f"{kind}prompt": [PROMPTS[i] for i in order]}
             return own if kind else {**own, "max_sequence_length": TOKENS}
         text, pooled = (torch.cat([self.words[i][j] for i in order]).to(pipe.transformer.dtype) for j in (0, 1))
+        if seen:
+            text = torch.cat([text, self.drawn(len(order), seen, text.shape[-1], seed=order[0]).to(text)], 1)
         return {f"{kind}prompt_embeds": text, f"{kind}pooled_prompt_embeds": pooled}
 
 

@@ -19,7 +19,7 @@ from fluxnb import leftovers
 from fluxnb import techniques as t
 from fluxnb.models import pipelines
 from fluxnb.models.use_cases import CONTROLNET_TXT2IMG, IMG2IMG, TXT2IMG
-from fluxnb.study.bench import Ask, Bench
+from fluxnb.study.bench import Ask, Bench, random
 
 RIGHT, RECOMPILED, SENTENCE, WRONG, RAW = "right image", "recompiles", "sentence", "wrong image", "raw error"
 VERDICTS = {  # the best first
@@ -132,20 +132,24 @@ def _controlnets(bench, pipe):
     return pipelines.as_use_case(pipe, CONTROLNET_TXT2IMG, FluxMultiControlNetModel(bench.controlnets(2)))
 
 
+def _as(name: str, channels: int = 0) -> Callable:
+    """Another of diffusers' pipelines of the same parts; with a random transformer of so many channels, if any."""
+
+    def made(bench, pipe):
+        if channels:
+            sizes = {"in_channels": channels, "out_channels": pipe.transformer.config.in_channels}
+            pipe.transformer = random(type(pipe.transformer), pipe, num_layers=1, num_single_layers=1, **sizes)
+        return pipelines.of_kind(pipe, name)
+
+    return made
+
+
 def _as_txt2img(bench, pipe):
     return pipelines.as_use_case(pipe, TXT2IMG)
 
 
 def _as_img2img(bench, pipe):
     return pipelines.as_use_case(pipe, IMG2IMG)
-
-
-def _as_kontext(bench, pipe):
-    from diffusers import FluxKontextPipeline
-
-    made = FluxKontextPipeline(**pipe.components)
-    made.set_progress_bar_config(disable=True)
-    return made
 
 
 def _ip_adapter(bench, pipe):
@@ -264,6 +268,9 @@ def _at_once(bench, pipe, ask):
     return torch.cat([made[i] for i in sorted(made)])
 
 
+_inpainting, _kontext, _control_img2img = (
+    _as(f"Flux{kind}Pipeline") for kind in ("Inpaint", "Kontext", "ControlImg2Img")
+)
 BACK = Moment("as before")
 PUT_ON = Case("put on", "it is put on, an image is made, and it is taken off", ())
 LORA = Case("LoRA", "a LoRA is loaded, scaled, swapped for another and removed", (
@@ -296,7 +303,20 @@ CASES = (
     Case("img2img", "img2img from the same parts at two strengths, and txt2img again", (
         Moment("strength 0.75", _as_img2img), Moment("strength 0.5", _as_img2img, Ask(strength=0.5)), BACK,
     )),
-    Case("Kontext", "Kontext from the same parts, and txt2img again", (Moment("Kontext", _as_kontext), BACK)),
+    Case("inpainting", "inpainting from the same parts, another picture and mask, and txt2img again", (
+        Moment("inpainting", _inpainting), Moment("another picture", _inpainting, Ask(which=1)), BACK,
+    )),
+    Case("Kontext", "Kontext from the same parts, and txt2img again", (Moment("Kontext", _kontext), BACK)),
+    Case("Fill", "Fill's transformer; another picture and mask, and another size", (
+        Moment("another picture", ask=Ask(which=1)), Moment("another size", ask=Ask(width=96, height=48)), BACK,
+    ), _as("FluxFillPipeline", 384)),
+    Case("Control", "Control's transformer; another condition, then as img2img", (
+        Moment("another condition", ask=Ask(which=1)), Moment("img2img", _control_img2img, apart=True), BACK,
+    ), _as("FluxControlPipeline", 128)),
+    Case("Redux", "prompts with a picture's tokens behind them, and without them again", (
+        Moment("with a picture", ask=Ask(seen=9)), Moment("another picture", ask=Ask(which=1, seen=9)),
+        Moment("under CFG", ask=Ask(true=2.0, seen=9)), BACK,
+    )),
     Case("interrupt", "an image is interrupted; then the same, and one of fewer steps", (
         Moment("interrupted", _interrupt, alone=nothing), Moment("with fewer steps", _interrupt, Ask(fewer=1), nothing),
         BACK,

@@ -87,8 +87,8 @@ def refuse_loras(pipe, changes: Changes) -> None:
         f"A LoRA can't be loaded while {changes.name} is on, because the layers that it is for aren't there: take "
         f"{changes.name} off and load it first."
     )
-    changes.refuse(pipe, ("load_lora_weights",), why)
     changes.refuse(pipe.transformer, LOADING, why)
+    _watch_loading(pipe.transformer, why, changes)
     _watch_peft([pipe.transformer], changes, lambda config: why)
 
 
@@ -120,6 +120,16 @@ def check_adapters(pipe, changes: Changes, first: Collection[str], later: Collec
     _watch_peft(networks(pipe), changes, refused)
 
 
+def _watch_loading(network, why: str, changes: Changes) -> None:
+    """Whichever pipeline loads a LoRA: diffusers changes the network's shapes before it looks at its layers."""
+    from diffusers.loaders import FluxLoraLoaderMixin
+
+    def check(*_, **__):
+        raise UserError(why)
+
+    _watch(FluxLoraLoaderMixin, "load_lora_weights", [network], check, changes, lambda pipe, *_, **__: pipe.transformer)
+
+
 def _watch_peft(networks: list, changes: Changes, refused: Callable[[Any], str | None]) -> None:
     """`refused(config)` says why an adapter of peft's can't go into networks, whichever way it comes."""
 
@@ -138,29 +148,32 @@ def _watch_peft(networks: list, changes: Changes, refused: Callable[[Any], str |
 _WATCHED: dict[tuple[type, str], weakref.WeakKeyDictionary] = {}  # method of a class -> network -> its checks
 
 
-def _watch(kind: type, name: str, networks: list, check: Callable, changes: Changes) -> None:
-    """`check` comes before a method, with its arguments, whose first is a module that has to do with the networks.
+def _watch(
+    kind: type, name: str, networks: list, check: Callable, changes: Changes, of=lambda _, module, *__, **___: module
+) -> None:
+    """`check` comes before a method, with its arguments; `of` says of which module, which has to do with the networks.
 
     The method is exchanged once for the whole process: what is put on a thousand pipelines, and never taken off, would
     make a chain as long. `check` mustn't hold a network.
     """
     if (kind, name) not in _WATCHED:
         watched = _WATCHED[kind, name] = weakref.WeakKeyDictionary()
-        setattr(kind, name, _checked(getattr(kind, name), watched))
+        setattr(kind, name, _checked(getattr(kind, name), watched, of))
     for network in networks:
         checks = _WATCHED[kind, name].setdefault(network, [])
         checks.append(check)
         changes.callback(checks.remove, check)
 
 
-def _checked(original: Callable, watched: weakref.WeakKeyDictionary) -> Callable:
+def _checked(original: Callable, watched: weakref.WeakKeyDictionary, of: Callable) -> Callable:
     @functools.wraps(original)
-    def method(self, module, *args, **kwargs):
+    def method(*args, **kwargs):
+        module = of(*args, **kwargs)
         for network, checks in list(watched.items()):
-            if checks and (_inside(network, module) or _inside(module, network)):
+            if checks and module is not None and (_inside(network, module) or _inside(module, network)):
                 for check in list(checks):
-                    check(self, module, *args, **kwargs)
-        return original(self, module, *args, **kwargs)
+                    check(*args, **kwargs)
+        return original(*args, **kwargs)
 
     return method
 
@@ -193,9 +206,17 @@ def refuse_merging(pipe, changes: Changes) -> None:
     for network in networks(pipe):
         changes.refuse(network, ("fuse_lora", "unfuse_lora"), why)
         changes.refuse(network, ("fuse_qkv_projections", "unfuse_qkv_projections"), fusing)
+        training = functools.partial(_of_floats, network, network.requires_grad_, f"Weights can't be trained {doing}.")
+        changes.put(network, "requires_grad_", training)
     why = f"What is quantized can't be saved {doing}: take that off, save it, and quantize what is loaded again."
     for owner in (pipe, *networks(pipe)):
         changes.refuse(owner, ("save_pretrained",), why)
+
+
+def _of_floats(network, original: Callable, why: str, requires_grad: bool = True):
+    if requires_grad and not all(parameter.is_floating_point() for parameter in network.parameters()):
+        raise UserError(why)
+    return original(requires_grad)
 
 
 def refuse_sequential(pipe, changes: Changes) -> None:
@@ -223,25 +244,27 @@ def refuse_sequential(pipe, changes: Changes) -> None:
 
 
 def refuse_groups(pipe, changes: Changes) -> None:
-    """Layers whose tensors diffusers can't exchange for moved ones say so before it has begun, whichever way it comes.
+    """Layers whose tensors diffusers can't exchange for moved or cast ones say so first, whichever way it comes.
 
     It sets their `data`, which leaves what a package keeps inside a tensor of its own where that was.
     """
     from diffusers.hooks.group_offloading import GroupOffloadingHook
+    from diffusers.hooks.layerwise_casting import LayerwiseCastingHook
 
-    why = (
-        f"Layers can't be offloaded in groups while {changes.name} is on: offload whole models "
-        "(enable_model_cpu_offload), or take it off."
-    )
-    for owner in (pipe, *networks(pipe)):
-        changes.refuse(owner, ("enable_group_offload",), why)
-
-    def check(hook, module):
+    def check(why, hook, module):
         if not module._diffusers_hook.hooks:  # as it was before diffusers began
             del module._diffusers_hook
         raise UserError(why)
 
-    _watch(GroupOffloadingHook, "initialize_hook", networks(pipe), check, changes)
+    for kind, method, what, instead in (
+        (GroupOffloadingHook, "enable_group_offload", "offloaded in groups", "offload whole models "
+         "(enable_model_cpu_offload)"),
+        (LayerwiseCastingHook, "enable_layerwise_casting", "cast one by one", "leave them as they are"),
+    ):  # fmt: skip
+        why = f"Layers can't be {what} while {changes.name} is on: {instead}, or take it off."
+        for owner in (pipe, *networks(pipe)):
+            changes.refuse(owner, (method,), why)
+        _watch(kind, "initialize_hook", networks(pipe), functools.partial(check, why), changes)
 
 
 def refuse_copying(pipe, changes: Changes) -> None:

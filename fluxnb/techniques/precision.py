@@ -34,7 +34,7 @@ class Quantizer(Technique):
     adapters: Collection[str] = ()  # that may come around its layers
     converts = True  # its layers can change their number format
     parts = True  # accelerate can offload its layers one by one
-    groups = True  # diffusers can offload them in groups
+    groups = True  # diffusers can offload them in groups, and cast them
     copies = True  # its layers can be copied and pickled
 
     def check(self, pipe) -> None:

@@ -62,14 +62,8 @@ class Progressive(Technique):
             Unavailable: something is on the transformer that knows one size of image or one schedule.
             UserError: the pipeline isn't text-to-image, or has another solver than Euler's.
         """
-        from diffusers import FluxPipeline
-
         adapters.check(pipe.transformer, adapters.PACKED)
-        if type(pipe) is not FluxPipeline:
-            raise UserError(
-                f"Progressive resolution begins with noise alone, and {type(pipe).__name__} begins with or follows an "
-                "image: use it with text-to-image (FluxPipeline)."
-            )
+        _check_kind(type(pipe))
         _check_solver(pipe.scheduler)
         transformer = pipe.transformer
         if getattr(transformer, HALVED, False):
@@ -81,9 +75,13 @@ class Progressive(Technique):
             raise UserError(
                 "The cache's weights are of steps at both sizes, which can't be mixed: take another predictor."
             )
+        theirs = "needs the transformer without a cache of diffusers' (disable_cache), which keeps steps of one size"
+        if getattr(transformer, "is_cache_enabled", False):
+            raise Unavailable(theirs)
         with Changes(self.label) as changes:
             around(pipe, functools.partial(_run, self.coarse, pipe), lambda image: {}, changes)
             changes.put(transformer, HALVED, True)
+            changes.refuse(transformer, ("enable_cache",), f"{self.name.capitalize()} {theirs}: take one of them off.")
         return changes.take_back
 
 
@@ -139,10 +137,12 @@ def _velocity(call, given: dict, latents, ids, timestep) -> torch.Tensor:
 def _check(coarse: int, pipe, image: Image, given: dict) -> None:
     """Raises UserError for a call that can't be at two sizes."""
     scheduler = pipe.scheduler
-    if image.total is None or image.clock.timesteps is not scheduler.timesteps or not image.clock.called:
+    if image.total is None or image.clock.timesteps is not scheduler.timesteps or (kind := image.clock.caller) is None:
         raise UserError(
             "Progressive resolution needs the loop of the pipeline that it is on, which knows its steps: call that."
         )
+    if not any(given.get(name) is not None for name in CONTROL):  # which have a sentence of their own
+        _check_kind(kind)
     _check_solver(scheduler)
     if image.total <= coarse:
         raise UserError(
@@ -159,6 +159,16 @@ def _check(coarse: int, pipe, image: Image, given: dict) -> None:
     if height % 2 or width % 2:
         raise UserError(
             f"An image of {width} × {height} tokens can't be halved: give a width and height that 32 pixels divide."
+        )
+
+
+def _check_kind(kind: type) -> None:
+    from diffusers import FluxPipeline
+
+    if kind is not FluxPipeline:
+        raise UserError(
+            f"Progressive resolution begins with noise alone, and {kind.__name__} begins with or follows an image: use "
+            "it with text-to-image (FluxPipeline)."
         )
 
 
