@@ -18,7 +18,7 @@ TOKENS = 512  # of a prompt, in every size
 class Size:
     """A published configuration, as far as it determines shapes; what isn't named is diffusers' default.
 
-    From FLUX.2's config.json on the hub.
+    As other projects' sources give them; klein's heads and its text encoder's sizes weren't seen in the hub's files.
 
     Args:
         transformer: of Flux2Transformer2DModel.
