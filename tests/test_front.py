@@ -110,9 +110,10 @@ def test_switches_are_sorted_by_what_they_gain_and_ruined_images_are_none():
 def explorer(folder, rows):
     """A page as the static explorer writes it: (row, how far its image is from the plain one in dB)."""
     points = [
-        {"id": r.id, "label": r.label, "images": {"0": {"figure": i, "psnr": db}}} for i, (r, db) in enumerate(rows, 1)
+        {"id": r.id, "label": r.label, "images": {"0": {"figure": i, "base": 0, "psnr": db}}}
+        for i, (r, db) in enumerate(rows, 1)
     ]
-    case = {"inputs": [["a prompt", 0]], "baseline": {"0": 0}, "methods": [{"points": points}]}
+    case = {"inputs": [["a prompt", 0]], "methods": [{"points": points}]}
     figures = "".join(f'<img id="f{i}" src="data:image/webp;base64,{i}">' for i in range(len(rows) + 1))
     folder.mkdir(parents=True, exist_ok=True)
     data = json.dumps({"cases": [case]})

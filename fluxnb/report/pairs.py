@@ -64,5 +64,5 @@ def _read(data: dict, figures: dict[str, str]) -> Iterator[Pair]:
             i, worst = min(known, key=lambda one: one[1]["psnr"])
             prompt, seed = case["inputs"][int(i)]
             with suppress(KeyError):
-                uris = figures[str(case["baseline"][i])], figures[str(worst["figure"])]
+                uris = figures[str(worst["base"])], figures[str(worst["figure"])]
                 yield Pair(*uris, point["id"], point["label"], worst["psnr"], prompt, seed, len(known))
