@@ -52,7 +52,9 @@ def load(pipe, weights, name="style"):
 
 def near(name: str, made, expected, plain) -> bool:
     """Whether it is the LoRA's image as far as the technique allows, and not the one without it."""
-    most = FURTHER.get(name, 0.2) if name in (*QUANTIZED, *CACHES, "DPMSolver", "Progressive") else ROUNDED
+    most = (
+        FURTHER.get(name, 0.2) if name in (*QUANTIZED, *CACHES, "DPMSolver", "Progressive", "FP8Attention") else ROUNDED
+    )
     return (made - expected).abs().max() < most and (made - expected).norm() < (made - plain).norm()
 
 

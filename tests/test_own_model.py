@@ -337,7 +337,7 @@ def test_the_live_explorer_is_about_it(asked, small_flux, user_root, monkeypatch
     assert (made.model.name, made.full) == (asked, 4)
     made.gate.value = families.FIRST_BLOCK.name
     made.start().wait()
-    assert made.latest is not None and made.latest.image.size == (64, 96), made.said.value
+    assert made.latest is not None and made.latest.own[0].image.size == (64, 96), made.said.value
 
 
 # --- the command --------------------------------------------------------------------------------------------

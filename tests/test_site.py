@@ -36,6 +36,7 @@ def committed(tmp_path_factory):
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     shutil.copytree(ROOT / "reports", root / "reports", ignore=shutil.ignore_patterns("smoke", "own"))
     shutil.copy(ROOT / "README.md", root)
+    shutil.copytree(ROOT / "params", root / "params")
     publish.site(root)
     return root
 

@@ -121,7 +121,7 @@ def test_a_replay_finds_what_was_measured_elsewhere_and_measures_nothing(begin, 
     (study_root / "run.json").write_text(json.dumps(elsewhere))
     with monkeypatch.context() as measuring:
         measuring.setattr(telemetry, "machine", lambda: elsewhere["machine"])
-        measuring.setattr(telemetry, "versions", lambda: elsewhere["versions"])
+        measuring.setattr(telemetry, "versions", lambda *_: elsewhere["versions"])
         s, subject = begin()
         given = subject, study.plain(STEPS), [study.fewer_steps(2)]
         rows, images = s.compare(*given), s.images(subject, study.plain(STEPS))

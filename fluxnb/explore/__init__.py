@@ -403,11 +403,12 @@ class Explorer:
         def runs(steps):
             return pipelines.steps_run(wanted.use_case, steps, wanted.strength)
 
+        least = 1 / wanted.strength if pipelines.takes_image(wanted.use_case) else 1  # of fewer a strength leaves none
         steps, previewed = runs(wanted.steps), 0.0
         with torch.no_grad():
             if wanted.use_case not in self._warm:  # the first image after loading is slower than any other
                 job.doing = "warming up"
-                generate(next(n for n in range(1, wanted.steps + 1) if runs(n) or n == wanted.steps))
+                generate(next((n for n in range(1, wanted.steps) if n >= least and runs(n)), wanted.steps))
                 self._warm.add(wanted.use_case)
             self.bar.max, self.bar.value = steps, 0
 

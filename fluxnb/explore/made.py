@@ -96,6 +96,7 @@ def sheet(made: Made) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
+    """The image as a PNG file has it."""
     buffer = io.BytesIO()
     image.save(buffer, "png")
     return buffer.getvalue()

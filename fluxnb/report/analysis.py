@@ -251,7 +251,10 @@ def write(root: Path, given: list[str]) -> list[Path]:
     blocks.append(f'<p><a href="{SUMMARIES}/documents.html">Every line of the five documents</a>, with its rows.</p>')
     more, files = _scaling_blocks(found, folder, price)
     blocks, written = [*blocks, *more], [*written, *files]
-    for old in {*(folder / "charts").glob("*.svg")} - {*written}:  # of what there isn't any more
+    for old in {*(folder / "charts").glob("*.svg")} - {
+        *written,
+        folder / "charts" / Path(charts.PICTURE).name,
+    }:  # of what there isn't any more
         old.unlink()
     text = render_template("blocks.html.j2", "index.html", CRUMBS, title="Configurations side by side", blocks=blocks)
     check_page(text, "analysis")

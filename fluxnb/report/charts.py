@@ -18,6 +18,7 @@ sns = need("seaborn", "A chart")
 matplotlib = need("matplotlib", "A chart")
 matplotlib.use("agg")
 plt = matplotlib.pyplot
+PICTURE = "reports/analysis/charts/frontier.svg"  # the README's
 WORST = "psnr_min_db"  # what floors are asked of, so what a frontier shows
 _PALETTE = sns.color_palette("colorblind").as_hex()
 AXES = {  # column -> what it says at an axis, and the unit of a value

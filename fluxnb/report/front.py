@@ -77,10 +77,15 @@ def limits(found: list[Configuration]) -> dict:
 def onward(folder: Path, found: list[Configuration]) -> list[tuple[str, str]]:
     """(address, title) of what lies behind the front page, as far as it is there."""
     there = [(f"Explore {c.name}", c.folder / "explorer.html") for c in found]
-    there += [("Compare GPUs", folder / "analysis" / "index.html"), ("Claims", folder / "ledger.html")]
+    there += [("Compare GPUs", folder / "analysis" / "index.html")]
     there += [("Survives?", c.folder / f"{notebooks.SURVIVAL}.html") for c in found]
     kept = [(_link(folder, path.parent, path.name), text) for text, path in there if path.is_file()]
-    always = ("changes.html", "What changed"), ("contributed/index.html", "Other people’s rows"), ("data.json", "Data")
+    always = (
+        ("ledger.html", "Claims"),
+        ("changes.html", "What changed"),
+        ("contributed/index.html", "Other people’s rows"),
+        ("data.json", "Data"),
+    )
     return [*kept, ("glossary.html", "Glossary"), ("limits.html", "Limits"), *always]
 
 

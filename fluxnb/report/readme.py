@@ -16,7 +16,6 @@ from fluxnb.report.front import answers, soonest, takes_few, unanswered
 from fluxnb.report.ledger import entries
 from fluxnb.study.row import Row
 
-PICTURE = "reports/analysis/charts/frontier.svg"
 MARKS = {
     "results": ("<!-- results: written by `make site` -->", "<!-- end of results -->"),
     "schnell": ("<!-- schnell: written by `make site` -->", "<!-- end of schnell -->"),
@@ -48,8 +47,8 @@ def picture(found: list[Configuration], root: Path) -> Path | None:
     if sum(not is_baseline(r) for r in rows) < 3:
         return None
     drawn = html.svg(charts.frontier(rows, marks=tuple(f for f in families.ALL if f.control)))
-    write_changed(root / PICTURE, drawn.decode("utf-8"))
-    return root / PICTURE
+    write_changed(root / charts.PICTURE, drawn.decode("utf-8"))
+    return root / charts.PICTURE
 
 
 def schnell_tables(found: list[Configuration], root: Path) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fluxnb.findings.rows import ends, is_baseline, within_noise
-from fluxnb.findings.table import SECOND
 from fluxnb.report.html import FEW, LONG, inline
-from fluxnb.study.row import Row
+
+if TYPE_CHECKING:  # a run that finds all done imports no PyTorch
+    from fluxnb.study.row import Row
 
 SCRIPT = Path(__file__).parent / "templates" / "fluxnb" / "page.js"
 _PLACE = re.compile(r'<script data-of="page">.*?</script>\n', re.DOTALL)
@@ -49,6 +50,8 @@ def dress(page: str, rows: Iterable[Row] = (), command: str = "") -> str:
 
 def _is_noise(row: Row, baseline: Row | None) -> bool:
     """Whether it can't be told from its baseline; of what has no interval or is the baseline itself nothing is said."""
+    from fluxnb.findings.rows import ends, is_baseline, within_noise  # which has PyTorch imported
+
     if row.speedup is None or is_baseline(row) or (own := ends(row)) is None:
         return False
     if baseline is None or ends(baseline) is None:
@@ -57,6 +60,8 @@ def _is_noise(row: Row, baseline: Row | None) -> bool:
 
 
 def _dressed(caption: str, head: str, body: str, noise: set[str], used: set[str], command: str) -> str:
+    from fluxnb.findings.table import SECOND
+
     heads = _CELL.findall(head)
     names = [re.sub(r"\s*<[^>]*>.*", "", inner) for _, _, inner in heads]
     lines = [_CELL.findall(line) for line in _LINE.findall(body)]

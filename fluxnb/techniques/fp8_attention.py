@@ -56,6 +56,8 @@ class FP8Attention(Technique):
         with Changes(self.label) as changes:
             if transformer.dtype == torch.bfloat16 or not self.simulated:
                 layers.refuse_converting(pipe, changes)
+            why = f"{self.label} is on, and an IP-Adapter exchanges what attends: take the one off first."
+            changes.refuse(pipe, ("load_ip_adapter", "unload_ip_adapter"), why[0].upper() + why[1:])
             fill(transformer, "_positions", rounded_positions, changes)
             count = fill(transformer, "_attend", simulated if self.simulated else _flash_3(), changes)
             what = "PyTorch" if self.simulated else "FlashAttention 3"
