@@ -151,7 +151,7 @@ PLACES = (
 # Words that are a name of something as well, and where they are written as what else they are.
 WORDS = {
     "all": {"report.analysis", "report.console"},  # pandas' how; a word
-    "baseline": {"explore", "report.explorer", "report.grids", "report.pairs", "report.rows",
+    "baseline": {"explore", "report.explorer", "report.grids", "report.rows",
                  "study.comparison", "study.spreading"},
     "blocks": {"report.catalogue", "report.front"},  # of a page
     "bytes": {"findings.rows", "measure.ceilings"},  # how many are moved, in settings

@@ -9,7 +9,7 @@ from fluxnb import families, findings, notebooks, recipes
 from fluxnb.findings import ledger
 from fluxnb.findings.recommend import Choice
 from fluxnb.findings.rows import is_baseline
-from fluxnb.report import asked, choosing, html, machine_of
+from fluxnb.report import choosing, html, machine_of
 from fluxnb.report.choices import answers, named, soonest, takes_few
 from fluxnb.report.configurations import Configuration
 from fluxnb.report.index import line
@@ -44,6 +44,7 @@ def front(folder: Path, found: list[Configuration], reference: list[Configuratio
 
 def site(root: Path, folder: Path, found: list[Configuration]) -> dict:
     """The values of the template front.html.j2: the front page of the committed reference."""
+    from fluxnb.report import asked  # every technique is imported there
     from fluxnb.report.render import TEMPLATES
 
     claims, shown = entries(found), choosing.gpus(found, root, folder)

@@ -312,7 +312,6 @@ def _rows(place: Place) -> list:
 
 def front(root: Path, own: bool = False) -> list[Path]:
     """The front page of the committed reference and what lies beside it, or the front page of a user's own runs."""
-    from fluxnb.report import catalogue, contributed, ledger
     from fluxnb.report import front as contents
     from fluxnb.report.audit import check_page
     from fluxnb.report.configurations import configurations
@@ -325,6 +324,8 @@ def front(root: Path, own: bool = False) -> list[Path]:
     if own:
         pages = {INDEX: ("site.html.j2", contents.front(folder, found, configurations(root)))}
     else:
+        from fluxnb.report import catalogue, contributed, ledger  # every technique is imported there
+
         others = {"reproductions": contributed.sentence(folder, found)}
         pages = {
             INDEX: ("front.html.j2", contents.site(root, folder, found) | others),
