@@ -119,3 +119,11 @@ def test_what_contributing_names_is_there():
         assert (ROOT / path).exists(), path
     targets = re.findall(r"^([a-z-]+):.* ## \S", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     assert set(re.findall(r"\bmake ([a-z-]+)", text)) <= set(targets) | {"has"}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("h100", ("h100", 1)), ("h100x2", ("h100", 2)), ("rtx6000", ("rtx6000", 1)), ("rtx6000x4", ("rtx6000", 4))],
+)
+def test_how_many_gpus_a_name_is_of(name, parts):
+    assert params.parted(name) == parts

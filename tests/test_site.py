@@ -42,7 +42,9 @@ def committed(tmp_path_factory):
 
 
 def test_committed_front_page_and_ledger_are_what_the_rows_say(committed):
-    for name in ("index.html", "ledger.html", "single_gpu/h200/index.html"):
+    pages = "index.html ledger.html single_gpu/h200/index.html".split()
+    pages += [f"single_gpu/{gpu}/explorer.html" for gpu in ("cpu", "h100")]
+    for name in pages:
         made = (committed / "reports" / name).read_text(encoding="utf-8")
         check_page(made, name)
         assert made == (ROOT / "reports" / name).read_text(encoding="utf-8"), f"{name} is old: run make site"

@@ -321,6 +321,11 @@ def quality_words(choice: Choice) -> str:
     return choice.worst if choice.seen is None else f"worst of {choice.seen.images} images {choice.worst}"
 
 
+def has_only(row: Row, name: str) -> bool:
+    """Whether nothing but one setting, such as a threshold, was chosen beside the number format."""
+    return {key for key, _ in _set(row)} - {"dtype"} == {name}
+
+
 def _set(row: Row) -> set[tuple[str, str]]:
     """What is set, number format among it."""
     return {(name, str(value)) for name, value in row.settings.items() if name not in _OF_IMAGES}

@@ -49,7 +49,7 @@ class Params:
         """Where the committed reference lies, relative to the project root."""
         if self.gpu.count == 1:
             return Path("reports", "single_gpu", self.name)
-        return Path("reports", "multi_gpu", f"{self.gpu.count}gpu", re.sub(r"x\d{1,2}$", "", self.name))
+        return Path("reports", "multi_gpu", f"{self.gpu.count}gpu", parted(self.name)[0])
 
     @property
     def own_dir(self) -> Path:
@@ -103,6 +103,12 @@ class KeyDoc(typing.NamedTuple):
 def find_folder() -> Path:
     """The project's params/ folder. Raises UserError when there is none."""
     return installed.project() / "params"
+
+
+def parted(name: str) -> tuple[str, int]:
+    """A configuration's name, such as h100x2, as that of its GPU and how many there are."""
+    found = re.fullmatch(r"(.+?)x(\d{1,2})", name)
+    return (found[1], int(found[2])) if found else (name, 1)
 
 
 def choices(folder: Path | None = None) -> list[str]:

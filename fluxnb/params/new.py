@@ -32,7 +32,7 @@ def write(name: str, match: str | None, memory: float | None, folder: Path) -> P
         raise UserError(f"GPU={plain(name)} can't be a file's name: use small letters and digits, such as 4090.")
     if (path := folder / f"{name}.yaml").exists():
         raise UserError(f"params/{name}.yaml is there already: `make report GPU={name}` uses it; edit it as you like.")
-    base, _, times = name.rpartition("x") if re.search(r"x\d{1,2}$", name) else (name, "", "1")
+    base, times = params.parted(name)
     asks = f'`python -m fluxnb params --new {name} --match "RTX 4090" --memory 24`'
     if match is None or memory is None:
         card, size, count = found()
@@ -44,14 +44,14 @@ def write(name: str, match: str | None, memory: float | None, folder: Path) -> P
                 f"The GPU here is {count} × {plain(card)}, no {name}: choose a part of its name, or give words of the "
                 f"other's and its memory in GiB, as in {asks}."
             )
-        if count < int(times):
+        if count < times:
             raise UserError(
                 f"{count} GPU{'s' * (count > 1)} of that name are here, and {name} is for {times}: name it {base}."
             )
         match, memory = match or _MAKERS.sub("", card).strip() or card, memory or size
-    many = f"{times} ×" if int(times) > 1 else "One"
+    many = f"{times} ×" if times > 1 else "One"
     lines = [f"# {many} {plain(match)} ({memory:.0f} GB).", "gpu:", f"  match: {json.dumps(match)}"]
-    lines += [f"  count: {times}"] * (int(times) > 1) + [f"  memory_gib: {memory:g}", ""]
+    lines += [f"  count: {times}"] * (times > 1) + [f"  memory_gib: {memory:g}", ""]
     if memory >= FULL_SIZE_GIB:
         lines += [
             "study:",

@@ -6,11 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from fluxnb import families, findings
+from fluxnb import families, findings, params
 from fluxnb.findings import ledger
+from fluxnb.findings.recommend import has_only
 from fluxnb.findings.rows import is_baseline, judged, same_image, worst_db
 from fluxnb.report import analysis, catalogue
-from fluxnb.report.choosing import _count, _page
+from fluxnb.report.choosing import page_of
 from fluxnb.report.configurations import Configuration
 from fluxnb.study.row import Row
 
@@ -27,13 +28,14 @@ class Line:
     href: str
     words: str
     verdict: str = ""
+    setting: str = ""  # its label, where a setting has nothing but a cache's dial
 
 
 def lines(found: list[Configuration], gpus: list[dict], claims: list[ledger.Entry], folder: Path) -> list[Line]:
     """Every answer: what to switch on, each setting, each claim, several GPUs, own weights, each term."""
     made = [_goal(gpu, panel) for gpu in gpus for panel in gpu["panels"]]
     for c in found:
-        made += settings(c, folder) if _count(c.name) == 1 else quantized(c, folder) + divided(c, folder)
+        made += settings(c, folder) if params.parted(c.name)[1] == 1 else quantized(c, folder) + divided(c, folder)
     made += [_claim(entry, i) for i, entry in enumerate(claims, 1)]
     own = "make report GPU=… MODEL=… measures, judges and recommends on a hub id or folder; accelerate(pipe) puts it on"
     made.append(Line("how", "On your own weights", f"{own}.", "#own-weights", "run my model use weights how finetune"))
@@ -45,13 +47,12 @@ def lines(found: list[Configuration], gpus: list[dict], claims: list[ledger.Entr
 def examples(made: list[Line]) -> list[tuple[str, Line]]:
     """A question of each kind with its answer: what there is most of, or what is said soonest."""
     asked: dict[str, tuple[str, Line]] = {}
-    dialled = (line for line in made if line.kind == "setting" and "dial" in line.words)
-    common = Counter(line.subject.partition(" on ")[0] for line in dialled)
+    common = Counter(line.setting for line in made if line.setting)
     most = common.most_common(1)[0][0] if common else ""
     for line in made:
         if line.kind == "goal" and " → " in line.said:
             asked.setdefault("goal", (f"What for {line.subject}?", line))
-        if line.kind == "setting" and line.subject.partition(" on ")[0] == most:
+        if most and line.setting == most:
             asked.setdefault("setting", (f"What does {most} cost?", line))
         if line.kind == "how":
             asked["how"] = ("How do I run it on my weights?", line)
@@ -81,7 +82,7 @@ def settings(c: Configuration, folder: Path) -> list[Line]:
     known: dict[tuple, Row] = {}
     for r in ledger.latest(c.ok):
         alone = (r.use_case, r.batch, r.gpus, r.users) == ("txt2img", 1, 1, 1)
-        if alone and r.speedup and r.latency_p50 and r.label and not is_baseline(r) and _page(c, r, folder):
+        if alone and r.speedup and r.latency_p50 and r.label and not is_baseline(r) and page_of(c, r, folder):
             known[r.label, r.model, r.steps] = r
     return [_setting(c, r, folder) for r in known.values()]
 
@@ -93,9 +94,9 @@ def _setting(c: Configuration, r: Row, folder: Path) -> Line:
     speed = f"{r.speedup:.2f}× ({findings.sureness(r)}), {r.latency_p50:.3g} s"
     said = f"{speed}, {quality}; `{r.model}`, {r.total_steps or r.steps} steps."
     family = families.named(r.family)
-    alone = family.cache and r.label.split() == [r.label.split()[0], r.mark]  # nothing but its dial is set
-    words = f"cost costs gain setting {family.name}{' dial' * alone}"
-    return Line("setting", f"{r.label} on {c.name}", said, _page(c, r, folder), words)
+    alone = r.label if family.cache and has_only(r, "threshold") else ""
+    words = f"cost costs gain setting {family.name}"
+    return Line("setting", f"{r.label} on {c.name}", said, page_of(c, r, folder), words, setting=alone)
 
 
 def _claim(e: ledger.Entry, i: int) -> Line:
@@ -122,8 +123,8 @@ def quantized(c: Configuration, folder: Path) -> list[Line]:
         said += f"{plain.latency_p50:.3g} s ({plain.label}), n = {fewest}, in one session"
         said += "." if judged(other) else "; its images weren't judged on them."
         kind = str(other.setting(families.QUANTIZATION.name) or analysis.FP8)
-        subject = f"{kind} on {_count(c.name)} GPUs ({c.name})"
-        made.append(Line("worth", subject, said, _page(c, other, folder) or "", "worth quantization quantized"))
+        subject = f"{kind} on {params.parted(c.name)[1]} GPUs ({c.name})"
+        made.append(Line("worth", subject, said, page_of(c, other, folder) or "", "worth quantization quantized"))
     return made
 
 
@@ -134,5 +135,5 @@ def divided(c: Configuration, folder: Path) -> list[Line]:
     for r in rows.values():
         said = f"{r.speedup:.2f}× the same on one ({findings.sureness(r)}), {r.latency_p50:.3g} s."
         subject = f"{r.label} on {r.gpus} GPUs ({c.name})"
-        made.append(Line("several", subject, said, _page(c, r, folder) or "", "worth parallel several divided"))
+        made.append(Line("several", subject, said, page_of(c, r, folder) or "", "worth parallel several divided"))
     return made

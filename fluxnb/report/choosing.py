@@ -34,7 +34,9 @@ def names(found: Sequence[Configuration], root: Path) -> list[str]:
     """Every GPU that can be chosen: those measured and those of params/; one GPU first, the CPU last of these."""
     folder = root / "params"
     known = dict.fromkeys([c.name for c in found] + (params.choices(folder) if folder.is_dir() else []))
-    return sorted((n for n in known if n != SMOKE), key=lambda n: (_count(n) > 1, n == "cpu", _kind(n), _count(n)))
+    return sorted(
+        (n for n in known if n != SMOKE), key=lambda n: (params.parted(n)[1] > 1, n == "cpu", *params.parted(n))
+    )
 
 
 def gpus(found: list[Configuration], root: Path, folder: Path) -> list[dict]:
@@ -48,24 +50,28 @@ def gpus(found: list[Configuration], root: Path, folder: Path) -> list[dict]:
 def _gpu(name: str, c: Configuration | None, root: Path, folder: Path) -> dict:
     choices = {} if c is None else {choice.goal.key: choice for choice in named(c)}
     kept = pairs(c) if c is not None and choices else []
-    goals = GOALS if _count(name) == 1 else (Goal(SEVERAL, -math.inf),)
+    goals = GOALS if params.parted(name)[1] == 1 else (Goal(SEVERAL, -math.inf),)
     panels = []
     for goal in goals:
-        choice, row = choices.get(goal.key), None if c is None or _count(name) == 1 else soonest(c)
+        choice, row = choices.get(goal.key), None if c is None or params.parted(name)[1] == 1 else soonest(c)
         if choice is not None:
             panel = _panel(c, choice, kept, folder)
         elif row is not None:
             panel = _divided(c, row)
         else:
             panel = {"missing": missing(name, goal, c, folder), "command": f"make report GPU={name}"}
-        short = goal.name if _count(name) > 1 else f"smallest memory, {goal.name}" if goal.smallest else goal.text
+        short = (
+            goal.name if params.parted(name)[1] > 1 else f"smallest memory, {goal.name}" if goal.smallest else goal.text
+        )
         of = {"key": goal.key.replace(" ", "-"), "goal": short}
         panels.append(of | panel)
     shown = [] if c is None else _options(c, folder)
     return {
         "name": name,
-        "title": name.upper() if _count(name) == 1 else f"{_count(name)} × {_kind(name).upper()}",
-        "several": _count(name) > 1,
+        "title": name.upper()
+        if params.parted(name)[1] == 1
+        else f"{params.parted(name)[1]} × {params.parted(name)[0].upper()}",
+        "several": params.parted(name)[1] > 1,
         "machine": machine_of(c.run) if c is not None else "",
         "href": _link(folder, c, "index.html") if c is not None else None,
         "measured": c is not None,
@@ -87,8 +93,12 @@ def missing(name: str, goal: Goal, c: Configuration | None, folder: Path) -> str
         return f"Nothing was measured on {name} yet{f': {why}' if why else ''}; this fills it in:"
     if named(c):
         return f"On {name} nothing is recommended for {goal.text}: no memory that counts was measured; this measures:"
-    own = [r for r in c.ok if r.notebook == notebooks.FINAL_STACK] if _count(name) == 1 else findings.divided(c.rows)
-    stem = notebooks.FINAL_STACK if _count(name) == 1 else notebooks.PARALLEL
+    own = (
+        [r for r in c.ok if r.notebook == notebooks.FINAL_STACK]
+        if params.parted(name)[1] == 1
+        else findings.divided(c.rows)
+    )
+    stem = notebooks.FINAL_STACK if params.parted(name)[1] == 1 else notebooks.PARALLEL
     page = next((p for p in c.pages if p.stem == stem and p.status in WITH_PAGE), None)
     there = ""
     if page is not None:
@@ -114,7 +124,7 @@ def _panel(c: Configuration, choice: Choice, kept: list[Pair], folder: Path) -> 
         "own": shown is not None and shown[1],
         "seen": None if choice.seen is None else _words(choice),
         "rows": [r.id for r in (row, base, choice.seen) if r is not None],
-        "page": _page(c, row, folder),
+        "page": page_of(c, row, folder),
         "codes": [] if nothing else codes(c, choice),
     }
 
@@ -200,7 +210,7 @@ def _option(c: Configuration, choice: Choice, i: int, folder: Path) -> dict:
         "control": families.named(row.family).control,
         "beyond": row.latency_p50 > SLOWER * choice.base.latency_p50,
         "code": alone if parts is None else "\n".join(filter(None, [parts, asked])),
-        "page": _page(c, row, folder),
+        "page": page_of(c, row, folder),
     }
 
 
@@ -290,7 +300,7 @@ def switches(c: Configuration, folder: Path) -> list[dict]:
                 "worst": worst,
                 "model": row.model,
                 "noise": noise,
-                "page": _page(c, row, folder),
+                "page": page_of(c, row, folder),
             }
         )
     return found
@@ -312,19 +322,10 @@ def _words(choice: Choice) -> str:
     return f"{worst} of {seen.images} images"
 
 
-def _page(c: Configuration, row: Row, folder: Path) -> str | None:
+def page_of(c: Configuration, row: Row, folder: Path) -> str | None:
     there = (c.folder / f"{row.notebook}.html").is_file()
     return _link(folder, c, f"{row.notebook}.html") if there else None
 
 
 def _link(folder: Path, c: Configuration, name: str) -> str:
     return Path(os.path.relpath(c.folder / name, folder)).as_posix()
-
-
-def _kind(name: str) -> str:
-    return name.partition("x")[0] if name != "cpu" else name
-
-
-def _count(name: str) -> int:
-    count = name.rpartition("x")[2]
-    return int(count) if count.isdigit() else 1

@@ -165,6 +165,7 @@ def collect(
             setting = kept.key_of(row.as_dict() | {"settings": {**row.settings, "inputs": None}}, None)
             before_it = of_case.get(key := canonical(setting))
             if before_it is None or (row.images or 0) >= (before_it[0].images or 0):  # the best judged, then the newest
+                of_case.pop(key, None)  # its place is the chosen row's, whatever else there are images of
                 of_case[key] = (row, own, first)
     several = len({model for model, _ in found}) > 1
     cases = [
