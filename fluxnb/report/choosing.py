@@ -323,6 +323,7 @@ def _words(choice: Choice) -> str:
 
 
 def page_of(c: Configuration, row: Row, folder: Path) -> str | None:
+    """The address of the page that a row stands on, from a folder; None where there is none."""
     there = (c.folder / f"{row.notebook}.html").is_file()
     return _link(folder, c, f"{row.notebook}.html") if there else None
 
