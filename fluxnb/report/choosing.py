@@ -123,7 +123,7 @@ def _panel(c: Configuration, choice: Choice, kept: list[Pair], folder: Path) -> 
         "pair": None if shown is None else shown[0],
         "own": shown is not None and shown[1],
         "seen": None if choice.seen is None else _words(choice),
-        "rows": [r.id for r in (row, base, choice.seen) if r is not None],
+        "rows": list(dict.fromkeys(r.id for r in (row, base, choice.seen) if r is not None)),
         "page": page_of(c, row, folder),
         "codes": [] if nothing else codes(c, choice),
     }
