@@ -490,6 +490,17 @@ def test_a_rank_that_runs_out_of_memory_is_oom_too():
     assert failure(RuntimeError(""))["reason"] == "RuntimeError: no message"
 
 
+def test_a_graph_that_breaks_is_a_reason_and_no_error():
+    def broken(x):
+        torch._dynamo.graph_break()
+        return x + 1
+
+    with pytest.raises(torch._dynamo.exc.Unsupported) as found:
+        torch.compile(broken, backend="eager", fullgraph=True)(torch.ones(1))
+    columns = failure(found.value)
+    assert columns["status"] == "unavailable" and columns["reason"].startswith("can't be compiled as one graph: ")
+
+
 def test_what_a_library_refuses_is_a_row_that_is_tried_again(begin, made):
     s, subject = begin()
     refusal = RuntimeError("backend='inductor' raised:\nTypeError: no such kernel\n\nSet TORCH_LOGS")

@@ -7,6 +7,7 @@ with it: half of the baseline's rounds, all of the candidate's, the other half, 
 from __future__ import annotations
 
 import itertools
+import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -409,4 +410,7 @@ def failure(error: Exception) -> dict:
     # torch.compile puts the name of the backend first and what happened behind it
     said = lines[1] if len(lines) > 1 and lines[0].endswith("raised:") else lines[0]
     more = [line.partition("context:")[2].strip() for line in lines if line.startswith("Developer debug context:")]
+    dynamo = sys.modules.get("torch._dynamo.exc")
+    if dynamo and isinstance(error, dynamo.Unsupported):  # a graph that breaks is a fact about the technique, not a fault
+        return {"status": "unavailable", "reason": ": ".join(["can't be compiled as one graph", said, *more])}
     return {"status": "error", "reason": ": ".join([type(error).__name__, said, *more])}
