@@ -941,9 +941,9 @@ def test_long_words_get_the_room_that_the_columns_leave():
 def test_provenance_leaves_out_what_is_not_known():
     assert html.provenance_html({}) == ""
     replayed = html.provenance_html({"started_at": "2026-11-22T02:50:00+00:00", "replayed": True})  # of no rows
-    assert "Page made anew" in replayed and "Measured" not in replayed and "GPUs used" not in replayed
+    assert "Page made anew" in replayed and "Measured" not in replayed and "CUDA_VISIBLE_DEVICES" not in replayed
     four = html.provenance_html({"environment": {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}})
-    assert "GPUs used" in four and "4,5,6,7" in four
+    assert "CUDA_VISIBLE_DEVICES" in four and "4,5,6,7" in four
     text = html.provenance_html(
         {"machine": {"gpus": [{"name": "NVIDIA H200"}] * 2}, "commit": "a" * 40, "dirty": True}, n=5
     )

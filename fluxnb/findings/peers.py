@@ -83,7 +83,7 @@ def equal_steps_table(rows: Sequence[Row], counts: Sequence[int]):
 
 
 def equal_steps_sentence(rows: list[Row], counts: Sequence[int]) -> str:
-    """At each number of computed steps what is ahead, what is level with it, and the best that a library ships."""
+    """At each number of computed steps, a line each, what is ahead, what is level, and the best of a library."""
     parts, images = [], set[int]()
     for count in counts:
         own = at_steps(rows, count)
@@ -100,7 +100,7 @@ def equal_steps_sentence(rows: list[Row], counts: Sequence[int]) -> str:
     if not parts:
         return "no method was judged image by image at any of these numbers of computed steps."
     each = " to ".join(f"{n:.0f}" for n in sorted({min(images), max(images)})) if images else "an unknown number of"
-    return f"{'; '.join(parts)} (judged on {each} images)."
+    return "\n".join([f"the best at equal computed steps, judged on {each} images", *parts])
 
 
 def new_here_sentence(rows: list[Row], counts: Sequence[int]) -> str:

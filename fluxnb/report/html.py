@@ -363,7 +363,7 @@ def _provenance_items(run: dict, n: int | None) -> list[tuple[str, str | None]]:
             or ("none" if machine else None),
         ),
         ("CPU", _cpu_text(machine)),
-        ("GPUs used", (run.get("environment") or {}).get("CUDA_VISIBLE_DEVICES")),
+        ("CUDA_VISIBLE_DEVICES", (run.get("environment") or {}).get("CUDA_VISIBLE_DEVICES")),
         ("CUDA", machine.get("cuda")),
         ("Driver", machine.get("driver")),
         ("Versions", ", ".join(f"{name} {versions[name]}" for name in shown if versions.get(name))),

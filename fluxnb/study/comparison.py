@@ -411,6 +411,6 @@ def failure(error: Exception) -> dict:
     said = lines[1] if len(lines) > 1 and lines[0].endswith("raised:") else lines[0]
     more = [line.partition("context:")[2].strip() for line in lines if line.startswith("Developer debug context:")]
     dynamo = sys.modules.get("torch._dynamo.exc")
-    if dynamo and isinstance(error, dynamo.Unsupported):  # a graph that breaks is a fact about the technique, not a fault
+    if dynamo and isinstance(error, dynamo.Unsupported):  # a fact about the technique, not a fault
         return {"status": "unavailable", "reason": ": ".join(["can't be compiled as one graph", said, *more])}
     return {"status": "error", "reason": ": ".join([type(error).__name__, said, *more])}
