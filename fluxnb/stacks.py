@@ -415,7 +415,7 @@ def divided(name: str, world: int, kind: str, schedule: Technique | None = None)
 _order = (
     "DPMSolver", "Attention", "FusedQKV",
     "TorchAO", "SparseInt8", "BitsAndBytes", "GGUF", "Quanto", "SimulatedSVDQuant", "Nunchaku",
-    "FusedGELU", "FusedRoPE", "FP8Attention", "Regional", "Whole", "TensorRT",
+    "FusedGELU", "FusedNorm", "FusedRoPE", "FP8Attention", "Regional", "Whole", "TensorRT",
     "ParallelVAE", "Tiled", "Sliced", "ChannelsLast", "Compiled",
     "Replicas", "ContextParallel", "DiffusersParallel", "XDiT", "PipeFusion", "FullyShard",
     "CudaGraph", "TextEncoders", "ModulationAhead", "NoHookSearch", "BytesOnDevice", "ParaAttention", "Cache",

@@ -13,6 +13,7 @@ MODULES = {  # module -> its techniques, in the order in which they are listed
     "attention": ("Attention",),
     "compilation": ("Regional", "TextEncoders", "Whole", "CudaGraph", "FusedQKV", "TensorRT"),
     "fused": ("FusedGELU", "FusedRoPE"),
+    "norms": ("FusedNorm",),
     "fp8_attention": ("FP8Attention",),
     "modulation": ("ModulationAhead",),
     "precision": ("TorchAO", "BitsAndBytes", "GGUF", "Quanto", "Nunchaku"),

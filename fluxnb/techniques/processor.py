@@ -2,7 +2,8 @@
 
 Positions: norm and rotation of query and key as one operation (`FusedRoPE`). Exchange: what happens to
 query, key and value before they attend, for a transformer that is spread over several GPUs (parallel.py).
-Attend: an attention kernel that diffusers doesn't know (fp8_attention.py).
+Attend: an attention kernel that diffusers doesn't know (fp8_attention.py). Its layers take what is rounded to FP8
+already, too (norms.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from fluxnb import adapters
 from fluxnb.technique import Changes, Unavailable
+from fluxnb.techniques.rounded import project
 
-PLACES = ("_positions", "_exchange", "_attend")
+PLACES = ("_positions", "_exchange", "_attend", "_rounded")
 
 
 class Exchange:
@@ -43,11 +45,13 @@ class Processor(FluxAttnProcessor):
     """diffusers' processor; a place that nobody has filled does what diffusers does.
 
     `_positions(x, norm, text, text_norm, rotary)` gives queries or keys, (batch, tokens, heads, width); `_exchange` is
-    an `Exchange`; `_attend(query, key, value)` gives the output, all four (batch, tokens, heads, width).
+    an `Exchange`; `_attend(query, key, value)` gives the output, all four (batch, tokens, heads, width). `_rounded`
+    says that what it is given may be `Rounded`.
     """
 
     _positions = _attend = None
     _exchange = Exchange()
+    _rounded = False
 
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
@@ -103,10 +107,10 @@ def _projections(attn, states, fused: str, layers: tuple):
 
     It calls one layer, unless they are `fused` into one, which is called right now.
     """
-    parts = getattr(attn, fused)(states).chunk(3, dim=-1) if attn.fused_projections else None
+    parts = project(getattr(attn, fused), states).chunk(3, dim=-1) if attn.fused_projections else None
 
     def projected(i):
-        part = getattr(attn, layers[i])(states) if parts is None else parts[i]
+        part = project(getattr(attn, layers[i]), states) if parts is None else parts[i]
         return part.unflatten(-1, (-1, attn.head_dim))
 
     return projected
