@@ -1,5 +1,7 @@
 """Norm, modulation and rounding to FP8 as one kernel: its arithmetic, and its place in the blocks."""
 
+import functools
+import importlib
 import os
 
 import pytest
@@ -11,7 +13,7 @@ from test_single_gpu import latents
 from fluxnb.errors import UserError
 from fluxnb.models import pipelines
 from fluxnb.technique import Unavailable, applied
-from fluxnb.techniques import FusedGELU, FusedNorm, FusedQKV, FusedRoPE, ModulationAhead, compilation, fused, norms
+from fluxnb.techniques import FusedGELU, FusedNorm, FusedRoPE, ModulationAhead, compilation, fused, norms
 
 EPS = 1e-6
 
@@ -50,7 +52,9 @@ def test_the_operation_is_the_norm_as_its_layers_compute_it_and_torchaos_roundin
     t = given(text, 96)
     both = t["x"] if t["before"] is None else torch.cat([t["before"], t["x"]], 1)
     normed = torch.nn.LayerNorm(96, EPS, elementwise_affine=False)(both)
-    theirs = Float8Tensor.from_hp((normed * (1 + t["scale"][:, None]) + t["shift"][:, None]).flatten(0, 1), granularity=PerRow())
+    theirs = Float8Tensor.from_hp(
+        (normed * (1 + t["scale"][:, None]) + t["shift"][:, None]).flatten(0, 1), granularity=PerRow()
+    )
     rows, scales = norms.norm_round(t["x"], t["before"], t["scale"], t["shift"], EPS)
     assert torch.equal(rows.float(), theirs.qdata.float()) and torch.equal(scales, theirs.scale)
     summed, rows, scales = norms.add_norm_round(t["x"], t["added"], t["gate"], t["scale"], t["shift"], EPS)
@@ -62,10 +66,11 @@ def test_operations_are_declared_as_they_are():
     t = given(4, 96)
     torch.library.opcheck(norms.norm_round, (t["x"], t["before"], t["scale"], t["shift"], EPS))
     torch.library.opcheck(norms.add_norm_round, (t["x"], t["added"], t["gate"], t["scale"], t["shift"], EPS))
+    torch.library.opcheck(norms.round_rows, (t["x"],))
 
 
 def test_a_pipeline_with_fused_norms_gives_the_same_numbers(fp8_pipe):  # noqa: F811
-    plain, around = latents(fp8_pipe), (FusedGELU(), FusedNorm())
+    plain = latents(fp8_pipe)
     with applied(fp8_pipe, FusedGELU(), technique := FusedNorm()):
         assert technique.proof == {"norms": "of 12 blocks in fluxnb::norm_round"}
         assert torch.equal(latents(fp8_pipe), plain)
@@ -73,3 +78,118 @@ def test_a_pipeline_with_fused_norms_gives_the_same_numbers(fp8_pipe):  # noqa: 
             assert (latents(fp8_pipe) - plain).norm() / plain.norm() < 1e-2
     assert torch.equal(latents(fp8_pipe), plain)
     assert all(type(p).__name__ == "FluxAttnProcessor" for p in fp8_pipe.transformer.attn_processors.values())
+
+
+def test_fused_norms_are_compiled_without_breaks(fp8_pipe):  # noqa: F811
+    plain = latents(fp8_pipe)
+    with applied(fp8_pipe, FusedGELU(), FusedNorm(), FusedRoPE()):
+        blocks = [fp8_pipe.transformer.transformer_blocks[0], fp8_pipe.transformer.single_transformer_blocks[0]]
+        for block in blocks:
+            block.compile(fullgraph=True, backend="aot_eager")
+        before = compilation.counters()
+        assert (latents(fp8_pipe) - plain).norm() / plain.norm() < 1e-2
+        after = compilation.counters()
+        assert (after["graphs"] - before["graphs"], after["breaks"] - before["breaks"]) == (2, 0)
+        for block in blocks:
+            block._compiled_call_impl = None
+
+
+def test_a_layer_with_a_lora_around_it_is_given_what_it_reads(fp8_pipe):  # noqa: F811
+    transformer = fp8_pipe.transformer
+    with applied(fp8_pipe, FusedGELU(), FusedNorm()):
+        plain = latents(fp8_pipe)
+        transformer.add_adapter(LoraConfig(r=2, target_modules=["proj_mlp", "add_q_proj"], init_lora_weights=False))
+        assert not torch.allclose(latents(fp8_pipe), plain)
+        transformer.delete_adapters("default")
+        assert torch.equal(latents(fp8_pipe), plain)
+
+
+def test_what_fused_norms_need_is_said_before_anything_changes(fp8_pipe):  # noqa: F811
+    plain = pipelines.load("embedded", device="cpu")
+    for pipe, before in ((plain, ()), (plain, (FusedGELU(),)), (fp8_pipe, ())):
+        with applied(pipe, *before):
+            kinds = {type(module) for module in pipe.transformer.modules()}
+            with pytest.raises(Unavailable, match="^needs TorchAO FP8 per row and the fused GELU before it"):
+                FusedNorm().apply(pipe)
+            assert {type(module) for module in pipe.transformer.modules()} == kinds
+    with applied(fp8_pipe, FusedGELU(), FusedNorm()):
+        with pytest.raises(UserError, match="Layers can't be offloaded one by one while fused norm is on"):
+            fp8_pipe.enable_sequential_cpu_offload(device="cpu")
+
+
+# --- the kernels ---
+
+
+def _to_nearest(original, values, kind, target, rounding):
+    """Triton's interpreter (3.6) cuts float32 off where a GPU rounds to the nearest, and loses what it carries."""
+    formats = {"bf16": (torch.bfloat16, torch.int16), "fp8e4nv": (torch.float8_e4m3fn, torch.uint8)}
+    if str(kind) != "fp32" or str(target) not in formats:
+        return original(values, kind, target, rounding)
+    rounded, bits = formats[str(target)]
+    found = torch.tensor(values.view("float32").clip(-448, 448) if "8" in str(target) else values.view("float32"))
+    return found.to(rounded).view(bits).numpy().view(f"uint{8 * found.to(rounded).itemsize}")
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The module of kernels, run by Triton's interpreter; tests below run them on a GPU."""
+    why = "needs Triton, and TRITON_INTERPRET=1 from the start: its interpreter runs kernels on a CPU"
+    interpreter = pytest.importorskip("triton.runtime.interpreter", reason=why)
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip(why)
+    monkeypatch.setattr(interpreter, "_convert_float", functools.partial(_to_nearest, interpreter._convert_float))
+    return importlib.import_module("fluxnb.techniques.triton_kernels")
+
+
+@pytest.mark.parametrize(("text", "width"), [(0, 96), (4, 384), (4, 3072)])
+def test_the_kernel_is_the_exact_norm_rounded_once(kernels, text, width):
+    t = given(text, width)
+    before, x, scale, shift = t["before"], t["x"], t["scale"], t["shift"]
+    _, rows, scales = kernels.norm_round(x, before, None, None, scale, shift, EPS)
+    wanted, sizes = exact(x, before, scale, shift)
+    assert unequal(rows, wanted) < 0.005 and torch.allclose(scales, sizes, rtol=0.005)
+    summed, rows, scales = kernels.norm_round(x, None, t["added"], t["gate"], scale, shift, EPS)
+    wanted, sizes = exact(x, None, scale, shift, t["added"], t["gate"])
+    assert torch.equal(summed.double(), (x.double() + t["gate"].double()[:, None] * t["added"]).bfloat16().double())
+    assert unequal(rows, wanted) < 0.005 and torch.allclose(scales, sizes, rtol=0.005)
+    _, rows, scales = kernels.norm_round(x, None, None, None, None, None, EPS)
+    assert unequal(rows, norms.round_rows(x)[0]) < 0.005 and torch.equal(scales, norms.round_rows(x)[1])
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("text", [0, 4])
+def test_the_kernel_of_norm_and_positions_gives_what_the_layers_do(kernels, text, rounded):
+    heads = [drawn(2, 6, 3 * 128).unflatten(-1, (3, 128)), drawn(128), None, None]
+    if text:
+        heads[2:] = drawn(2, text, 3 * 128, seed=1).unflatten(-1, (3, 128)), drawn(128, seed=2)
+    angles = [drawn(6 + text, 128, seed=i).float() for i in (3, 4)]
+    found = kernels.norm_rope(*heads, *angles, EPS, rounded)
+    # in FP8 the layers round twice, to bfloat16 first
+    assert unequal(found, fused.norm_rope(*heads, *angles, EPS, rounded)) < (0.05 if rounded else 0.01)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for a GPU")
+@pytest.mark.parametrize(("text", "width"), [(0, 96), (4, 384), (4, 3072)])
+def test_the_kernel_does_the_same_on_a_gpu(text, width):
+    t = given(text, width)
+    on = {name: None if x is None else x.cuda() for name, x in t.items()}
+    rows, scales = norms.norm_round(on["x"], on["before"], on["scale"], on["shift"], EPS)
+    wanted, sizes = exact(t["x"], t["before"], t["scale"], t["shift"])
+    assert unequal(rows, wanted) < 0.005 and torch.allclose(scales.cpu(), sizes, rtol=0.005)
+    summed, rows, scales = norms.add_norm_round(on["x"], on["added"], on["gate"], on["scale"], on["shift"], EPS)
+    wanted, sizes = exact(t["x"], None, t["scale"], t["shift"], t["added"], t["gate"])
+    assert torch.allclose(summed.cpu().float(), t["x"] + t["gate"].float()[:, None] * t["added"], rtol=0.01, atol=1e-3)
+    assert unequal(rows, wanted) < 0.005 and torch.allclose(scales.cpu(), sizes, rtol=0.005)
+    rows, scales = norms.round_rows(on["x"])
+    assert unequal(rows, norms.round_rows(t["x"])[0]) < 0.005 and torch.equal(scales.cpu(), norms.round_rows(t["x"])[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for a GPU")
+@pytest.mark.parametrize("text", [0, 64])
+def test_norm_and_positions_are_rounded_to_fp8_on_a_gpu(text):
+    heads = [drawn(2, 96, 3 * 24 * 128).chunk(3, -1)[1].unflatten(-1, (24, 128)), drawn(128), None, None]
+    if text:
+        heads[2:] = drawn(2, text, 24 * 128, seed=1).unflatten(-1, (24, 128)), drawn(128, seed=2)
+    angles = [drawn(96 + text, 128, seed=i).float() for i in (3, 4)]
+    on = [None if x is None else x.cuda() for x in (*heads, *angles)]
+    assert unequal(fused.norm_rope(*on, EPS, True), fused.norm_rope(*heads, *angles, EPS, True)) < 0.05

@@ -2,8 +2,8 @@
 
 At FLUX's size the tokens of one image are 28 MB in bfloat16 and 14 MB in FP8. Compiled, a block joins text and image
 (one read, one write), and goes over the rows again for the mean, the modulation, the largest value and the rounding; in
-a block of two streams the residual is a pass, too. Here that is one read and one write. In what is left of a block, the
-end, PyTorch's compiler joins, adds and scales in one pass by itself.
+a block of two streams the residual is a pass, too, and the attention's output is rounded in two. Here each is one read
+and one write. What is left of a block, its end, PyTorch's compiler joins, adds and scales in one pass by itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fluxnb.techniques.rounded import rows as rounded_rows
 
 @dataclass
 class FusedNorm(Technique):
-    """Layer norm, modulation and rounding to FP8 as one kernel, in blocks of two streams with the residual before it.
+    """Layer norm, modulation and rounding to FP8 as one kernel, with the residual before it in blocks of two streams.
 
     Apply it after TorchAO's FP8 per row and the fused GELU, before compilation. Source: this study's own kernel.
     """
@@ -46,13 +46,15 @@ class FusedNorm(Technique):
         blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
         readers = [layer for block in blocks for layer in _readers(block)]
         if {type(block) for block in blocks} - set(_NORMING) or not all(map(rounds, readers)):
-            raise Unavailable("needs TorchAO FP8 per row and the fused GELU before it, and no LoRA: it makes their rows")
+            raise Unavailable(
+                "needs TorchAO FP8 per row and the fused GELU before it, and no LoRA: it makes their rows"
+            )
         for kind, ours in _NORMING.items():  # for caches of diffusers' own, which ask there
             TransformerBlockRegistry.register(ours, TransformerBlockRegistry.get(kind))
         with Changes(self.label) as changes:
             layers.refuse_groups(pipe, changes)
             layers.refuse_sequential(pipe, changes)
-            fill(transformer, "_rounded", True, changes)
+            fill(transformer, "_rounded", _given, changes)
             for block in blocks:
                 changes.put(block, "__class__", _NORMING[type(block)])
             self.proof = {"norms": f"of {len(blocks)} blocks in fluxnb::norm_round"}
@@ -74,7 +76,12 @@ def _readers(block) -> list[nn.Module]:
 def _takes(block) -> bool:
     """Whether they all take it rounded, here and now: with a LoRA around one it doesn't."""
     processor = block.attn.processor
-    return isinstance(processor, Processor) and processor._rounded and all(map(rounds, _readers(block)))
+    return isinstance(processor, Processor) and processor._rounded is not None and all(map(rounds, _readers(block)))
+
+
+def _given(x, layer):
+    """What a layer is to read of x, (batch, tokens, width), a part of something larger."""
+    return Rounded(*round_rows(x), tuple(x.shape)) if rounds(layer) else x.contiguous()
 
 
 class _NormingBlock(FluxTransformerBlock):
@@ -178,3 +185,21 @@ def _(x, added, gate, scale, shift, eps):
     from fluxnb.techniques import triton_kernels
 
     return triton_kernels.norm_round(x, None, added, gate, scale, shift, eps)
+
+
+@torch.library.custom_op("fluxnb::round_rows", mutates_args=())
+def round_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x, (batch, tokens, width), as rows in FP8, as of `norm_round` without the norm."""
+    return rounded_rows(x.flatten(0, 1))
+
+
+@round_rows.register_fake
+def _(x):
+    return empty_rows(x.shape[0] * x.shape[1], x.shape[2], x.device)
+
+
+@round_rows.register_kernel("cuda")
+def _(x):
+    from fluxnb.techniques import triton_kernels
+
+    return triton_kernels.norm_round(x, None, None, None, None, None, 0.0)[1:]

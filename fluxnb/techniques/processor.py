@@ -45,13 +45,12 @@ class Processor(FluxAttnProcessor):
     """diffusers' processor; a place that nobody has filled does what diffusers does.
 
     `_positions(x, norm, text, text_norm, rotary)` gives queries or keys, (batch, tokens, heads, width); `_exchange` is
-    an `Exchange`; `_attend(query, key, value)` gives the output, all four (batch, tokens, heads, width). `_rounded`
-    says that what it is given may be `Rounded`.
+    an `Exchange`; `_attend(query, key, value)` gives the output, all four (batch, tokens, heads, width);
+    `_rounded(x, layer)` gives what a layer is to read, `Rounded` where it may be, as the layers before may be given.
     """
 
-    _positions = _attend = None
+    _positions = _attend = _rounded = None
     _exchange = Exchange()
-    _rounded = False
 
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, image_rotary_emb=None
@@ -61,8 +60,9 @@ class Processor(FluxAttnProcessor):
         if encoder_hidden_states is None:
             return attended
         before = encoder_hidden_states.shape[1]
-        out = attn.to_out[1](attn.to_out[0](attended[:, before:].contiguous()))
-        return out, attn.to_add_out(attended[:, :before].contiguous())
+        given = self._rounded or (lambda x, layer: x.contiguous())
+        out = attn.to_out[1](project(attn.to_out[0], given(attended[:, before:], attn.to_out[0])))
+        return out, project(attn.to_add_out, given(attended[:, :before], attn.to_add_out))
 
     def begin(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb) -> tuple:
         """The projections, set off to where they attend; for `end`."""
