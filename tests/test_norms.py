@@ -13,7 +13,17 @@ from test_single_gpu import latents
 from fluxnb.errors import UserError
 from fluxnb.models import pipelines
 from fluxnb.technique import Unavailable, applied
-from fluxnb.techniques import FusedGELU, FusedNorm, FusedRoPE, ModulationAhead, compilation, fused, norms
+from fluxnb.techniques import (
+    FusedGELU,
+    FusedNorm,
+    FusedRoPE,
+    LateScales,
+    ModulationAhead,
+    compilation,
+    fused,
+    norms,
+    rounded,
+)
 
 EPS = 1e-6
 
@@ -115,6 +125,29 @@ def test_what_fused_norms_need_is_said_before_anything_changes(fp8_pipe):  # noq
     with applied(fp8_pipe, FusedGELU(), FusedNorm()):
         with pytest.raises(UserError, match="Layers can't be offloaded one by one while fused norm is on"):
             fp8_pipe.enable_sequential_cpu_offload(device="cpu")
+
+
+def test_scales_applied_late_are_the_same_product(fp8_pipe):  # noqa: F811
+    linear = fp8_pipe.transformer.single_transformer_blocks[0].proj_out
+    rows, scales = rounded.rows(drawn(8, linear.in_features))
+    exact = (rows.double() * scales) @ (linear.weight.qdata.double() * linear.weight.scale).T + linear.bias.double()
+    for late in (False, True):
+        found = rounded.product(rows, scales, linear, late)
+        assert found.dtype == torch.bfloat16 and (found - exact).norm() / exact.norm() < 4e-3
+    with pytest.raises(Unavailable, match="^needs TorchAO FP8 per row and the fused GELU before it"):
+        LateScales().apply(fp8_pipe)
+    made: list = []  # by the first block, whose input is the same: after it roundings differ, and add up
+    fp8_pipe.transformer.transformer_blocks[0].register_forward_hook(
+        lambda *given: made.append(torch.cat(given[-1], 1))
+    )
+    with applied(fp8_pipe, FusedGELU()):
+        plain = latents(fp8_pipe)
+        with applied(fp8_pipe, technique := LateScales(), FusedNorm()):
+            assert technique.proof == {"scales": "of 16 products applied after them"}
+            count = len(made)
+            assert not torch.equal(latents(fp8_pipe), plain)
+        assert 0 < (made[count] - made[0]).norm() / made[0].norm() < 5e-3
+        assert torch.equal(latents(fp8_pipe), plain)
 
 
 # --- the kernels ---

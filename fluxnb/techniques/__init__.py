@@ -12,7 +12,7 @@ MODULES = {  # module -> its techniques, in the order in which they are listed
     "progressive": ("Progressive",),
     "attention": ("Attention",),
     "compilation": ("Regional", "TextEncoders", "Whole", "CudaGraph", "FusedQKV", "TensorRT"),
-    "fused": ("FusedGELU", "FusedRoPE"),
+    "fused": ("FusedGELU", "LateScales", "FusedRoPE"),
     "norms": ("FusedNorm",),
     "fp8_attention": ("FP8Attention",),
     "modulation": ("ModulationAhead",),

@@ -119,7 +119,8 @@ _NORMING = {FluxTransformerBlock: _NormingBlock, _RoundingSingleBlock: _NormingS
 
 def _normed(x, before, shift, scale, eps) -> Rounded:
     tokens = x.shape[1] + (0 if before is None else before.shape[1])
-    return Rounded(*norm_round(x, before, scale, shift, eps), (x.shape[0], tokens, x.shape[2]))
+    rows, scales = norm_round(x, before, scale, shift, eps)
+    return Rounded(rows, scales, (x.shape[0], tokens, x.shape[2]))
 
 
 @torch.library.custom_op("fluxnb::norm_round", mutates_args=())

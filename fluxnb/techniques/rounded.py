@@ -52,12 +52,13 @@ def rounds(linear) -> bool:
     )
 
 
-def product(rounded: torch.Tensor, scale: torch.Tensor, linear) -> torch.Tensor:
+def product(rounded: torch.Tensor, scale: torch.Tensor, linear, late: bool = False) -> torch.Tensor:
     """The product of rows already in FP8 with a torchao FP8 layer, by torchao's own kernel.
 
     Args:
         rounded, scale: (rows, in) and (rows, 1), as of `rows`.
         linear: an nn.Linear whose weight is torchao's.
+        late: the matrices are multiplied as they are, and scales and bias follow: compiled, in what reads the result.
 
     Returns:
         (rows, out) in the layer's high-precision format.
@@ -65,6 +66,11 @@ def product(rounded: torch.Tensor, scale: torch.Tensor, linear) -> torch.Tensor:
     from torchao.float8.inference import addmm_float8_unwrapped_inference
 
     weight = linear.weight
+    if late:  # at most 448² times the inner size, which bfloat16 has room for
+        one, fast = scale.new_ones(()), weight.mm_config.use_fast_accum
+        plain = torch._scaled_mm(rounded, weight.qdata.t(), one, one, out_dtype=weight.dtype, use_fast_accum=fast)
+        scaled = plain.float() * scale * weight.scale.t()
+        return (scaled if linear.bias is None else scaled + linear.bias).to(weight.dtype)
     return addmm_float8_unwrapped_inference(
         rounded,
         scale,
