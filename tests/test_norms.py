@@ -201,6 +201,26 @@ def test_the_kernel_of_norm_and_positions_gives_what_the_layers_do(kernels, text
     assert unequal(found, fused.norm_rope(*heads, *angles, EPS, rounded)) < (0.05 if rounded else 0.01)
 
 
+@pytest.mark.parametrize(("add", "norm"), [(True, True), (False, True), (False, False)])
+def test_the_kernel_compiles_for_a_hopper_gpu_where_there_is_none(add, norm):
+    """To machine code, with the GPU's own conversion to FP8."""
+    why = "needs Triton, which compiles for a GPU without one (and doesn't under TRITON_INTERPRET=1)"
+    triton = pytest.importorskip("triton", reason=why)
+    if "nvidia" not in getattr(triton.backends, "backends", {}) or os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip(why)
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = importlib.import_module("fluxnb.techniques.triton_kernels")._norm_round
+    fixed = {"ADD": add, "NORM": norm, "WIDTH": 4096}
+    formats = {"rounded": "*fp8e4nv", "scales": "*fp32", "eps": "fp32", "limit": "fp32"}
+    formats |= dict.fromkeys(("before", "x", "added", "gate", "scale", "shift", "summed"), "*bf16")
+    signature = {name: "constexpr" if name in fixed else formats.get(name, "i32") for name in kernel.arg_names}
+    places = {(kernel.arg_names.index(name),): value for name, value in fixed.items()}
+    made = triton.compile(ASTSource(kernel, signature, places), target=GPUTarget("cuda", 90, 32))
+    assert made.asm["cubin"] and "e4m3x2" in made.asm["ptx"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel is for a GPU")
 @pytest.mark.parametrize(("text", "width"), [(0, 96), (4, 384), (4, 3072)])
 def test_the_kernel_does_the_same_on_a_gpu(text, width):
