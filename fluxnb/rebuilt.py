@@ -16,6 +16,8 @@ _makers: dict[str, Callable[[dict], Technique]] = {  # the setting that only thi
     "quantization": lambda s: next(q for q in t.quantizers() if q.settings.items() <= s.items()),
     "fused_gelu": lambda s: t.FusedGELU(),
     "fused_rope": lambda s: t.FusedRoPE(),
+    "late_scales": lambda s: t.LateScales(),
+    "fused_norm": lambda s: t.FusedNorm(),
     "fp8_attention": lambda s: t.FP8Attention(simulated=s["fp8_attention"] == "simulated"),
     "compile": lambda s: {"blocks": t.Regional, "transformer": t.Whole, "tensorrt": t.TensorRT}[s["compile"]](
         *_given(s, "mode")

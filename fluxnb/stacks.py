@@ -49,6 +49,8 @@ COMPILED: dict[str, Parts] = {
     "fused QKV": lambda: (t.FusedQKV(), t.Regional()),
     "fused GELU": lambda: (t.FusedGELU(), t.Regional()),
     "fused RoPE": lambda: (t.FusedRoPE(), t.Regional()),
+    "fused norm": lambda: (t.FusedGELU(), t.FusedNorm(), t.Regional()),
+    "late scales": lambda: (t.FusedGELU(), t.LateScales(), t.Regional()),
     "modulation ahead": lambda: (t.Regional(), t.ModulationAhead()),
     "text encoders": lambda: (t.Regional(), t.TextEncoders()),
     "text encoders, CUDA graph": lambda: (t.Regional(), t.TextEncoders(record=True)),
@@ -212,18 +214,31 @@ LEAN: dict[str, Parts] = {  # nothing but what has shown a gain by itself
         t.TorchAO("fp8 row"), t.FusedGELU(), t.FP8Attention(), t.Regional(), t.Compiled(),
     ),
 }  # fmt: skip
+
+
+def _fewest(positions: Technique, attention: tuple = ()) -> tuple:
+    """FP8 with as few passes, products and launches as there can be."""
+    blocks = (*attention, t.FusedQKV(), t.TorchAO("fp8 row"), t.FusedGELU(), t.LateScales(), t.FusedNorm(), positions)
+    graphs = (t.CudaGraph(blocks=True), t.TextEncoders(record=True), t.ModulationAhead())
+    return (*blocks, t.Regional(), t.Compiled(), *graphs, t.NoHookSearch(), t.BytesOnDevice())
+
+
+FEWEST: dict[str, Parts] = {
+    "FP8, FlashAttention 3, fewest passes": lambda: _fewest(t.FusedRoPE(), (t.Attention("flash 3"),)),
+    "FP8, FP8 attention, fewest passes": lambda: _fewest(t.FP8Attention()),
+}
 AS_PUBLISHED: dict[str, Parts] = {  # what torchao's own figures are of, no more and no less
     BF16_COMPILED: lambda: (t.Regional(),),
     "fp8dqrow, fused QKV, compiled": lambda: (t.FusedQKV(), t.TorchAO("fp8 row"), t.Regional(), t.Compiled()),
     "int8dq, fused QKV, compiled": lambda: (t.FusedQKV(), t.TorchAO("int8"), t.Regional()),
 }
-SHORTLIST = (*LEAN, BF16_STACK, CACHED_RECORDED, *AS_PUBLISHED)
+SHORTLIST = (*LEAN, BF16_STACK, CACHED_RECORDED, *AS_PUBLISHED, *FEWEST)
 
 
 def shortlist(
     names: list[str], kind: str, around: list[str], steps: int, computed: list[int], gentler: Iterable[str] = ()
 ) -> list[Stack]:
-    """Stacks by name, the lean ones also under the stack's cache.
+    """Stacks by name, the lean ones and those of fewest passes also under the stack's cache.
 
     Args:
         kind, around: of those that have everything, as in `cached`.
@@ -232,7 +247,7 @@ def shortlist(
     """
     known = {stack.name: [stack] for stack in (*cached(kind, around, steps, computed[0]), _whole(around))}
     known |= {name: [spelled(name, parts())] for name, parts in AS_PUBLISHED.items()}
-    for name, parts in LEAN.items():
+    for name, parts in (LEAN | FEWEST).items():
         above = caches(steps, computed if name in gentler else computed[:1])
         known[name] = [spelled(name, parts())]
         for one in above:  # the first that there was has no number in its name
@@ -415,7 +430,7 @@ def divided(name: str, world: int, kind: str, schedule: Technique | None = None)
 _order = (
     "DPMSolver", "Attention", "FusedQKV",
     "TorchAO", "SparseInt8", "BitsAndBytes", "GGUF", "Quanto", "SimulatedSVDQuant", "Nunchaku",
-    "FusedGELU", "FusedRoPE", "FP8Attention", "Regional", "Whole", "TensorRT",
+    "FusedGELU", "LateScales", "FusedNorm", "FusedRoPE", "FP8Attention", "Regional", "Whole", "TensorRT",
     "ParallelVAE", "Tiled", "Sliced", "ChannelsLast", "Compiled",
     "Replicas", "ContextParallel", "DiffusersParallel", "XDiT", "PipeFusion", "FullyShard",
     "CudaGraph", "TextEncoders", "ModulationAhead", "NoHookSearch", "BytesOnDevice", "ParaAttention", "Cache",

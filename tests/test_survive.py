@@ -882,7 +882,7 @@ def test_several_controlnets_are_looked_at_one_by_one(pipe):
 
 def test_every_technique_is_tried():
     tried = {type(make()).__name__ for make in ALL.values()}
-    gpu = {"CudaGraph", "TensorRT", "Nunchaku", "SparseInt8"}
+    gpu = {"CudaGraph", "TensorRT", "Nunchaku", "SparseInt8", "FusedNorm", "LateScales"}
     ranks = {"ContextParallel", "FullyShard", "DiffusersParallel", "ParallelVAE", "XDiT", "PipeFusion"}
     assert set(t.__all__) - gpu - ranks <= tried
     assert set(t.__all__) <= {type(stack.techniques[0]).__name__ for stack in EACH.values()}

@@ -223,7 +223,7 @@ def techniques() -> list[Stack]:
     )
     own = (
         t.DPMSolver(), *caches,
-        t.FusedQKV(), t.FusedGELU(), t.FusedRoPE(), t.ModulationAhead(),
+        t.FusedQKV(), t.FusedGELU(), t.LateScales(), t.FusedNorm(), t.FusedRoPE(), t.ModulationAhead(),
         t.TorchAO("int8 weight-only"), t.TorchAO("int8"), t.TorchAO("fp8 row"), t.SparseInt8(), t.BitsAndBytes("nf4"),
         t.GGUF("Q8_0"), t.Quanto("int8"), t.SimulatedSVDQuant(4), t.Nunchaku(),
         t.Attention("math"), t.Attention("flash"), t.FP8Attention(), t.FP8Attention(simulated=True),

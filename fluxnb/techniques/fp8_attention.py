@@ -16,8 +16,9 @@ import torch
 from fluxnb.families import ATTENTION
 from fluxnb.technique import ANOTHER, Changes, Technique, Unavailable
 from fluxnb.techniques import attention, layers
-from fluxnb.techniques.fused import FP8_MAX, rounded_positions, to_fp8
+from fluxnb.techniques.fused import rounded_positions
 from fluxnb.techniques.processor import fill
+from fluxnb.techniques.rounded import FP8_MAX, to_fp8
 
 WIDTH = 64  # of the narrowest head that the kernel is written for; zeros beside a narrower one change no product
 WEIGHT = 256  # what the largest weight of a row is before it is rounded, as in FlashAttention 3

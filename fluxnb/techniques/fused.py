@@ -33,8 +33,8 @@ from fluxnb.families import FUSION
 from fluxnb.technique import ROUNDING, Changes, Technique, Unavailable
 from fluxnb.techniques import layers
 from fluxnb.techniques.processor import Processor, fill, positions
-
-FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
+from fluxnb.techniques.rounded import empty_rows, product, project, rounds, to_fp8
+from fluxnb.techniques.rounded import rows as rounded_rows
 
 
 @dataclass
@@ -60,7 +60,7 @@ class FusedGELU(Technique):
             parts += [block.ff, block.ff_context]
         if strange := {type(part).__name__ for part in parts if type(part) not in _EPILOGUE}:
             raise Unavailable(f"needs diffusers' own blocks, and finds {', '.join(sorted(strange))}")
-        rounding = all(_rounds(_base(_last(part))) for part in parts)
+        rounding = all(rounds(_base(_last(part))) for part in parts)
         if not rounding:
             layers.check([layer for part in parts for layer in _linears(part)], True, "TorchAO FP8 per row")
         kinds = _ROUNDING if rounding else _EPILOGUE
@@ -97,17 +97,6 @@ def _matches(linear: nn.Module, x: torch.Tensor) -> bool:
     return linear.weight.dtype == x.dtype and linear.weight.device == x.device
 
 
-def _rounds(linear) -> bool:
-    """Whether the layer's weight is torchao's FP8 with one scale per row, and its input is rounded to that too."""
-    weight = linear.weight
-    return (
-        type(linear) is nn.Linear
-        and type(weight).__name__ == "Float8Tensor"
-        and weight.act_quant_kwargs is not None
-        and weight.scale.numel() == weight.shape[0] > 1
-    )
-
-
 # --- bfloat16: in the epilogue ----------------------------------------------------------------------------
 
 
@@ -138,7 +127,7 @@ class _SingleBlock(FluxSingleTransformerBlock):
     def forward(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None, joint_attention_kwargs=None):
         text = encoder_hidden_states.shape[1]
         both = torch.cat([encoder_hidden_states, hidden_states], dim=1)
-        normed, gate = self.norm(both, emb=temb)
+        normed, gate = self.normed(both, encoder_hidden_states, hidden_states, temb)
         processor, more = self.attn.processor, joint_attention_kwargs or {}
         if isinstance(processor, Processor) and not more:
             begun = processor.begin(self.attn, normed, None, image_rotary_emb)
@@ -152,9 +141,13 @@ class _SingleBlock(FluxSingleTransformerBlock):
             both = both.clip(-65504, 65504)
         return both[:, :text], both[:, text:]
 
-    def feed(self, normed: torch.Tensor) -> torch.Tensor:
+    def normed(self, both, text, image, temb) -> tuple:
+        """The projections' input and the gate: `both` is the text's tokens and the image's, normalised and shifted."""
+        return self.norm(both, emb=temb)
+
+    def feed(self, normed) -> torch.Tensor:
         """The feed-forward part's activations, as `project` takes them, (batch, tokens, 4 × width)."""
-        return self.proj_mlp(normed)
+        return project(self.proj_mlp, normed)
 
     def project(self, attended: torch.Tensor, mlp: torch.Tensor) -> torch.Tensor:
         """proj_out([attended, gelu(proj_mlp(normed))]), (batch, tokens, width)."""
@@ -191,16 +184,12 @@ def gelu_round(plain: torch.Tensor, mlp: torch.Tensor) -> tuple[torch.Tensor, to
     Returns:
         (rows, n + m) in float8_e4m3fn, and (rows, 1) float32 scales.
     """
-    x = torch.cat([plain, functional.gelu(mlp, approximate="tanh")], dim=1)
-    scale = (x.abs().amax(dim=1, keepdim=True) / FP8_MAX).float()
-    return to_fp8(x.float() / scale), scale
+    return rounded_rows(torch.cat([plain, functional.gelu(mlp, approximate="tanh")], dim=1))
 
 
 @gelu_round.register_fake
 def _(plain, mlp):
-    rows, columns = mlp.shape[0], plain.shape[1] + mlp.shape[1]
-    rounded = torch.empty((rows, columns), dtype=torch.float8_e4m3fn, device=mlp.device)
-    return rounded, torch.empty((rows, 1), dtype=torch.float32, device=mlp.device)
+    return empty_rows(mlp.shape[0], plain.shape[1] + mlp.shape[1], mlp.device)
 
 
 @gelu_round.register_kernel("cuda")
@@ -210,48 +199,57 @@ def _(plain, mlp):
     return triton_kernels.gelu_round(plain, mlp)
 
 
-def rounded_product(rounded: torch.Tensor, scale: torch.Tensor, linear) -> torch.Tensor:
-    """The product of rows already in FP8 with a torchao FP8 layer, by torchao's own kernel.
-
-    Args:
-        rounded, scale: of `gelu_round`, (rows, in) and (rows, 1).
-        linear: an nn.Linear whose weight is torchao's.
-
-    Returns:
-        (rows, out) in the layer's high-precision format.
-    """
-    from torchao.float8.inference import addmm_float8_unwrapped_inference
-
-    weight = linear.weight
-    return addmm_float8_unwrapped_inference(
-        rounded,
-        scale,
-        weight.qdata.t(),
-        weight.scale.t(),
-        output_dtype=weight.dtype,
-        bias=linear.bias,
-        use_fast_accum=weight.mm_config.use_fast_accum,
-    )
-
-
 class _RoundingFeedForward(FeedForward):
+    late = False
+
     def forward(self, hidden_states):
         before, after = _linears(self)
-        if not _rounds(after):
-            return after(functional.gelu(before(hidden_states), approximate="tanh"))
-        mlp = before(hidden_states).flatten(0, -2)
-        return rounded_product(*gelu_round(mlp[:, :0], mlp), after).unflatten(0, hidden_states.shape[:-1])
+        if not rounds(after):
+            return after(functional.gelu(project(before, hidden_states), approximate="tanh"))
+        mlp = project(before, hidden_states).flatten(0, -2)
+        return product(*gelu_round(mlp[:, :0], mlp), after, self.late).unflatten(0, hidden_states.shape[:-1])
 
 
 class _RoundingSingleBlock(_SingleBlock):
+    late = False
+
     def project(self, attended, mlp):
-        if not _rounds(self.proj_out):
+        if not rounds(self.proj_out):
             return self.proj_out(torch.cat([attended, functional.gelu(mlp, approximate="tanh")], dim=2))
         rows = gelu_round(attended.flatten(0, -2), mlp.flatten(0, -2))
-        return rounded_product(*rows, self.proj_out).unflatten(0, attended.shape[:-1])
+        return product(*rows, self.proj_out, self.late).unflatten(0, attended.shape[:-1])
 
 
 _ROUNDING = {FeedForward: _RoundingFeedForward, FluxSingleTransformerBlock: _RoundingSingleBlock}
+
+
+@dataclass
+class LateScales(Technique):
+    """Scales and bias of the longest FP8 products applied by what adds them to the residual, not by the product.
+
+    With a scale for each row and column cuBLASLt has one tile of 128 × 128 for Hopper; with one for all it has larger
+    ones, which suit the few columns of a product that ends a feed-forward part. Apply it after the fused GELU, before
+    compilation. Source: this study's own.
+    """
+
+    family, exact = FUSION, ROUNDING
+    part = adapters.GELU
+    name = label = "late scales"
+    settings = {"late_scales": True}
+    terms = {name: "FP8's scales multiplied in after the matrix product instead of within it"}
+
+    def apply(self, pipe):
+        """Tells the layers that `FusedGELU` has exchanged; returns the function that undoes it."""
+        adapters.check(pipe.transformer, self.part)
+        kinds = tuple(_ROUNDING.values())
+        parts = [module for module in pipe.transformer.modules() if isinstance(module, kinds)]
+        if not parts:
+            raise Unavailable("needs TorchAO FP8 per row and the fused GELU before it, whose products it is about")
+        with Changes(self.label) as changes:
+            for part in parts:
+                changes.put(part, "late", True)
+            self.proof = {"scales": f"of {len(parts)} products applied after them"}
+        return changes.take_back
 
 
 # --- norm and rotary positions ----------------------------------------------------------------------------
@@ -336,8 +334,3 @@ def _(x, weight, text, text_weight, cos, sin, eps, rounded=False):
     from fluxnb.techniques import triton_kernels
 
     return triton_kernels.norm_rope(x, weight, text, text_weight, cos, sin, eps, rounded)
-
-
-def to_fp8(x: torch.Tensor) -> torch.Tensor:
-    """x in float8_e4m3fn; what lies beyond its range becomes its end, as on the GPU."""
-    return x.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)

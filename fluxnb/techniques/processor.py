@@ -2,7 +2,8 @@
 
 Positions: norm and rotation of query and key as one operation (`FusedRoPE`). Exchange: what happens to
 query, key and value before they attend, for a transformer that is spread over several GPUs (parallel.py).
-Attend: an attention kernel that diffusers doesn't know (fp8_attention.py).
+Attend: an attention kernel that diffusers doesn't know (fp8_attention.py). Its layers take what is rounded to FP8
+already, too (norms.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 
 from fluxnb import adapters
 from fluxnb.technique import Changes, Unavailable
+from fluxnb.techniques.rounded import project
 
-PLACES = ("_positions", "_exchange", "_attend")
+PLACES = ("_positions", "_exchange", "_attend", "_rounded")
 
 
 class Exchange:
@@ -43,10 +45,11 @@ class Processor(FluxAttnProcessor):
     """diffusers' processor; a place that nobody has filled does what diffusers does.
 
     `_positions(x, norm, text, text_norm, rotary)` gives queries or keys, (batch, tokens, heads, width); `_exchange` is
-    an `Exchange`; `_attend(query, key, value)` gives the output, all four (batch, tokens, heads, width).
+    an `Exchange`; `_attend(query, key, value)` gives the output, all four (batch, tokens, heads, width);
+    `_rounded(x, layer)` gives what a layer is to read, `Rounded` where it may be, as the layers before may be given.
     """
 
-    _positions = _attend = None
+    _positions = _attend = _rounded = None
     _exchange = Exchange()
 
     def __call__(
@@ -57,8 +60,9 @@ class Processor(FluxAttnProcessor):
         if encoder_hidden_states is None:
             return attended
         before = encoder_hidden_states.shape[1]
-        out = attn.to_out[1](attn.to_out[0](attended[:, before:].contiguous()))
-        return out, attn.to_add_out(attended[:, :before].contiguous())
+        given = self._rounded or (lambda x, layer: x.contiguous())
+        out = attn.to_out[1](project(attn.to_out[0], given(attended[:, before:], attn.to_out[0])))
+        return out, project(attn.to_add_out, given(attended[:, :before], attn.to_add_out))
 
     def begin(self, attn, hidden_states, encoder_hidden_states, image_rotary_emb) -> tuple:
         """The projections, set off to where they attend; for `end`."""
@@ -103,10 +107,10 @@ def _projections(attn, states, fused: str, layers: tuple):
 
     It calls one layer, unless they are `fused` into one, which is called right now.
     """
-    parts = getattr(attn, fused)(states).chunk(3, dim=-1) if attn.fused_projections else None
+    parts = project(getattr(attn, fused), states).chunk(3, dim=-1) if attn.fused_projections else None
 
     def projected(i):
-        part = getattr(attn, layers[i])(states) if parts is None else parts[i]
+        part = project(getattr(attn, layers[i]), states) if parts is None else parts[i]
         return part.unflatten(-1, (-1, attn.head_dim))
 
     return projected

@@ -6,8 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
-
+from fluxnb.techniques.rounded import FP8_MAX, empty_rows
 
 # --- GELU, concatenation and rounding to FP8 --------------------------------------------------------------
 
@@ -83,8 +82,7 @@ def gelu_round(plain: torch.Tensor, mlp: torch.Tensor) -> tuple[torch.Tensor, to
         plain = plain.contiguous()
     if mlp.stride(1) != 1:
         mlp = mlp.contiguous()
-    rounded = torch.empty((rows, n + m), dtype=torch.float8_e4m3fn, device=mlp.device)
-    scales = torch.empty((rows, 1), dtype=torch.float32, device=mlp.device)
+    rounded, scales = empty_rows(rows, n + m, mlp.device)
     _gelu_round[(rows,)](
         plain, mlp, rounded, scales, plain.stride(0), mlp.stride(0), n, m, FP8_MAX, *_cut(n), *_cut(m), num_warps=16
     )
@@ -172,3 +170,61 @@ def norm_rope(x, weight, text, text_weight, cos, sin, eps: float, rounded: bool 
             PAIRS=width // 2, HEADS=triton.next_power_of_2(heads), FP8=rounded, num_warps=4,
         )  # fmt: skip
     return target
+
+
+# --- layer norm, modulation and rounding to FP8 -----------------------------------------------------------
+
+
+@triton.jit
+def _norm_round(
+    before, x, added, gate, scale, shift, summed, rounded, scales, first, tokens, before_image, before_token,
+    x_image, x_token, added_image, added_token, gate_image, scale_image, shift_image, width, eps, limit,
+    ADD: tl.constexpr, NORM: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """One token: read once, written once (twice where a residual is added), in float32 in between."""
+    row = tl.program_id(0).to(tl.int64)
+    image, token = row // (first + tokens), row % (first + tokens)
+    at = tl.arange(0, WIDTH)
+    inside = at < width
+    text = inside & (token < first)
+    of_text = tl.load(before + image * before_image + token * before_token + at, mask=text, other=0.0)
+    here = token - first
+    of_image = tl.load(x + image * x_image + here * x_token + at, mask=inside & (token >= first), other=0.0)
+    y = of_text.to(tl.float32) + of_image.to(tl.float32)  # one of them is zeros that nobody reads
+    if ADD:
+        more = tl.load(added + image * added_image + token * added_token + at, mask=inside, other=0.0)
+        y += tl.load(gate + image * gate_image + at, mask=inside, other=0.0).to(tl.float32) * more.to(tl.float32)
+        kept = y.to(x.dtype.element_ty)
+        tl.store(summed + row * width + at, kept, mask=inside)
+        y = kept.to(tl.float32)
+    if NORM:
+        y = tl.where(inside, y - tl.sum(y) / width, 0.0)
+        y *= tl.rsqrt(tl.sum(y * y) / width + eps)
+        up = tl.load(scale + image * scale_image + at, mask=inside, other=0.0).to(tl.float32)
+        y = y * (1.0 + up) + tl.load(shift + image * shift_image + at, mask=inside, other=0.0).to(tl.float32)
+        y = y.to(x.dtype.element_ty).to(tl.float32)  # as it would be in memory
+    largest = (tl.max(tl.abs(y)) / limit).to(x.dtype.element_ty).to(tl.float32)  # torchao divides in that format
+    tl.store(scales + row, largest)
+    _round(rounded + row * width, y, at, width, 1.0 / largest)
+
+
+def norm_round(x, before, added, gate, scale, shift, eps: float, warps: int = 4) -> tuple:
+    """See `fluxnb.techniques.norms`: `add_norm_round` if something is `added`, else `norm_round` with None before it.
+
+    Without scale and shift it is `round_rows`.
+    """
+    x, before, added = (t if t is None or t.stride(2) == 1 else t.contiguous() for t in (x, before, added))
+    gate, scale, shift = (t if t is None or t.stride(1) == 1 else t.contiguous() for t in (gate, scale, shift))
+    n, tokens, width = x.shape
+    first = 0 if before is None else before.shape[1]
+    rounded, scales = empty_rows(n * (first + tokens), width, x.device)
+    summed = None if added is None else torch.empty((n, tokens, width), dtype=x.dtype, device=x.device)
+    given = (x if t is None else t for t in (before, added, gate, scale, shift, summed))  # read or written by nobody
+    text, more, gates, scale, shift, kept = given
+    _norm_round[(rounded.shape[0],)](
+        text, x, more, gates, scale, shift, kept, rounded, scales, first, tokens, text.stride(0), text.stride(1),
+        x.stride(0), x.stride(1), more.stride(0), more.stride(1), gates.stride(0), scale.stride(0), shift.stride(0),
+        width, eps, FP8_MAX, ADD=added is not None, NORM=scale is not x, WIDTH=triton.next_power_of_2(width),
+        num_warps=warps,
+    )  # fmt: skip
+    return summed, rounded, scales
