@@ -18,6 +18,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,10 @@ class Plan:
         """Steps that run the whole transformer."""
         return self.mask.count("1")
 
-    def cache(self) -> Cache:
-        """The cache that runs it: no block is run on a reused step."""
+    def cache(self, **options) -> Cache:
+        """The cache that runs it, with `Cache`'s options: no block is run on a reused step."""
         predictor = L2P.of(self.weights, len(self.mask), origin="planned weights")
-        return Cache(Planned(self.mask, self.signature), predictor)
+        return Cache(Planned(self.mask, self.signature), predictor, **options)
 
 
 class Planned(Schedule):
@@ -99,7 +100,8 @@ class Planned(Schedule):
         found = signature(pipe.transformer)
         if found is not None and not np.allclose(found, self.signature, rtol=0.1, atol=2e-3):  # as far as 8 bits round
             raise UserError(
-                "This plan was made for another model: make one for this with `python -m fluxnb plan --model …`."
+                "This plan was made for another model: make one for this with `python -m fluxnb plan --model …`, and give "
+                "its file as `plan=`."
             )
 
 
@@ -264,12 +266,15 @@ def annealed(loaded, inputs: Sequence[tuple[str, int]], steps: int, computed: in
 
     Source: BudCache (2026): the mean squared error of the last latents where what was computed last is held.
     """
-    wanted = _Trajectories.of(loaded, list(inputs), steps).latents[-1].float()
+
+    def latents(*on: Cache) -> torch.Tensor:
+        with applied(loaded.pipe, *on):
+            return loaded.batch(list(inputs), steps, "latent").float()
+
+    wanted = latents()
 
     def loss(mask: str) -> float:
-        with applied(loaded.pipe, Cache(Schedule(mask, first_block=False))):
-            found = _Trajectories.of(loaded, list(inputs), steps).latents[-1].float()
-        return float((found - wanted).square().mean())
+        return float((latents(Cache(Schedule(mask, first_block=False))) - wanted).square().mean())
 
     return masks.annealed(loss, steps, computed)
 
@@ -438,3 +443,25 @@ def of(model: str, steps: int) -> dict[int, Plan]:
     elif not path.is_file():
         raise UserError(f"There is no plan of {model}: make one with `python -m fluxnb plan --model {model}`.")
     return read(path, steps)
+
+
+def planned(mask: str, weights: str, **options) -> Cache:
+    """The planned cache of a mask whose weights have a digest, as rows name it, with `Cache`'s options.
+
+    Its plan lies beside a model's weights in the package, or beside rows in `reports/`.
+
+    Raises UserError where none has these.
+    """
+    from fluxnb.models import embedded
+
+    beside = [path for folder in embedded.FOLDERS.values() if (path := folder / FILE).is_file()]
+    for path in (*beside, *sorted(Path("reports").glob("**/plans/*.json"))):
+        with suppress(UserError):  # of another number of steps
+            plan = read(path, len(mask)).get(mask.count("1"))
+            made = plan.cache(**options) if plan and plan.mask == mask else None
+            if made and made.settings["weights"] == weights:
+                return made
+    raise UserError(
+        f"There is no plan {mask} with the weights {weights} in the package or in reports/: make one with "
+        "`python -m fluxnb plan --model …`, and give its file as `plan=`."
+    )
