@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 
 import numpy as np
 import pytest
@@ -59,6 +60,85 @@ def test_annealing_finds_the_best_of_all_masks_and_asks_once_for_each():
     assert len(asked) == len(set(asked))
     assert all(mask[0] == "1" and mask.count("1") == 4 for mask in asked)
     assert masks.annealed(loss, 12, 4) == masks.annealed(loss, 12, 4)  # drawn from a seed
+
+
+def published_search(loss, steps, nfe, seed):
+    """BudCache's stage1_search_flux.py, written out: lists of cached steps, its draws in its order."""
+    rng, prefix, known = random.Random(seed), max(1, nfe // 4), {}
+
+    def of(cache):
+        if (key := tuple(sorted(cache))) not in known:
+            known[key] = loss("".join("0" if i in cache else "1" for i in range(steps)))
+        return known[key]
+
+    def cache_of(compute):
+        return [i for i in range(1, steps) if i not in set(compute)]
+
+    def candidate(cache):
+        compute = sorted(set(range(steps)) - set(cache))
+        movable, targets = [c for c in compute if c >= prefix], [c for c in cache if c >= prefix]
+        if rng.random() < 0.9 or len(movable) < 2 or len(targets) < 2:
+            src = rng.choice(movable)
+            if rng.random() < 0.7:
+                local = [t for t in targets if abs(t - src) <= 3]
+                dst = rng.choice(local) if local else rng.choice(targets)
+            else:
+                dst = rng.choice(targets)
+            srcs, dsts = [src], [dst]
+        else:
+            srcs, dsts = rng.sample(movable, 2), rng.sample(targets, 2)
+        return cache_of((set(compute) - set(srcs)) | set(dsts))
+
+    def neighbours(cache):
+        compute, found = [i for i in range(steps) if i not in cache], []
+        for p, k in enumerate(compute):
+            for j in range(max(prefix, k - 3), min(steps - 1, k + 3) + 1) if k >= prefix else ():
+                if j not in compute:
+                    found.append(sorted([*compute[:p], j, *compute[p + 1 :]]))
+        slots = list(range(prefix, steps))
+        for p, k in enumerate(compute):
+            for _ in range(2 if k >= prefix else 0):
+                if (target := rng.choice(slots)) not in compute:
+                    found.append(sorted([*compute[:p], target, *compute[p + 1 :]]))
+        return [cache_of(compute) for compute in dict.fromkeys(map(tuple, found))]
+
+    chosen = set(range(prefix)) | set(rng.sample(list(range(prefix, steps)), nfe - prefix))
+    now = [i for i in range(steps) if i not in chosen]
+    least, best, now_loss = float("inf"), [], of(now)
+    for it in range(200):
+        temp = 0.05 * (1e-5 / 0.05) ** (it / 200)
+        other = candidate(now)
+        delta = of(other) - now_loss
+        if delta < 0 or rng.random() < np.exp(-delta / temp):
+            now, now_loss = other, of(other)
+            if now_loss < least:
+                least, best = now_loss, now
+    for _ in range(20):
+        local, local_loss = None, now_loss
+        for other in neighbours(now):
+            if of(other) < local_loss:
+                local, local_loss = other, of(other)
+        if local is None:
+            break
+        now, now_loss = local, local_loss
+        if now_loss < least:
+            least, best = now_loss, now
+    return "".join("0" if i in best else "1" for i in range(steps)), len(known)
+
+
+@pytest.mark.parametrize("steps, computed", [(12, 4), (28, 8), (28, 14)])
+def test_annealing_is_the_published_search_draw_by_draw(steps, computed):
+    height = np.random.default_rng(1).random((steps, steps)) / 20
+
+    def loss(mask):
+        asked.append(mask)
+        at = [i for i, sign in enumerate(mask) if sign == "1"]
+        return float(sum(height[a, b] for a, b in itertools.pairwise(at)))
+
+    for seed in range(5):
+        asked: list[str] = []
+        ours = masks.annealed(loss, steps, computed, seed), len(asked)
+        assert ours == published_search(loss, steps, computed, seed)
 
 
 @pytest.mark.parametrize("computed", [1, 12])
