@@ -90,8 +90,8 @@ def test_what_a_plan_predicts_stands_beside_what_was_measured():
     )
     said = findings.predicted_sentence([near, far], COUNTS)
     assert said.startswith(
-        "The predicted frontier is within 2 dB of the measured one at 1 of 2 numbers of steps, and what was measured lies "
-        "within two standard errors of the mean of as many other images, in brackets, at 1: at 12"
+        "The predicted frontier is within 2 dB of the measured one at 1 of 2 numbers of steps, and what was measured "
+        "lies within two standard errors of the mean of as many other images, in brackets, at 1: at 12"
     )
     low, high = plans[8].expected(12)
     assert f"{plans[8].predicted_db:.1f} dB [{low:.1f}, {high:.1f}] predicted, " in said and "inf" not in said

@@ -39,8 +39,8 @@ from fluxnb.measure import quality
 from fluxnb.technique import applied
 
 FILE = "plans.json"
-# Prompts that the plans of a model of the study's are made from, and of one of yours, which may be large; then those that
-# plans are only tried on: what is expected of a mean has to be known of images enough.
+# Prompts that the plans of a model of the study's are made from, and of one of yours, which may be large; then those
+# that plans are only tried on: what is expected of a mean has to be known of images enough.
 PROMPTS, FEW = (24, 24), (4, 2)
 BUDGETS = (14, 12, 10, 8, 6)  # of 28
 MADE: dict[str, Callable[[], Path]] = {}  # models without a plan beside their weights, and what makes the file of one
@@ -113,8 +113,8 @@ class Planned(Schedule):
     def new_state(self, total=None):
         if total not in (None, len(self.mask)):
             raise UserError(
-                f"This plan has {len(self.mask)} steps but the generation has {total}: ask for {len(self.mask)}, or make "
-                f"one of {total} with `python -m fluxnb plan --model … --steps {total}`."
+                f"This plan has {len(self.mask)} steps but the generation has {total}: ask for {len(self.mask)}, or "
+                f"make one of {total} with `python -m fluxnb plan --model … --steps {total}`."
             )
         return {}
 
@@ -122,8 +122,8 @@ class Planned(Schedule):
         found = signature(pipe.transformer)
         if found is not None and not np.allclose(found, self.signature, rtol=0.1, atol=2e-3):  # as far as 8 bits round
             raise UserError(
-                "This plan was made for another model: make one for this with `python -m fluxnb plan --model …`, and give "
-                "its file as `plan=`."
+                "This plan was made for another model: make one for this with `python -m fluxnb plan --model …`, and "
+                "give its file as `plan=`."
             )
 
 

@@ -145,13 +145,14 @@ def predicted_sentence(rows: list[Row], counts: Sequence[int]) -> str:
     near = sum(abs(plan.predicted_db - found) <= PREDICTED_DB for plan, _, found in told)
     likely = sum(low <= found <= high for _, (low, high), found in told)
     words = "; ".join(
-        f"at {plan.computed} steps {plan.predicted_db:.1f} dB [{low:.1f}, {high:.1f}] predicted, {found:.1f} dB measured"
+        f"at {plan.computed} steps {plan.predicted_db:.1f} dB [{low:.1f}, {high:.1f}] predicted, "
+        f"{found:.1f} dB measured"
         for plan, (low, high), found in told
     )
     return (
         f"The predicted frontier is within {PREDICTED_DB:g} dB of the measured one at {near} of {len(told)} "
-        f"number{'s' * (len(told) != 1)} of steps, and what was measured lies within two standard errors of the mean of as "
-        f"many other images, in brackets, at {likely}: {words} (mean PSNR)."
+        f"number{'s' * (len(told) != 1)} of steps, and what was measured lies within two standard errors of the mean "
+        f"of as many other images, in brackets, at {likely}: {words} (mean PSNR)."
     )
 
 
