@@ -293,7 +293,8 @@ def programmed(gram: Gram, computed: int) -> str:
 def annealed(loaded, inputs: Sequence[tuple[str, int]], steps: int, computed: int) -> str:
     """BudCache's mask, which takes a few hundred cached images of each of the prompts and seeds.
 
-    Source: BudCache (2026): the mean squared error of the last latents where what was computed last is held.
+    Source: BudCache (2026): the mean squared error of the last latents where what was computed last is held, of one
+    prompt in its authors' configuration.
     """
 
     def latents(*on: Cache) -> torch.Tensor:
