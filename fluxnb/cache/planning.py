@@ -84,10 +84,10 @@ class Plan:
         """PSNR of the images that differ from the uncached ones at all."""
         return [db for db in self.each if db != np.inf]
 
-    def expected(self, images: int) -> tuple[float, float]:
-        """Two standard errors around what is predicted of the mean of so many other images."""
+    def expected(self, images: int) -> tuple[float, float] | None:
+        """Two standard errors around what is predicted of the mean of so many others; None where none are known."""
         if len(self.differ) < 2:
-            return -np.inf, np.inf
+            return None
         error = float(np.std(self.differ, ddof=1)) * (1 / len(self.differ) + 1 / images) ** 0.5
         return self.predicted_db - 2 * error, self.predicted_db + 2 * error
 

@@ -143,11 +143,12 @@ def predicted_sentence(rows: list[Row], counts: Sequence[int]) -> str:
     if not told:
         return "no planned cache that there still is was judged here, so nothing is said of what a plan predicts."
     near = sum(abs(plan.predicted_db - found) <= PREDICTED_DB for plan, _, found in told)
-    likely = sum(low <= found <= high for _, (low, high), found in told)
+    likely = sum(ends is not None and ends[0] <= found <= ends[1] for _, ends, found in told)
     words = "; ".join(
-        f"at {plan.computed} steps {plan.predicted_db:.1f} dB [{low:.1f}, {high:.1f}] predicted, "
-        f"{found:.1f} dB measured"
-        for plan, (low, high), found in told
+        f"at {plan.computed} steps {plan.predicted_db:.1f} dB "
+        + (f"[{ends[0]:.1f}, {ends[1]:.1f}] " if ends else "")
+        + f"predicted, {found:.1f} dB measured"
+        for plan, ends, found in told
     )
     return (
         f"The predicted frontier is within {PREDICTED_DB:g} dB of the measured one at {near} of {len(told)} "
