@@ -12,6 +12,7 @@ from fluxnb.cache.gates.pairs import Either as Either
 from fluxnb.cache.gates.schedule import Schedule as Schedule
 from fluxnb.cache.gates.seacache import SeaCache as SeaCache
 from fluxnb.cache.gates.teacache import TeaCache as TeaCache
+from fluxnb.cache.planning import planned as planned
 from fluxnb.cache.predictors import L2P as L2P
 from fluxnb.cache.predictors import Aligned as Aligned
 from fluxnb.cache.predictors import FreqCa as FreqCa

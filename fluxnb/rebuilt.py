@@ -56,9 +56,11 @@ def stack(settings: dict, technique: str, name: str) -> Stack | None:
 
 
 def _cache(settings: dict, technique: str) -> Technique:
-    from fluxnb.cache import Cache, predictors
+    from fluxnb.cache import Cache, planning, predictors
 
     held = {"hold_controlnet": True} if settings.pop("hold_controlnet", False) else {}
+    if "weights" in settings:
+        return planning.planned(settings["mask"], settings["weights"], **held)
     how = predictors.of(settings)
     return Cache(_gate(settings, technique), how, **held)
 

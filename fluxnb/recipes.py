@@ -290,6 +290,9 @@ def spelled(made) -> str:
     """The constructor call that makes a technique, a gate or a predictor again."""
     if made is None or isinstance(made, str | int | float | tuple | list):
         return repr(made)
+    if type(getattr(made, "gate", None)).__name__ == "Planned" and "weights" in made.settings:
+        held = ", hold_controlnet=True" if made.hold_controlnet else ""
+        return f"planned({made.gate.mask!r}, {made.settings['weights']!r}{held})"
     said = []
     for name, parameter in inspect.signature(type(made)).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -368,7 +371,7 @@ def with_coefficients(parts: tuple[Technique, ...], coefficients: Sequence[float
 def code(parts: Sequence[Technique]) -> str:
     """The lines that put techniques on a pipeline `pipe`; "" without any."""
     calls = [spelled(part) for part in parts]
-    names = sorted({"accelerate", *re.findall(r"\b([A-Z]\w*)\(", " ".join(calls))})
+    names = sorted({"accelerate", *re.findall(r"\b([A-Z]\w*|planned)\(", " ".join(calls))})
     lines = [f"from fluxnb import {', '.join(names)}", "", "accelerate(", *(f"    {c}," for c in ("pipe", *calls)), ")"]
     return "\n".join(lines) if calls else ""
 

@@ -6,6 +6,7 @@ Importing this imports no PyTorch: the techniques are made when a stack is asked
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fluxnb import techniques as t
@@ -138,6 +139,26 @@ def caches(steps: int, computed: Iterable[int]) -> list:
     return list(found.values())
 
 
+def planned(model: str, steps: int, computed: Iterable[int]) -> list:
+    """Planned caches that compute so many steps: those of a model's plans, by name or folder.
+
+    A model without any, as one of random weights, gets the embedded model's masks and Taylor 2: weights are one model's
+    own, masks are tried on others. None of another number of steps than plans are of.
+    """
+    from fluxnb.cache import Cache, Schedule, Taylor, planning
+    from fluxnb.models import embedded
+
+    def plans(of: str) -> list[planning.Plan]:
+        with suppress(UserError):  # there are none, or none of as many steps
+            known = planning.of(of, steps)
+            return [known[n] for n in computed if n in known]
+        return []
+
+    own = [plan.cache() for plan in plans(model)]
+    masks = [] if own else [plan.mask for plan in plans(embedded.NAME)]
+    return own + [Cache(Schedule(mask, first_block=False, origin="planned mask"), Taylor(2)) for mask in masks]
+
+
 CACHED, CACHED_RECORDED = "quantized stack and cache", "quantized stack and cache, CUDA graph of the blocks"
 
 
@@ -236,14 +257,15 @@ SHORTLIST = (*LEAN, BF16_STACK, CACHED_RECORDED, *AS_PUBLISHED, *FEWEST)
 
 
 def shortlist(
-    names: list[str], kind: str, around: list[str], steps: int, computed: list[int], gentler: Iterable[str] = ()
-) -> list[Stack]:
+    names: list[str], kind: str, around: list[str], steps: int, computed: list[int], gentler: Iterable[str] = (),
+    planned: Iterable = (),
+) -> list[Stack]:  # fmt: skip
     """Stacks by name, the lean ones and those of fewest passes also under the stack's cache.
 
     Args:
         kind, around: of those that have everything, as in `cached`.
         computed: steps of the cache; the first is that of all stacks.
-        gentler: lean stacks that get the others, too.
+        gentler: lean stacks that get the others, too, and planned caches.
     """
     known = {stack.name: [stack] for stack in (*cached(kind, around, steps, computed[0]), _whole(around))}
     known |= {name: [spelled(name, parts())] for name, parts in AS_PUBLISHED.items()}
@@ -253,6 +275,8 @@ def shortlist(
         for one in above:  # the first that there was has no number in its name
             number = "" if one.gate.every == 4 else f", every {one.gate.every}"
             known[name].append(spelled(f"{name}, cached{number}", parts(), (one,)))
+        for one in planned if name in gentler else ():
+            known[name].append(spelled(f"{name}, planned {one.gate.mark}", parts(), (one,)))
     return [stack for name in names for stack in _of(known, name)]
 
 

@@ -7,7 +7,7 @@ import small
 import torch
 
 from fluxnb import families
-from fluxnb.cache import Cache, Hold, Schedule
+from fluxnb.cache import Cache, Hold, Schedule, Taylor
 from fluxnb.errors import UserError
 from fluxnb.models import pipelines
 from fluxnb.technique import ANOTHER, IDENTICAL, Unavailable, applied
@@ -101,11 +101,17 @@ def test_cache_dit_follows_a_mask_and_comes_off_bit_for_bit(pipe, plain, calibra
     assert not [name for name in small.differences(before, small.state(pipe)) if name != "transformer."]
 
 
-def test_cache_dit_that_holds_is_the_studys_first_block_cache_at_the_same_mask(pipe):
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [({}, Hold()), *(({"calibrator": kinds.TAYLOR, "order": order}, Taylor(order)) for order in (1, 2))],
+    ids=lambda one: getattr(one, "name", ""),
+)
+def test_cache_dit_makes_the_image_that_the_studys_cache_makes_at_the_same_mask(pipe, theirs, ours):
     pytest.importorskip("cache_dit")
-    with applied(pipe, CacheDiT(mask=MASK, first=1)):
+    mask = "111110010101"  # its derivatives begin with the fourth and the fifth computed step
+    with applied(pipe, CacheDiT(mask=mask, first=1, **theirs)):
         theirs = small.image(pipe, 12)
-    with applied(pipe, Cache(Schedule(MASK), Hold())):
+    with applied(pipe, Cache(Schedule(mask), ours)):
         assert torch.allclose(small.image(pipe, 12), theirs, atol=1e-4)
 
 

@@ -294,7 +294,7 @@ def test_its_plans_are_made_once_when_they_are_asked_for_and_kept_beside_its_row
     with pytest.raises(UserError, match=r"no plan of .*: make one with `python -m fluxnb plan --model"):
         planning.of(asked, 4)
     monkeypatch.setenv(facts.STEPS, "4")
-    monkeypatch.setattr(planning, "FEW", 1)
+    monkeypatch.setattr(planning, "FEW", (1, 1))
     s = opened(study_root, monkeypatch)
     fitted.know(s)
     calls, make = [], planning.make

@@ -165,7 +165,7 @@ said = {}
 picture = Image.new("RGB", (32, 32))
 prompt = "a blue cube left of a yellow ball on grass at sunset"
 undo = accelerate(pipe, "cpu/near-lossless")
-image = pipe(prompt, height=128, width=128, max_sequence_length=24, num_inference_steps=4).images[0]
+image = pipe(prompt, height=128, width=128, max_sequence_length=24, num_inference_steps=28).images[0]
 undo()
 said["image"] = str(image.size)
 uses = {

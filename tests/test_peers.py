@@ -80,7 +80,7 @@ def test_whether_what_is_new_helped_is_computed_whichever_way_it_points():
     assert "is -" in findings.new_here_sentence(worse, COUNTS)
 
 
-def test_what_a_plan_predicts_stands_beside_what_was_measured():
+def test_what_a_plan_predicts_stands_beside_what_was_measured(monkeypatch):
     plans = planning.of("embedded", 28)
     near, far = (
         seen(
@@ -90,10 +90,15 @@ def test_what_a_plan_predicts_stands_beside_what_was_measured():
     )
     said = findings.predicted_sentence([near, far], COUNTS)
     assert said.startswith(
-        "The predicted frontier is within 2 dB of the measured one at 1 of 2 numbers of steps: at 12"
+        "The predicted frontier is within 2 dB of the measured one at 1 of 2 numbers of steps, and what was measured "
+        "lies within two standard errors of the mean of as many other images, in brackets, at 1: at 12"
     )
-    assert f"{plans[8].predicted_db:.1f} dB predicted, " in said
-    assert f"dB on the {plans[8].images} images that planned" in said
+    low, high = plans[8].expected(12)
+    assert f"{plans[8].predicted_db:.1f} dB [{low:.1f}, {high:.1f}] predicted, " in said and "inf" not in said
+    monkeypatch.setattr(planning, "of", lambda *_: {n: replace(plan, each=(40.0,)) for n, plan in plans.items()})
+    unsure = findings.predicted_sentence([near, far], COUNTS)
+    assert f"{plans[8].predicted_db:.1f} dB predicted, " in unsure and "in brackets, at 0: at 12" in unsure
+    monkeypatch.undo()
     assert "no planned cache that there still is was judged" in findings.predicted_sentence(ROWS, COUNTS)
     older = replace(near, settings={"mask": plans[8].mask})  # of a plan that was made anew since
     assert "no planned cache" in findings.predicted_sentence([older], COUNTS)

@@ -82,6 +82,24 @@ def test_a_lean_stack_comes_with_gentler_caches_where_they_are_asked_for():
     assert len(stacks.caches(4, [12, 14, 18])) == 1  # which come to the same of four steps
 
 
+def test_a_planned_cache_has_a_models_own_weights_or_the_embedded_models_mask_with_taylor_2():
+    (own,) = stacks.planned("embedded", 28, [8, 9])  # of nine steps there is no plan
+    (other,) = stacks.planned("flux-dev-random", 28, [8])
+    assert own.gate.mask == other.gate.mask and recipes.blind(other.gate, 28) == 8
+    mask = f"Schedule({own.gate.mask!r}, first_block=False, origin='planned mask')"
+    assert recipes.spelled(other) == f"Cache({mask}, predictor=Taylor(2))"
+    assert stacks.planned("flux-schnell-random", 4, [2]) == stacks.planned("embedded", 50, [14]) == []
+    first, last = list(stacks.LEAN)[:2]
+    found = stacks.shortlist([first, last], "fp8 row", [], 28, [12], [first], [other])
+    assert [stack.name for stack in found] == [
+        first, f"{first}, cached", f"{first}, planned 8 of 28", last, f"{last}, cached",
+    ]  # fmt: skip
+    for stack in found:  # a row names all that makes it again
+        settings = {key: value for part in stack.techniques for key, value in part.settings.items()}
+        again = rebuilt.stack(settings, stack.name, stack.name)
+        assert {key: value for part in again.techniques for key, value in part.settings.items()} == settings
+
+
 @pytest.mark.parametrize("steps, computed", [(4, 3), (8, 5), (9, 8), (28, 12), (50, 13)])
 def test_the_stacks_cache_reuses_something_at_any_number_of_steps(steps, computed):
     assert recipes.blind(stacks.cache(steps, 12).gate, steps) == computed

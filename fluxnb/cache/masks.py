@@ -55,20 +55,19 @@ def annealed(loss: Callable[[str], float], steps: int, computed: int, seed: int 
         return known[chosen]
 
     free = range(fixed, steps)
-    now = frozenset([*range(fixed), *draw.sample(free, computed - fixed)])
+    now = best = frozenset([*range(fixed), *draw.sample(free, computed - fixed)])
     hottest, coldest = 0.05, 1e-5
     for i in range(iterations if fixed < computed < steps else 0):
         other = _moved(now, free, draw)
         worse = of(other) - of(now)
         if worse < 0 or draw.random() < math.exp(-worse / (hottest * (coldest / hottest) ** (i / iterations))):
-            now = other
-    now = min(known, key=lambda chosen: known[chosen], default=now)
+            now, best = other, min(best, other, key=of)
     for _ in range(20):
         found = min(_neighbours(now, free, draw), key=of, default=now)
         if of(found) >= of(now):
             break
-        now = found
-    return _mask(now, steps)
+        now, best = found, min(best, found, key=of)
+    return _mask(best, steps)
 
 
 def _moved(chosen: frozenset[int], free: range, draw: random.Random) -> frozenset[int]:
@@ -83,11 +82,10 @@ def _moved(chosen: frozenset[int], free: range, draw: random.Random) -> frozense
 
 def _neighbours(chosen: frozenset[int], free: range, draw: random.Random) -> list[frozenset[int]]:
     """Each computed step moved by up to three, and to two places anywhere."""
-    found: dict[frozenset[int], None] = {}
-    for start in sorted(chosen & {*free}):
-        places = [*range(start - 3, start + 4), *(draw.choice(free) for _ in range(2))]
-        found |= {chosen - {start} | {place}: None for place in places if place in free and place not in chosen}
-    return list(found)
+    computed = sorted(chosen & {*free})
+    near = [(start, place) for start in computed for place in range(start - 3, start + 4)]
+    moves = near + [(start, draw.choice(free)) for start in computed for _ in range(2)]
+    return list(dict.fromkeys(chosen - {a} | {b} for a, b in moves if b in free and b not in chosen))
 
 
 def programmed(cost: np.ndarray, computed: int) -> str:

@@ -5,7 +5,8 @@ transformer's last layers, its head: the inner products of head_t(r_j) for all e
 step t, give the least error of step t for any set of computed steps, so
 
 - the mask: the set whose errors add up to least, by greedy removal and exchanges, without another image;
-- a predicted frontier: that sum for any mask, in dB, calibrated on the few cached batches that fit weights;
+- a predicted frontier: that sum in dB, calibrated on what the plans give for the prompts that plan and for as many that
+  plan nothing;
 - the weights: least squares again, along the cached trajectory itself. Each reused step is fitted to lead back to the
   uncached latents, which takes one cached batch of the same images for each mask.
 
@@ -18,6 +19,7 @@ import functools
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,9 @@ from fluxnb.measure import quality
 from fluxnb.technique import applied
 
 FILE = "plans.json"
-PROMPTS, FEW = 24, 4  # that the plans of a model of the study's are made from, and of one of yours, which may be large
+# Prompts that the plans of a model of the study's are made from, and of one of yours, which may be large; then those
+# that plans are only tried on: what is expected of a mean has to be known of images enough.
+PROMPTS, FEW = (24, 24), (4, 2)
 BUDGETS = (14, 12, 10, 8, 6)  # of 28
 MADE: dict[str, Callable[[], Path]] = {}  # models without a plan beside their weights, and what makes the file of one
 REACH = 4  # so many computed steps a reused one is made of
@@ -56,8 +60,8 @@ class Plan:
         signature: some of the transformer's weights, by which it is known again.
         mask: one sign for each step: 1 computed, 0 reused.
         weights: reused step -> computed step -> weight.
-        predicted_db: mean PSNR to the uncached image, from the Gram matrices, on the line of all masks that were tried.
-        planned_db: the same, measured on the images that planned; planned_min_db: of the worst of them.
+        predicted_db: mean PSNR to the uncached image, from the Gram matrices, on the line of all numbers of steps.
+        each: PSNR of every image that it was tried on, in dB: of those that planned, then of others.
         images: how many planned.
         others: the field's methods that search a mask -> theirs of as many computed steps.
     """
@@ -66,8 +70,7 @@ class Plan:
     mask: str
     weights: dict[int, dict[int, float]]
     predicted_db: float
-    planned_db: float
-    planned_min_db: float
+    each: tuple[float, ...]
     images: int
     others: dict[str, str] = field(default_factory=dict)
 
@@ -76,10 +79,22 @@ class Plan:
         """Steps that run the whole transformer."""
         return self.mask.count("1")
 
-    def cache(self) -> Cache:
-        """The cache that runs it: no block is run on a reused step."""
+    @property
+    def differ(self) -> list[float]:
+        """PSNR of the images that differ from the uncached ones at all."""
+        return [db for db in self.each if db != np.inf]
+
+    def expected(self, images: int) -> tuple[float, float] | None:
+        """Two standard errors around what is predicted of the mean of so many others; None where none are known."""
+        if len(self.differ) < 2:
+            return None
+        error = float(np.std(self.differ, ddof=1)) * (1 / len(self.differ) + 1 / images) ** 0.5
+        return self.predicted_db - 2 * error, self.predicted_db + 2 * error
+
+    def cache(self, **options) -> Cache:
+        """The cache that runs it, with `Cache`'s options: no block is run on a reused step."""
         predictor = L2P.of(self.weights, len(self.mask), origin="planned weights")
-        return Cache(Planned(self.mask, self.signature), predictor)
+        return Cache(Planned(self.mask, self.signature), predictor, **options)
 
 
 class Planned(Schedule):
@@ -95,11 +110,20 @@ class Planned(Schedule):
         super().__init__(mask, first_block, origin="planned", **options)
         self.signature = signature
 
+    def new_state(self, total=None):
+        if total not in (None, len(self.mask)):
+            raise UserError(
+                f"This plan has {len(self.mask)} steps but the generation has {total}: ask for {len(self.mask)}, or "
+                f"make one of {total} with `python -m fluxnb plan --model … --steps {total}`."
+            )
+        return {}
+
     def meet(self, pipe):
         found = signature(pipe.transformer)
         if found is not None and not np.allclose(found, self.signature, rtol=0.1, atol=2e-3):  # as far as 8 bits round
             raise UserError(
-                "This plan was made for another model: make one for this with `python -m fluxnb plan --model …`."
+                "This plan was made for another model: make one for this with `python -m fluxnb plan --model …`, and "
+                "give its file as `plan=`."
             )
 
 
@@ -114,7 +138,7 @@ def signature(transformer) -> tuple[float, ...] | None:
 
 def make(
     loaded, inputs: Sequence[tuple[str, int]], steps: int, budgets: Sequence[int] = BUDGETS, early=EARLY,
-    annealing: int = 0,
+    annealing: int = 0, besides: Sequence[tuple[str, int]] = (),
 ) -> list[Plan]:  # fmt: skip
     """A plan for each number of computed steps, from the images of some prompts and seeds, as one batch each.
 
@@ -122,6 +146,7 @@ def make(
         loaded: a subject with its pipeline, nothing else put on it.
         early: whose masks are tried, as in `EARLY`: each takes a cached batch.
         annealing: of the first so many prompts BudCache's masks are searched, too, which takes hundreds of batches.
+        besides: prompts and seeds that plan nothing and that the plans are tried on, too.
 
     Raises UserError where the pipeline has another solver than Euler's, where its weights aren't all there as they were
     trained, or where a budget isn't one.
@@ -135,18 +160,24 @@ def make(
     uncached = _Trajectories.of(loaded, list(inputs), steps)
     products = _grams(uncached, transformer)
     grams = [Gram(products, one) for one in early]
-    tried = {
-        budget: [_tried(loaded, uncached, list(inputs), mask) for mask in {g.mask(budget): None for g in grams}]
-        for budget in budgets
-    }
-    foretell, made = _calibrated(grams, [plan for plans in tried.values() for plan in plans]), []
-    for budget, plans in tried.items():
-        best = max(plans, key=lambda plan: plan.planned_db + plan.planned_min_db)
+    exact, made = loaded.batch(list(besides), steps) if besides else [], []
+    for budget in budgets:
+        tried = [_tried(loaded, uncached, list(inputs), mask) for mask in {g.mask(budget): None for g in grams}]
+        best = replace(max(tried, key=lambda plan: _mean(plan) + min(plan.each)), signature=own)
+        if besides:
+            with applied(loaded.pipe, best.cache()):
+                more = map(quality.psnr, exact, loaded.batch(list(besides), steps))
+                best = replace(best, each=(*best.each, *(round(db, 1) for db in more)))
         others = {families.DPCACHE: programmed(grams[0], budget)}
         if annealing:
             others[families.BUDCACHE] = annealed(loaded, list(inputs)[:annealing], steps, budget)
-        made.append(replace(best, signature=own, predicted_db=foretell(best.mask), others=others))
-    return made
+        made.append(replace(best, others=others))
+    foretell = _calibrated(grams, made)
+    return [replace(plan, predicted_db=foretell(plan.mask)) for plan in made]
+
+
+def _mean(plan: Plan) -> float:
+    return float(np.mean(plan.differ or [np.inf]))
 
 
 def _tried(loaded, uncached: _Trajectories, inputs: list, mask: str) -> Plan:
@@ -154,18 +185,18 @@ def _tried(loaded, uncached: _Trajectories, inputs: list, mask: str) -> Plan:
     fitting = _Fitting(loaded.pipe.transformer, uncached)
     with applied(loaded.pipe, Cache(Schedule(mask, first_block=False), fitting)):
         images = loaded.batch(inputs, len(mask))
-    found = list(map(quality.psnr, uncached.images, images))
-    differ = [db for db in found if db != np.inf] or [np.inf]
-    return Plan((), mask, fitting.found, 0.0, float(np.mean(differ)), min(found), len(images))
+    found = tuple(round(quality.psnr(*pair), 1) for pair in zip(uncached.images, images, strict=True))
+    return Plan((), mask, fitting.found, 0.0, found, len(images))
 
 
-def _calibrated(grams: Sequence[Gram], tried: Sequence[Plan]) -> Callable[[str], float]:
-    """What foretells the mean image's decibels of a mask: the Gram matrices by the line through all masks tried.
+def _calibrated(grams: Sequence[Gram], chosen: Sequence[Plan]) -> Callable[[str], float]:
+    """What foretells the mean image's decibels of a mask: the Gram matrices by the line through the chosen plans.
 
-    The line is that of images before they are rounded to 8 bits, which alone halves what decibels gain near the top.
+    Not through all masks that were tried: those that were chosen are those that came out above that line. It is that of
+    images before they are rounded to 8 bits, which alone halves what decibels gain near the top.
     """
-    known = [plan for plan in tried if np.isfinite(plan.planned_db)]
-    measured = np.interp([plan.planned_db for plan in known], in_8_bits(_LEVELS), _LEVELS)
+    known = [plan for plan in chosen if plan.differ]
+    measured = np.interp([_mean(plan) for plan in known], in_8_bits(_LEVELS), _LEVELS)
     fits = []
     for gram in grams if known else ():
         foretold = np.array([gram.db(plan.mask) for plan in known])
@@ -262,14 +293,18 @@ def programmed(gram: Gram, computed: int) -> str:
 def annealed(loaded, inputs: Sequence[tuple[str, int]], steps: int, computed: int) -> str:
     """BudCache's mask, which takes a few hundred cached images of each of the prompts and seeds.
 
-    Source: BudCache (2026): the mean squared error of the last latents where what was computed last is held.
+    Source: BudCache (2026): the mean squared error of the last latents where what was computed last is held, of one
+    prompt in its authors' configuration.
     """
-    wanted = _Trajectories.of(loaded, list(inputs), steps).latents[-1].float()
+
+    def latents(*on: Cache) -> torch.Tensor:
+        with applied(loaded.pipe, *on):
+            return loaded.batch(list(inputs), steps, "latent").float()
+
+    wanted = latents()
 
     def loss(mask: str) -> float:
-        with applied(loaded.pipe, Cache(Schedule(mask, first_block=False))):
-            found = _Trajectories.of(loaded, list(inputs), steps).latents[-1].float()
-        return float((found - wanted).square().mean())
+        return float((latents(Cache(Schedule(mask, first_block=False))) - wanted).square().mean())
 
     return masks.annealed(loss, steps, computed)
 
@@ -405,14 +440,15 @@ def read(path: Path, steps: int) -> dict[int, Plan]:
     return found
 
 
-def _plan(signature, mask, weights, images, others=(), **decibels) -> Plan:
+def _plan(signature, mask, weights, predicted_db, each, images, others=()) -> Plan:
     plan = Plan(
         tuple(map(float, signature)),
         mask,
         {int(step): {int(at): float(w) for at, w in own.items()} for step, own in weights.items()},
-        images=int(images),
-        others={str(name): Schedule(other).mask for name, other in dict(others).items()},
-        **{name: float(value) for name, value in decibels.items()},
+        float(predicted_db),
+        tuple(map(float, each)),
+        int(images),
+        {str(name): Schedule(other).mask for name, other in dict(others).items()},
     )
     Schedule(mask)
     if {(len(one), one.count("1")) for one in plan.others.values()} - {(len(mask), plan.computed)}:
@@ -438,3 +474,25 @@ def of(model: str, steps: int) -> dict[int, Plan]:
     elif not path.is_file():
         raise UserError(f"There is no plan of {model}: make one with `python -m fluxnb plan --model {model}`.")
     return read(path, steps)
+
+
+def planned(mask: str, weights: str, **options) -> Cache:
+    """The planned cache of a mask whose weights have a digest, as rows name it, with `Cache`'s options.
+
+    Its plan lies beside a model's weights in the package, or beside rows in `reports/`.
+
+    Raises UserError where none has these.
+    """
+    from fluxnb.models import embedded
+
+    beside = [path for folder in embedded.FOLDERS.values() if (path := folder / FILE).is_file()]
+    for path in (*beside, *sorted(Path("reports").glob("**/plans/*.json"))):
+        with suppress(UserError):  # of another number of steps
+            plan = read(path, len(mask)).get(mask.count("1"))
+            made = plan.cache(**options) if plan and plan.mask == mask else None
+            if made and made.settings["weights"] == weights:
+                return made
+    raise UserError(
+        f"There is no plan {mask} with the weights {weights} in the package or in reports/: make one with "
+        "`python -m fluxnb plan --model …`, and give its file as `plan=`."
+    )

@@ -135,18 +135,25 @@ def predicted_sentence(rows: list[Row], counts: Sequence[int]) -> str:
         plans = planning.of(own[0][1].model, own[0][1].total_steps) if own else {}
     except UserError:
         plans = {}
-    told = [(plan, _mean(r)) for count, r in own if (plan := plans.get(count)) and r.setting("mask") == plan.mask]
+    told = [
+        (plan, plan.expected(len(r.shown("each")["psnr_db"])), _mean(r))
+        for count, r in own
+        if (plan := plans.get(count)) and r.setting("mask") == plan.mask
+    ]
     if not told:
         return "no planned cache that there still is was judged here, so nothing is said of what a plan predicts."
-    near = sum(abs(plan.predicted_db - found) <= PREDICTED_DB for plan, found in told)
+    near = sum(abs(plan.predicted_db - found) <= PREDICTED_DB for plan, _, found in told)
+    likely = sum(ends is not None and ends[0] <= found <= ends[1] for _, ends, found in told)
     words = "; ".join(
-        f"at {plan.computed} steps {plan.predicted_db:.1f} dB predicted, {found:.1f} dB measured "
-        f"({plan.planned_db:.1f} dB on the {plan.images} images that planned)"
-        for plan, found in told
+        f"at {plan.computed} steps {plan.predicted_db:.1f} dB "
+        + (f"[{ends[0]:.1f}, {ends[1]:.1f}] " if ends else "")
+        + f"predicted, {found:.1f} dB measured"
+        for plan, ends, found in told
     )
     return (
         f"The predicted frontier is within {PREDICTED_DB:g} dB of the measured one at {near} of {len(told)} "
-        f"number{'s' * (len(told) != 1)} of steps: {words} (mean PSNR)."
+        f"number{'s' * (len(told) != 1)} of steps, and what was measured lies within two standard errors of the mean "
+        f"of as many other images, in brackets, at {likely}: {words} (mean PSNR)."
     )
 
 

@@ -287,6 +287,9 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
         "gentler": Key(
             list[str] | None, "lean stacks that get all of these caches; null = none", choices=tuple(stacks.LEAN)
         ),
+        "planned_steps": Key(
+            list[int] | None, "computed steps of planned caches, which plans are of; null = none", low=2, high=200
+        ),
         "rounds": Key(int, "interleaved rounds of the shortlist: what is recommended rests on 10", low=3, high=1000),
         "shortlist": Key(list[str] | None, "stacks of the shortlist; null = none", choices=stacks.SHORTLIST),
         "few_steps": Key(bool, "whether four-step models have a shortlist of their own"),

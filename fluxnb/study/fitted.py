@@ -69,10 +69,11 @@ def planned(loaded: Loaded, steps: int, counts: Sequence[int], annealing: int = 
     Raises UserError where they can't be made.
     """
     small = loaded.subject.model.small
-    prompts = scenes.planning(planning.PROMPTS if small else planning.FEW)
-    inputs: list[Input] = [(prompt, seed) for seed, prompt in enumerate(prompts)]
+    plan, others = planning.PROMPTS if small else planning.FEW
+    inputs: list[Input] = [(prompt, seed) for seed, prompt in enumerate(scenes.planning(plan + others))]
+    early = planning.EARLY[: None if small else 1]
     try:
-        return planning.make(loaded, inputs, steps, counts, planning.EARLY[: None if small else 1], annealing)
+        return planning.make(loaded, inputs[:plan], steps, counts, early, annealing, inputs[plan:])
     except (RuntimeError, MemoryError) as error:
         if not lacks_memory(error):
             raise

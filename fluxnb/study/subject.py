@@ -172,8 +172,8 @@ class Loaded:
         """One image."""
         return self.batch([(prompt, seed)], steps)[0]
 
-    def batch(self, inputs: list[Input], steps: int) -> list[Image.Image]:
-        """One image for each prompt and seed, made at once."""
+    def batch(self, inputs: list[Input], steps: int, output_type: str = "pil") -> Any:
+        """One image for each prompt and seed, made at once; or their latents, (n, tokens, channels), with "latent"."""
         own = self.subject
         prompts, seeds = map(list, zip(*inputs, strict=True))
         return pipelines.generate(
@@ -185,6 +185,7 @@ class Loaded:
             guidance=own.guidance,
             width=own.width,
             height=own.height,
+            output_type=output_type,
             **self._start(inputs),
         )
 
