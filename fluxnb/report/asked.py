@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +89,10 @@ def settings(c: Configuration, folder: Path) -> list[Line]:
 
 
 def _setting(c: Configuration, r: Row, folder: Path) -> Line:
-    exact = EXACT if same_image(r) else "images not judged"
+    unseen = "random weights, so nothing of images" if r.weights == "random" else "images not judged by today's rules"
     worst = worst_db(r) if judged(r) else None
-    quality = exact if worst is None else f"worst of {r.images} images {worst:.1f} dB"
+    quality = f"{r.images} images identical" if worst == math.inf else f"worst of {r.images} images {worst or 0:.1f} dB"
+    quality = (EXACT if same_image(r) else unseen) if worst is None else quality
     speed = f"{r.speedup:.2f}× ({findings.sureness(r)}), {r.latency_p50:.3g} s"
     said = f"{speed}, {quality}; `{r.model}`, {r.total_steps or r.steps} steps."
     family = families.named(r.family)
