@@ -126,6 +126,23 @@ def test_what_the_plans_say_beside_their_tables_is_in_the_ledger():
     )
 
 
+def said_twice(claims):
+    """Pairs of claims that say the same of the same configuration, whatever they are called."""
+
+    def of(c):
+        at = (c.source, c.gpu, c.gpus, c.model, c.steps, c.batch, c.family, c.over_family, c.about, c.side, c.kind)
+        return (*at, c.anything, str(c.configuration), str(c.over_configuration))
+
+    known = [c for c in claims if c.configuration is not None]
+    return [(a, b) for i, a in enumerate(known) for b in known[:i] if of(a) == of(b)]
+
+
+def test_a_claim_is_not_counted_twice_under_two_labels():
+    assert said_twice(published.claims()) == []
+    one = claim_of("TeaCache (0.2)", gpu="H100 80GB")
+    assert said_twice([*published.claims(), replace(one, technique="TeaCache at a fifth")]) != []
+
+
 def test_claims_of_2026_are_not_run_and_name_their_source():
     sources = {e.claim.source: e for e in ledger.entries([]) if e.claim.configuration is None}
     for word in ("Spectrum", "SeaCache", "progressive resolution", "L2P", "DPCache", "BudCache", "cache-dit",
