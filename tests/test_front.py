@@ -168,6 +168,16 @@ def test_memory_that_is_allocated_is_not_called_all_that_must_be_free():
     assert "GiB<small>allocated; PyTorch’s reserve and CUDA’s context on top" in text
 
 
+def test_quantization_that_makes_an_image_later_is_not_called_sooner():
+    facts = {"gpus": 2, "session": "s", "notebook": notebooks.PARALLEL, "baseline": "b"}
+    plain = stacked("pulled, everything", **facts, latency_p50=0.88, samples=[0.87, 0.88, 0.89])
+    for seconds, said in ((0.92, "0.96× as fast as without it"), (0.885, "0.99× as fast within the noise as")):
+        own = {"latency_p50": seconds, "samples": [seconds - 0.01, seconds, seconds + 0.01]}
+        c = replace(configuration("h200x2", [plain, stacked("pulled, quantized", **facts | own)]))
+        (line,) = asked.quantized(c, REPORTS)
+        assert line.said.startswith(said), line.said
+
+
 def test_what_is_asked_is_answered_from_rows():
     c = configuration("h200", [*made.TIMED, *made.SEEN], PAGE)
     shown = choosing.gpus([c], ROOT, REPORTS)

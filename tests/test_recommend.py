@@ -221,6 +221,8 @@ def test_heat_and_a_warm_up_that_was_not_over_make_no_recommendation(which):
         return
     assert hot.label == "lean"
     assert hot.unconfirmed.endswith("n = 10, clocks held down by hardware slowdown, software thermal slowdown")
+    said = findings.recommendation_sentence([], [replace(BASE, telemetry=HEAT), replace(LEAN, telemetry=HEAT)])
+    assert said.startswith("no headline: n = 10, but clocks held down by hardware slowdown")
     again = [float(s) for s in sorted(LEAN_CACHED.samples, reverse=True)]
     figures = {**stats.summary(again), **stats.compared(BASE.samples, again), "samples": again}
     assert of(stable=1, **figures).label == "lean, cached" and of(stable=0, **figures).label == "lean"
@@ -233,7 +235,7 @@ def test_a_missing_sample_of_the_baseline_is_found():
     elsewhere = plain(session="two", seed=9)  # another session's baseline in its place
     swapped = replace(elsewhere, id=BASE.id)
     assert set(chosen([swapped, *TIMED[1:], *SEEN], swapped).values()) == {
-        f"28 steps as they are: nothing that {kept} {better}"
+        f"28 steps as they are: nothing timed in 10 rounds or more that {kept} {better}"
         for kept in ("makes the same image, up to rounding,", "reaches 35 dB", "reaches 28 dB")
         for better in ("is faster beyond the noise", "needs less memory")
     }
@@ -322,8 +324,11 @@ def test_a_goal_that_nothing_reaches_says_so():
     found = findings.choices(TIMED + poor, BASE)
     assert len(found) == len(findings.GOALS)
     assert {c.row.id for c in found} == {BASE.id}
-    assert found[1].label == "28 steps as they are: nothing that reaches 35 dB is faster beyond the noise"
-    assert "nothing that reaches 28 dB is" in findings.recommendation_sentence(found, TIMED)
+    assert (
+        found[1].label
+        == "28 steps as they are: nothing timed in 10 rounds or more that reaches 35 dB is faster beyond the noise"
+    )
+    assert "nothing timed in 10 rounds or more that reaches 28 dB is" in findings.recommendation_sentence(found, TIMED)
 
 
 def test_what_nobody_judged_has_to_compute_the_same():

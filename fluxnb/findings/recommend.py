@@ -113,8 +113,7 @@ class Choice:
             return self.row.label
         better = "needs less memory" if self.goal.smallest else "is faster beyond the noise"
         kept = "makes the same image, up to rounding," if self.goal.exact else f"reaches {self.goal.floor_db:g} dB"
-        floor = f"nothing that {kept} {better}"
-        return f"{self.row.label} as they are: {floor}"
+        return f"{self.row.label} as they are: nothing timed in {stats.HEADLINE} rounds or more that {kept} {better}"
 
     @property
     def worst(self) -> str:
@@ -289,7 +288,10 @@ def recommendation_sentence(found: Sequence[Choice], rows: Iterable[Row]) -> str
 def no_headline(rows: Iterable[Row]) -> str:
     """Why nothing is recommended: how many rounds its rows have, those at full size where there are any."""
     own = [r for r in rows if r.n and r.speedup is not None]
-    most = max((r.n for r in [r for r in own if r.weights == "random"] or own), default=0)
+    own = [r for r in own if r.weights == "random"] or own
+    if (most := max((r.n for r in own), default=0)) >= stats.HEADLINE:
+        why = next(filter(None, map(unlike_itself, own)), "no plain baseline was timed in turn with so many")
+        return f"no headline: n = {most}, but {why}"
     return f"no headline: n = {most}, and {stats.HEADLINE} rounds in one session are needed"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from fluxnb import families, findings, params
 from fluxnb.findings import ledger
 from fluxnb.findings.recommend import has_only
-from fluxnb.findings.rows import is_baseline, judged, same_image, worst_db
+from fluxnb.findings.rows import alike, is_baseline, judged, same_image, worst_db
 from fluxnb.report import analysis, catalogue
 from fluxnb.report.choosing import page_of
 from fluxnb.report.configurations import Configuration
@@ -121,7 +121,8 @@ def quantized(c: Configuration, folder: Path) -> list[Line]:
     for session in [s for s in best[analysis.BF16] if s in best[analysis.FP8]]:
         plain, other = (best[series][session] for series in (analysis.BF16, analysis.FP8))
         gain, fewest = plain.latency_p50 / other.latency_p50, min(plain.n, other.n)
-        said = f"{gain:.2f}× sooner than without it: {other.latency_p50:.3g} s ({other.label}) instead of "
+        noise = " within the noise" * alike(plain, other)
+        said = f"{gain:.2f}× as fast{noise} as without it: {other.latency_p50:.3g} s ({other.label}) instead of "
         said += f"{plain.latency_p50:.3g} s ({plain.label}), n = {fewest}, in one session"
         said += "." if judged(other) else "; its images weren't judged on them."
         kind = str(other.setting(families.QUANTIZATION.name) or analysis.FP8)
