@@ -155,8 +155,8 @@ def scaling_sentence(frame) -> str:
             gains = {n: plain.p50[n] / quantized.p50[n] for n in both}
             sooner = ", ".join(f"{gain:.2f}× on {n}" for n, gain in gains.items() if gain > 1)
             later = ", ".join(f"on {n} ({gain:.2f}×)" for n, gain in gains.items() if gain <= 1)
-            said = [f"sooner by another {sooner}"] * bool(sooner) + [f"no sooner {later}"] * bool(later)
-            sentences.append(f"Quantized, too, it is there {', and '.join(said)}, in the same session.")
+            how = [f"sooner by another {sooner}"] * bool(sooner) + [f"no sooner {later}"] * bool(later)
+            sentences.append(f"Quantized, too, it is there {', and '.join(how)}, in the same session.")
     return " ".join(sentences) or "No image was divided with its kernels recorded."
 
 
