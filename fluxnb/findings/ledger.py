@@ -180,7 +180,8 @@ def _entry(claim: Claim, timed: list[Timed]) -> Entry:
         return Entry(claim, UNDECIDED, few or "our row has no interval", figure, sure, row)
     said = verdict(claim, *figure[1:])
     agrees = "what agrees with it: " + _between(claim)
-    reason = {REPRODUCED: "", NOT_REPRODUCED: f"all of our interval lies outside {agrees}"}
+    whole = "ours" if figure[1] == figure[2] else "all of our interval"
+    reason = {REPRODUCED: "", NOT_REPRODUCED: f"{whole} lies outside {agrees}"}
     return Entry(claim, said, reason.get(said, f"our interval reaches across an end of {agrees}"), figure, sure, row)
 
 
