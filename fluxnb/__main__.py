@@ -132,8 +132,10 @@ def fit_teacache(options) -> int:
     if subject.model.small:  # what judges it is kept out of its polynomial, too
         prompts = tuple(scenes.training_scene(seed).caption for seed in range(teacache.PROMPTS))
         subject = replace(subject, prompts=prompts, seeds=subject.seeds[:1])
+    else:
+        subject = study.fitted.enough(subject, options.steps or s.steps(subject))
     result = teacache.fit(s.loaded(subject), options.steps or s.steps(subject))
-    result = replace(result, prompts="training" if subject.model.small else "the study's")
+    result = replace(result, prompts="training" if subject.model.small else "planning")
     print(f"coefficients, highest power first: {', '.join(f'{c:.6g}' for c in result.coefficients)}")
     print(f"R² {result.r2:.3f} over {len(result.changes)} steps of {result.images} images")
     folder = embedded.FOLDERS.get(options.model) or Path(options.model).expanduser()

@@ -62,8 +62,10 @@ def test_of_a_gpu_only_what_it_made_at_full_size_is_compared(tmp_path):
     rows = [stacked(stacks.QUANTIZED), stacked(stacks.QUANTIZED, batch=4), row(notebook=notebooks.FINAL_STACK)]
     rows += [stacked(stacks.BF16_STACK, status="oom", latency_p50=None), row(), stacked("+ a part of earlier days")]
     rows += [stacked(None, family="baseline", label="28 steps"), stacked(None, label="cache, 12 of 28")]
+    rows += [stacked(f"{stacks.SHORTLIST[0]}, cached", computed_steps=28 / 3)]
     frame = analysis.table([Configuration("h200", tmp_path, {}, [], rows)], {})
-    assert list(frame.technique) == [stacks.QUANTIZED, "28 steps"] and frame["images per GPU hour"].isna().all()
+    assert list(frame.technique) == [stacks.QUANTIZED, "28 steps", rows[-1].label] and frame.computed[2] == "9.33 of 28"
+    assert frame["images per GPU hour"].isna().all()
     small = analysis.table([Configuration("cpu", tmp_path, {}, [], [rows[2]])], {})
     assert list(small.model) == ["embedded"]
 
@@ -111,6 +113,9 @@ def test_one_image_on_more_and_more_gpus(tmp_path):
         "An image of one h200 is there sooner on several, in BF16: **1.80×** on 2 (2 s, n = 3). "
         "Quantized, too, it is there sooner by another 1.33× on 2, in the same session."
     )
+    slower = frame.reset_index().assign(p50=[2.0, 2.5, 0.9, 3.0])
+    assert analysis.scaling_sentence(slower).endswith("Quantized, too, it is there no sooner on 2 (0.80×), in the same "
+                                                      "session.")  # fmt: skip
     apart = frame.reset_index().assign(session=["a", "b", "c", "d"])
     assert "Quantized" not in analysis.scaling_sentence(apart)
     assert frame[["low", "high"]].isna().all(axis=None)  # of three rounds without their baseline's

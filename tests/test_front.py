@@ -133,6 +133,51 @@ def test_the_image_shown_is_of_the_very_setting_or_says_that_it_is_further_from_
     assert not same and pair.row == further.id  # never one that looks better than what is chosen
 
 
+def test_of_one_family_the_surest_stands_among_the_switches():
+    base = row(id="base", again=[0.4], exact="the same image, bit for bit")
+    lucky = cached(0.2, 1.9, 40, 14, psnr_min_db=36.0, baseline="base", speedup_ci_low=1.2, speedup_ci_high=2.4)
+    sure = cached(0.1, 1.6, 40, 14, psnr_min_db=36.0, baseline="base", speedup_ci_low=1.5, speedup_ci_high=1.7)
+    shown = choosing.switches(configuration("cpu", [base, lucky, sure]), REPORTS)
+    assert [s["label"] for s in shown] == [sure.label]
+
+
+def test_options_of_several_sessions_say_so():
+    (gpu,) = [g for g in choosing.gpus([answered()], ROOT, REPORTS) if g["options"]]
+    assert gpu["sessions"] == ""
+    apart = [{**o, "session": str(i), "plain_s": 5.0 + i} for i, o in enumerate(gpu["options"][:2])]
+    assert choosing.sessions(apart).startswith("Of 2 sessions, in which the plain pipeline took 5 to 6 s")
+
+
+def test_an_answer_says_what_is_known_of_images_and_never_inf(tmp_path):
+    same = cached(0, 0.98, None, 28, psnr_min_db=None, psnr_identical=6, images=6, label="same")
+    worst = cached(0.2, 2.0, 33, 9, psnr_min_db=30.04, images=6, psnr_identical=0, label="worst")
+    old = cached(0.3, 2.0, 33, 9, images=None, label="old")
+    full = stacked("BF16, cached", images=None)
+    c = replace(configuration("cpu", [row(), same, worst, old, full], PAGE), folder=tmp_path)
+    for r in c.rows:
+        (tmp_path / f"{r.notebook}.html").touch()
+    said = {line.subject.removesuffix(" on cpu"): line.said for line in asked.settings(c, tmp_path)}
+    assert "6 images identical" in said["same"] and "worst of 6 images 30.0 dB" in said["worst"]
+    assert "judged by today's rules" in said["old"] and "nothing of images" in said["BF16, cached"]
+    assert not any("inf dB" in words for words in said.values())
+
+
+def test_memory_that_is_allocated_is_not_called_all_that_must_be_free():
+    values = front.site(ROOT, REPORTS, [answered()])
+    text = render_template("front.html.j2", "index.html", [], **values)
+    assert "GiB<small>allocated, reserve on top" in text
+
+
+def test_quantization_that_makes_an_image_later_is_not_called_sooner():
+    facts = {"gpus": 2, "session": "s", "notebook": notebooks.PARALLEL, "baseline": "b"}
+    plain = stacked("pulled, everything", **facts, latency_p50=0.88, samples=[0.87, 0.88, 0.89])
+    for seconds, said in ((0.92, "0.96× as fast as without it"), (0.885, "0.99× as fast within the noise as")):
+        own = {"latency_p50": seconds, "samples": [seconds - 0.01, seconds, seconds + 0.01]}
+        c = replace(configuration("h200x2", [plain, stacked("pulled, quantized", **facts | own)]))
+        (line,) = asked.quantized(c, REPORTS)
+        assert line.said.startswith(said), line.said
+
+
 def test_what_is_asked_is_answered_from_rows():
     c = configuration("h200", [*made.TIMED, *made.SEEN], PAGE)
     shown = choosing.gpus([c], ROOT, REPORTS)

@@ -5,9 +5,11 @@ from dataclasses import replace
 import pytest
 from measured import FULL_SIZE, cached, row, stacked
 
+from fluxnb import cache as caching
 from fluxnb import families, notebooks, stacks
 from fluxnb.findings import ledger, published
 from fluxnb.models import embedded
+from fluxnb.techniques import peers
 
 PLAIN = "fp8dqrow + fuse_qkv + compile + compiled VAE"
 PARTS = {"quantization": "torchao fp8 row", "fused_qkv": True, "compile": "blocks", "vae": "compiled"}
@@ -45,7 +47,7 @@ def test_every_published_technique_has_a_claim_and_every_claim_a_verdict():
     found = ledger.entries([])
     assert len(found) == len(claims) and {e.verdict for e in found} == {"not run"}
     assert all(e.reason and e.claim.text for e in found)
-    assert {f.family for f in table} - {""} <= {f.name for f in families.ALL}
+    assert {f.family for f in table if f.settings} - {""} <= {f.name for f in families.ALL}
 
 
 def test_a_claim_is_a_ratio_over_its_own_baseline():
@@ -124,11 +126,39 @@ def test_what_the_plans_say_beside_their_tables_is_in_the_ledger():
     )
 
 
+def said_twice(claims):
+    """Pairs of claims that say the same of the same configuration, whatever they are called."""
+
+    def of(c):
+        at = (c.source, c.gpu, c.gpus, c.model, c.steps, c.batch, c.family, c.over_family, c.about, c.side, c.kind)
+        return (*at, c.anything, str(c.configuration), str(c.over_configuration))
+
+    known = [c for c in claims if c.configuration is not None]
+    return [(a, b) for i, a in enumerate(known) for b in known[:i] if of(a) == of(b)]
+
+
+def test_a_claim_is_not_counted_twice_under_two_labels():
+    assert said_twice(published.claims()) == []
+    one = claim_of("TeaCache (0.2)", gpu="H100 80GB")
+    assert said_twice([*published.claims(), replace(one, technique="TeaCache at a fifth")]) != []
+
+
 def test_claims_of_2026_are_not_run_and_name_their_source():
     sources = {e.claim.source: e for e in ledger.entries([]) if e.claim.configuration is None}
     for word in ("Spectrum", "SeaCache", "progressive resolution", "L2P", "DPCache", "BudCache", "cache-dit",
                  "sglang PR 34126", "TheStage"):  # fmt: skip
         assert any(word in source for source in sources), word
+
+
+def test_that_there_is_no_counterpart_is_not_said_of_what_fluxnb_has():
+    has = {*(f.name for f in families.ALL), *peers.METHODS, *peers.SETTINGS, *vars(caching), "cache-dit"}
+    for entry in ledger.entries([]):
+        claim = entry.claim
+        named = [name for name in has if len(name) > 2 and name in claim.technique.split(",")[0]]
+        if entry.reason.endswith("no counterpart of it"):
+            assert not named, (claim.technique, named)
+        elif entry.reason.startswith("fluxnb has"):
+            assert claim.family in has, claim.technique
 
 
 # --- the rule ---
@@ -302,6 +332,10 @@ def test_the_quality_of_both_caches_is_that_of_settings_as_fast_as_their_mark():
     assert quality(1.0, 1.0, 0.6).verdict == "not reproduced"
     slow = quality(1.0, 1.0, 1.0, at=(1.1, 1.4, 2.0))
     assert slow.verdict == "not reproduced" and slow.reason == "no setting of it is ≥ 3.00×, whatever it keeps"
+    for at in ((1.1, 1.4, 2.0), (1.9, 2.6, 3.4)):  # that it is slow, or fast, rests on as many rounds as any time
+        few = quality(1.0, 1.0, 1.0, at=at, n=5)
+        assert few.verdict == "undecided" and few.reason.endswith("n = 5: no verdict rests on fewer than 10 rounds of "
+                                                                  "one session"), few  # fmt: skip
 
 
 def test_what_is_only_to_be_installed_is_shown_by_a_row():
@@ -363,6 +397,15 @@ def test_memory_is_that_of_the_row_against_its_own_baseline():
     assert asked.verdict == "not run"  # it is said of FLUX.1-schnell
     asked = entries([four("flux-schnell-random", memory_peak_gib=33.8)], about=published.GIB)["uncached"]
     assert asked.text.startswith("33.8 GiB") and asked.verdict == "not reproduced"
+    once = entries([four("flux-schnell-random", memory_peak_gib=33.8, n=3)], about=published.GIB)["uncached"]
+    assert once.verdict == "not reproduced" and once.reason.startswith("ours lies outside")  # a peak has no rounds
+
+
+def test_images_of_random_weights_decide_no_claim_of_quality():
+    judged = {"family": families.QUANTIZATION.name, "baseline": "flux-schnell-random plain", "id": None}
+    judged |= {"settings": {"dtype": "bfloat16", "quantization": "torchao fp8 row"}, "images": 48, "ssim_min": 0.99}
+    rows = [four("flux-schnell-random"), four("flux-schnell-random", **judged)]
+    assert entries(rows, about=published.QUALITY)["TorchAO fp8dqrow"].verdict == "not run"
 
 
 def test_a_number_format_is_over_another_one():

@@ -19,6 +19,7 @@ from fluxnb.report import own
 from fluxnb.report.configurations import configurations, name_of
 from fluxnb.study import fitted
 from fluxnb.techniques import peers
+from fluxnb.world import scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -281,12 +282,13 @@ def test_teacaches_polynomial_is_fitted_to_it_once(asked, study_root, monkeypatc
     s = opened(study_root, monkeypatch)
     fitted.know(s)
     calls, fit = [], teacache.fit
-    monkeypatch.setattr(teacache, "fit", lambda *given: calls.append(1) or fit(*given))
+    monkeypatch.setattr(teacache, "fit", lambda loaded, steps: calls.append(loaded.subject) or fit(loaded, steps))
     found = teacache.coefficients(asked)
-    assert len(found) == teacache.DEGREE + 1 and calls == [1]
+    assert len(found) == teacache.DEGREE + 1 and len(calls) == 1
+    assert not set(calls[0].prompts) & {*s.subject(asked).prompts, *scenes.judging(60)}  # what judges fits nothing
     again = opened(study_root, monkeypatch)
     fitted.know(again)
-    assert teacache.coefficients(asked) == found and calls == [1]
+    assert teacache.coefficients(asked) == found and len(calls) == 1
     assert not list(Path(asked).rglob(teacache.FILE))  # nothing is written into a folder of the user's
 
 

@@ -1,13 +1,17 @@
+import ast
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from fluxnb import installed, params
 from fluxnb.errors import UserError
+from fluxnb.params import schema
 from fluxnb.world import scenes
 
 NAMES = [
@@ -59,7 +63,6 @@ def test_every_file_of_the_project_loads(name):
     expected = f"reports/multi_gpu/{count}gpu/{base}" if count else f"reports/single_gpu/{name}"
     assert loaded.report_dir.as_posix() == expected
     assert loaded.own_dir.as_posix() == expected.replace("reports/", "reports/own/", 1)
-    assert loaded.gpu.price_per_hour is None
     on_gpu = name not in ("cpu", "smoke")
     assert loaded.study.models == (["embedded", "flux-dev-random"] if on_gpu else ["embedded"])
     assert loaded.study.distilled == ["embedded-schnell", *(["flux-schnell-random"] if on_gpu else [])]
@@ -89,9 +92,19 @@ def test_a_section_without_lines_changes_nothing(folder):
     assert mine(folder, "gpu: {match: cpu}\nstudy:\n  # seeds: [1]\n").study == mine(folder, "gpu: {match: cpu}").study
 
 
+def test_no_key_is_there_that_nothing_reads():
+    """A key that a user may set and that changes nothing promises what isn't there."""
+    own = Path(schema.__file__)
+    files = [p.read_text("utf-8") for p in own.parents[1].rglob("*.py") if p != own]
+    read = {n.attr for text in files for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Attribute)}
+    for kind in (schema.GpuParams, schema.StudyParams, schema.FullSize):
+        described = {"memory_gib"}  # of the GPU, for who reads the file
+        assert {key.name for key in dataclasses.fields(kind)} - described <= read, kind
+
+
 def test_whole_numbers_are_taken_for_numbers(folder):
-    loaded = mine(folder, "gpu: {match: cpu, price_per_hour: 3}\nstudy: {guidance_scale: 4}\n")
-    assert type(loaded.study.guidance_scale) is float and type(loaded.gpu.price_per_hour) is float
+    loaded = mine(folder, "gpu: {match: cpu, memory_gib: 3}\nstudy: {guidance_scale: 4}\n")
+    assert type(loaded.study.guidance_scale) is float and type(loaded.gpu.memory_gib) is float
     assert type(loaded.notebooks["05_first_block_cache"]["thresholds"][0]) is float
 
 
@@ -318,8 +331,8 @@ def test_an_unknown_gpu_is_guessed():
             ["thorough.05_first_block_cache.fewer_steps has 28", "below study.steps, which is 28"],
         ),
         ("gpu: {count: 0}", ["gpu.count is 0"]),
-        ("gpu: {price_per_hour: -1}", ["gpu.price_per_hour is -1"]),
-        ("gpu: {price_per_hour: 1" + "0" * 400 + "}", ["gpu.price_per_hour is 1000"]),
+        ("gpu: {memory_gib: -1}", ["gpu.memory_gib is -1"]),
+        ("gpu: {memory_gib: 1" + "0" * 400 + "}", ["gpu.memory_gib is 1000"]),
     ],
 )
 def test_each_mistake_has_its_sentence(message, text, parts):

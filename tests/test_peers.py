@@ -37,17 +37,19 @@ ROWS = [
 ]  # fmt: skip
 
 
-def test_the_bootstrap_covers_a_mean_and_says_the_same_each_time():
-    draw = np.random.default_rng(1)
-    values = draw.normal(30, 3, size=(200, 48))
-    ends = [stats.bootstrapped(v) for v in values]
-    assert 0.9 <= np.mean([low <= 30 <= high for low, high in ends]) <= 0.99
-    assert stats.bootstrapped(values[0]) == ends[0]
-    low, high = stats.bootstrapped(values[0], np.min)
-    assert low == values[0].min() <= high
-    assert stats.bootstrapped([3.0, 1.0, 2.0]) == (1.0, 3.0)  # too few for an interval: their range
+@pytest.mark.parametrize("n", [6, 24, 48])  # images that judge on a CPU, and on a GPU with one seed and with two
+def test_the_interval_of_a_mean_covers_at_as_many_images_as_judge(n):
+    ends = [stats.of_mean(v) for v in np.random.default_rng(n).normal(30, 3, size=(4000, n))]
+    assert np.mean([low <= 30 <= high for low, high in ends]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_few_images_have_a_range_and_the_worst_image_has_no_interval():
+    assert stats.of_mean([3.0, 1.0, 2.0]) == (1.0, 3.0)
+    assert stats.of_mean([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == pytest.approx((1.5366, 5.4634), abs=3e-3)  # by SciPy
     with pytest.raises(ValueError):
-        stats.bootstrapped([])
+        stats.of_mean([])
+    worst = findings.spread_of(ROWS[0], "psnr_db", worst=True)
+    assert worst == (worst[0],) * 3 and "[" not in findings.equal_steps_table(ROWS, COUNTS)["worst PSNR"].iloc[0]
 
 
 def test_every_image_is_noted_beside_the_mean():
@@ -114,7 +116,7 @@ def test_the_table_says_how_far_each_is_behind_and_whether_that_is_noise():
     assert list(table["within noise"]) == ["–", "no", "no", "no", "no", "–", "yes", "no"]
     assert list(table["behind the best"])[0] == 0 and table["behind the best"].iloc[1] > 3
     assert list(table["whose"])[:5] == [peers.OWN, peers.PUBLISHED, peers.SHIPPED, "control", "control"]
-    assert "[" in table["worst ST-LPIPS"].iloc[0] and table.index[0] == f"12: {NEW}"
+    assert "[" in table["mean ST-LPIPS"].iloc[0] and table.index[0] == f"12: {NEW}"
 
 
 def test_settings_stand_where_their_images_put_them():
@@ -135,7 +137,7 @@ def test_the_chart_draws_controls_and_the_nearest_of_each_origin(monkeypatch):
     assert [axes.get_ylabel() for axes in figure.axes] == [
         "Mean PSNR (dB)", "Mean ST-LPIPS", "Worst PSNR (dB)", "Worst ST-LPIPS",
     ]  # fmt: skip
-    assert KNOWN in alt and "bootstrap" in caption
+    assert KNOWN in alt and "Student's t" in caption
     charts.plt.close(figure)
 
 

@@ -380,7 +380,7 @@ def test_what_looks_at_nothing_says_how_many_steps_it_computes(untouched, gate):
             "NVIDIA GeForce RTX 4090",
             r"There is no recipe for NVIDIA GeForce RTX 4090: take one over by its name \(h100/",
         ),
-        ("cpu", r"There is no recipe cpu/lossless \(28 steps as they are: nothing that"),
+        ("cpu", r"There is no recipe cpu/lossless \(28 steps as they are: nothing "),
     ],
 )
 def test_the_configuration_is_that_of_the_pipelines_gpu(gpu, found, monkeypatch):

@@ -111,7 +111,7 @@ def test_the_table_says_what_each_line_rests_on():
     assert "near-lossless (35 dB), balanced (28 dB): lean, cached, **3.30×** (95 % interval [3.2" in said
     row = found[1].row
     seconds = f"{row.latency_p50:.3g} s instead of {row.baseline_s:.3g} s"
-    assert f"{seconds}, 33.8 GiB, worst of 24 images 39.9 dB" in said
+    assert f"{seconds}, 33.8 GiB, worst of 24 images of `embedded` 39.9 dB" in said
 
 
 # --- what is refused ---
@@ -161,6 +161,11 @@ def test_a_parts_quality_is_not_the_stacks():
         {"use_case": "img2img"},
         {"batch": 4},
         {"weights": "random"},
+        {"settings": NEW | BLOCKS | CACHE | {"inputs": "other prompts or seeds"}},
+        {"width": 64, "height": 64},
+        {"st_lpips_max": None},  # nobody knows what is lost
+        {"psnr_min_db": None, "psnr_db": None, "psnr_identical": 23},  # 23 of 24 identical says nothing of the last
+        {"psnr_min_db": math.nan},
     ],
     ids=str,
 )
@@ -181,6 +186,9 @@ def test_of_several_the_worst_image_counts():
         {"session": "two"},
         {"samples": BASE.samples[:-1], "n": 9},
         {"samples": [5.01 * s for s in LEAN_CACHED.samples]},
+        {"speedup_ci_low": 1.01 * LEAN_CACHED.speedup_ci_low},  # the interval of other samples
+        {"speedup_ci_high": None},
+        {"latency_p50": 0.9 * LEAN_CACHED.latency_p50},
         {"baseline": None},
         {"baseline": "gone"},
         {"width": 512},
@@ -195,13 +203,39 @@ def test_a_speedup_that_does_not_follow_from_its_rounds_is_refused(changed):
     )
 
 
+HEAT = {"throttle_reasons": ["hardware slowdown", "software thermal slowdown"]}
+
+
+@pytest.mark.parametrize("which", [LEAN_CACHED, BASE], ids=["its own", "its baseline's"])
+def test_heat_and_a_warm_up_that_was_not_over_make_no_recommendation(which):
+    def of(**changed):
+        changed = replace(which, **changed)
+        found = {c.goal.key: c for c in findings.choices([changed if r is which else r for r in TIMED + SEEN], BASE)}
+        return found.get("near-lossless")
+
+    assert of(telemetry={"throttle_reasons": ["software power cap"]}).label == "lean, cached"  # what it always has
+    assert of(stable=0).label == "lean, cached"  # its rounds show that it was over
+    hot = of(telemetry=HEAT)
+    if which is BASE:
+        assert hot is None  # nothing is over a baseline that was held down
+        return
+    assert hot.label == "lean"
+    assert hot.unconfirmed.endswith("n = 10, clocks held down by hardware slowdown, software thermal slowdown")
+    said = findings.recommendation_sentence([], [replace(BASE, telemetry=HEAT), replace(LEAN, telemetry=HEAT)])
+    assert said.startswith("no headline: n = 10, but clocks held down by hardware slowdown")
+    again = [float(s) for s in sorted(LEAN_CACHED.samples, reverse=True)]
+    figures = {**stats.summary(again), **stats.compared(BASE.samples, again), "samples": again}
+    assert of(stable=1, **figures).label == "lean, cached" and of(stable=0, **figures).label == "lean"
+    assert "not steady: its later rounds are told from its earlier ones" in of(stable=0, **figures).unconfirmed
+
+
 def test_a_missing_sample_of_the_baseline_is_found():
     short = replace(BASE, samples=BASE.samples[:-1], n=9)
     assert chosen([short, *TIMED[1:], *SEEN], short) == {}
     elsewhere = plain(session="two", seed=9)  # another session's baseline in its place
     swapped = replace(elsewhere, id=BASE.id)
     assert set(chosen([swapped, *TIMED[1:], *SEEN], swapped).values()) == {
-        f"28 steps as they are: nothing that {kept} {better}"
+        f"28 steps as they are: nothing timed in 10 rounds or more that {kept} {better}"
         for kept in ("makes the same image, up to rounding,", "reaches 35 dB", "reaches 28 dB")
         for better in ("is faster beyond the noise", "needs less memory")
     }
@@ -290,8 +324,11 @@ def test_a_goal_that_nothing_reaches_says_so():
     found = findings.choices(TIMED + poor, BASE)
     assert len(found) == len(findings.GOALS)
     assert {c.row.id for c in found} == {BASE.id}
-    assert found[1].label == "28 steps as they are: nothing that reaches 35 dB is faster beyond the noise"
-    assert "nothing that reaches 28 dB is" in findings.recommendation_sentence(found, TIMED)
+    assert (
+        found[1].label
+        == "28 steps as they are: nothing timed in 10 rounds or more that reaches 35 dB is faster beyond the noise"
+    )
+    assert "nothing timed in 10 rounds or more that reaches 28 dB is" in findings.recommendation_sentence(found, TIMED)
 
 
 def test_what_nobody_judged_has_to_compute_the_same():
@@ -350,7 +387,8 @@ def test_recommendations_are_over_the_plain_baseline_of_the_whole_page():
 def test_trained_weights_are_judged_by_their_own_rows():
     own = {"weights": "trained", "model": "embedded", "width": 128, "height": 128, "images": 6, "memory_peak_gib": 0.01}
     base = plain(**own, psnr_identical=6)
-    fast = timed("cache", 2.5, CACHE, base, **own, psnr_db=44.0, psnr_min_db=41.4, psnr_identical=0, adherence=1.0)
+    own |= {"psnr_identical": 0, "st_lpips_max": 0.004}
+    fast = timed("cache", 2.5, CACHE, base, **own, psnr_db=44.0, psnr_min_db=41.4, adherence=1.0)
     found = findings.choices([base, fast], base)
     assert [c.label for c in found][1:] == ["cache", "cache"] and found[0].row is base  # another image is not lossless
     assert findings.stands_in(found) == "" and found[1].seen is fast

@@ -285,8 +285,12 @@ def test_a_few_steps_are_set_beside_the_many_with_what_both_show():
 def test_the_batch_that_makes_most_images_is_set_beside_the_smallest_of_its_format():
     one = row(batch=1, images_per_s=2.0, label="blocks", session="a")
     rows = [one, replace(one, label="int8", images_per_s=2.5), replace(one, batch=4, images_per_s=5.0)]
-    said = findings.batches_sentence(rows)
-    assert "from blocks 4 at once, 5, 2.50 times as many as 1 at once" in said
+    told = [replace(r, samples=[s * r.batch / r.images_per_s for s in (0.99, 1.0, 1.01)]) for r in rows]
+    said = findings.batches_sentence(told)
+    assert "from blocks 4 at once, 5, 2.50 times as many as 1 at once" in said and "noise" not in said
+    near = replace(told[2], batch=8, images_per_s=4.98, samples=[8 / 4.98 * s for s in (0.99, 1.0, 1.01)])
+    said = findings.batches_sentence([*told, near])
+    assert "from blocks 4 at once, 5 (no more, beyond the noise, than from blocks 8)" in said
 
 
 def test_sparse_products_are_batched_like_dense_ones():

@@ -2,8 +2,10 @@
 
 import asyncio
 import importlib.util
+import math
 import re
 import shutil
+import statistics
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,9 @@ from test_browser import BROWSER, Tab, browser, drive, press
 
 from fluxnb import families, notebooks, stacks
 from fluxnb.findings import documents
+from fluxnb.findings.ledger import latest
+from fluxnb.findings.recommend import GOALS, choices, references
+from fluxnb.findings.rows import unlike_itself, worst_db
 from fluxnb.report import disk, front, publish, readme, unrun
 from fluxnb.report.audit import check_page
 from fluxnb.report.configurations import Configuration, configurations
@@ -48,6 +53,38 @@ def test_committed_front_page_and_ledger_are_what_the_rows_say(committed):
         made = (committed / "reports" / name).read_text(encoding="utf-8")
         check_page(made, name)
         assert made == (ROOT / "reports" / name).read_text(encoding="utf-8"), f"{name} is old: run make site"
+
+
+def test_every_committed_speedup_follows_from_committed_rounds():
+    def between(ratios):  # the narrowest order statistics that hold the median with 95 %, counted anew
+        n, ordered = len(ratios), sorted(ratios)
+        held = [k for k in range(n // 2) if sum(math.comb(n, i) for i in range(k + 1, n - k)) >= 0.95 * 2**n]
+        return statistics.median(ordered), ordered[max(held, default=0)], ordered[-1 - max(held, default=0)]
+
+    seen = 0
+    for c in configurations(ROOT):
+        by_id = {r.id: r for r in c.ok}
+        for r in (r for r in latest(c.ok) if r.session and r.speedup is not None):
+            base = r if r.again else by_id[r.baseline]
+            ratios = [b / s for b, s in zip(base.samples, r.again or r.samples, strict=True)]
+            assert (r.speedup, r.speedup_ci_low, r.speedup_ci_high) == pytest.approx(between(ratios)), (c.name, r.id)
+            assert (base.session, base.model, base.host) == (r.session, r.model, r.host)
+            assert r.latency_p50 == pytest.approx(statistics.median(r.samples))
+            seen += 1
+    assert seen > 200
+
+
+def test_committed_recommendations_keep_their_floors_and_floors_refuse_something():
+    every = {c.name: c for c in configurations(ROOT)}
+    for c in every.values():
+        for choice in (choice for base in references(c.rows) for choice in choices(c.rows, base)):
+            assert choice.seen is None or worst_db(choice.seen) >= choice.goal.floor_db, (c.name, choice.goal)
+            assert choice.row.n >= 10 and choice.row.commit == choice.base.commit and "+" not in choice.row.commit
+            assert not unlike_itself(choice.row) and not unlike_itself(choice.base)
+    judged = [r for r in latest(every["cpu"].ok) if r.images and r.psnr_min_db is not None]
+    for floor in sorted({goal.floor_db for goal in GOALS}):
+        below = [r for r in judged if r.psnr_min_db < floor]
+        assert below and len(below) < len(judged), floor
 
 
 def test_the_front_page_links_to_what_is_there(committed):

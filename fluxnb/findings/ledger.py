@@ -8,8 +8,8 @@ leaves the setting open (“First Block Cache: 2× or more”), the fastest by t
     not comparable  the row differs in model, steps, size, batch, GPU, number of GPUs, number format or settings, its
                     weights are random where they decide, the source leaves open what decides, or a schedule was made
                     from the published time itself; the reason says which of these
-    undecided       alike in all, but of fewer than ten rounds or without an interval, or the interval reaches across an
-                    end of what agrees
+    undecided       alike in all, but a time of fewer than ten rounds or without an interval, or the interval reaches
+                    across an end of what agrees
     reproduced      the whole interval lies where figures agree with the claim (`Claim.agreeing`)
     not reproduced  the whole interval lies outside
 
@@ -175,13 +175,13 @@ def _entry(claim: Claim, timed: list[Timed]) -> Entry:
     sure = claim.about != published.SPEEDUP or all(is_baseline(r) or ends(r) for r in (row, over) if r)
     if differs:
         return Entry(claim, NOT_COMPARABLE, "; ".join(differs), figure, sure, row)
-    n = min(r.n or 0 for r in (row, over or row))
-    if n < stats.HEADLINE or not sure:
-        words = f"n = {n}: no verdict rests on fewer than {stats.HEADLINE} rounds of one session"
-        return Entry(claim, UNDECIDED, words if n < stats.HEADLINE else "our row has no interval", figure, sure, row)
+    few = _few(row, over or row) if claim.about in (published.SPEEDUP, published.SECONDS) else ""
+    if few or not sure:
+        return Entry(claim, UNDECIDED, few or "our row has no interval", figure, sure, row)
     said = verdict(claim, *figure[1:])
     agrees = "what agrees with it: " + _between(claim)
-    reason = {REPRODUCED: "", NOT_REPRODUCED: f"all of our interval lies outside {agrees}"}
+    whole = "ours" if figure[1] == figure[2] else "all of our interval"
+    reason = {REPRODUCED: "", NOT_REPRODUCED: f"{whole} lies outside {agrees}"}
     return Entry(claim, said, reason.get(said, f"our interval reaches across an end of {agrees}"), figure, sure, row)
 
 
@@ -192,7 +192,8 @@ def _worded(claim: Claim, timed: list[Timed]) -> Entry:
     rows.sort(key=lambda row: _gpu(row.gpu) != _gpu(claim.gpu))
     if not rows:
         words = claim.about == published.WORDS and claim.note
-        return Entry(claim, NOT_RUN, words or "fluxnb has no counterpart of it")
+        ours = f"fluxnb has {claim.family}, and no row of this configuration of it" if claim.family else ""
+        return Entry(claim, NOT_RUN, words or ours or "fluxnb has no counterpart of it")
     if _gpu(rows[0].gpu) != _gpu(claim.gpu):
         why = f"GPU: {_gpu(claim.gpu)}, ours {_gpu(rows[0].gpu)}"
         return Entry(claim, NOT_COMPARABLE, why, row=rows[0])
@@ -218,22 +219,32 @@ def _marked(claim: Claim, timed: list[Timed]) -> Entry | None:
         marks = [c for c in published.claims() if (c.source, c.technique) == (claim.source, claim.technique)]
         least = next(c.low for c in marks if c.about == published.SPEEDUP and c.kind == published.CRITERION)
         fast = [pair for pair in pairs if (ends(pair[0].row) or (0,))[0] >= least]
-        if not fast:
-            return Entry(claim, NOT_REPRODUCED, f"no setting of it is {published.LEAST}{least:.2f}×, whatever it keeps")
-        ours, theirs, lost, _ = min(fast, key=lambda pair: pair[2])
+        sure = [pair for pair in fast if not _few(pair[0].row)]
+        if not sure:
+            none, few = "" if fast else "no ", _few(*(pair[0].row for pair in fast or pairs))
+            said = f"{none or 'a '}setting of it is {published.LEAST}{least:.2f}×, whatever it keeps"
+            return Entry(claim, UNDECIDED if few else NOT_REPRODUCED, "; ".join(filter(None, (said, few))))
+        ours, theirs, lost, _ = min(sure, key=lambda pair: pair[2])
         return _of_quality(claim, theirs, lost, f" at {ours.row.speedup:.2f}× of {ours.row.model}")
     good = [pair for pair in pairs if pair[2] <= LOSS_ALLOWED]
     ours, theirs, lost, over = max(good or pairs, key=lambda pair: (ends(pair[0].row) or (0,))[0])
-    figure, row, n = _figure(claim, ours.row, over), ours.row, ours.row.n or 0
+    figure, row, few = _figure(claim, ours.row, over), ours.row, _few(ours.row)
     why = [f"{row.computed_steps:.0f} of {row.steps} steps computed, as {theirs.row.label} does on {theirs.row.model}"]
     why[0] += f", where adherence loses {lost:.0%}"
     if differs := _differences(replace(claim, unstated=""), ours, over):
         said = NOT_COMPARABLE
-    elif not ends(row) or n < stats.HEADLINE:
-        said, differs = UNDECIDED, [f"n = {n}: no verdict rests on fewer than {stats.HEADLINE} rounds of one session"]
+    elif few or not ends(row):
+        said, differs = UNDECIDED, [few or "our row has no interval"]
     else:
         said = verdict(claim, *figure[1:]) if good else NOT_REPRODUCED
     return Entry(claim, said, "; ".join(why + differs), figure, True, row)
+
+
+def _few(*rows: Row) -> str:
+    """That rounds are too few for a verdict; "" where they are enough."""
+    n = min(r.n or 0 for r in rows)
+    said = f"n = {n}: no verdict rests on fewer than {stats.HEADLINE} rounds of one session"
+    return said if n < stats.HEADLINE else ""
 
 
 def _lost(claim: Claim, timed: Timed) -> float | None:
@@ -352,7 +363,8 @@ def _figure(claim: Claim, row: Row, over: Row | None) -> Figure:
         ordered = sorted(row.samples or [])
         left = stats.left_out(len(ordered))
         return (row.latency_p50, ordered[left], ordered[-1 - left]) if ordered else None
-    value = {published.GIB: row.memory_peak_gib, published.QUALITY: row.ssim_min if judged(row) else None}
+    seen = judged(row) and row.weights != "random"
+    value = {published.GIB: row.memory_peak_gib, published.QUALITY: row.ssim_min if seen else None}
     if claim.about == published.MEMORY and over and over.memory_peak_gib and row.memory_peak_gib:
         value[published.MEMORY] = row.memory_peak_gib / over.memory_peak_gib
     found = value.get(claim.about)

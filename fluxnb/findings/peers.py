@@ -21,7 +21,7 @@ PER_IMAGE = {"psnr_db": ("PSNR", "dB", np.min), "st_lpips": ("ST-LPIPS", "", np.
 
 
 def spread_of(row: Row, figure: str, worst: bool = False) -> tuple[float, float, float] | None:
-    """(value, low, high) of a figure over a row's images, its mean or its worst, with the bootstrap's interval.
+    """(value, low, high) of a figure over a row's images: its mean with its interval, or its worst, which has none.
 
     Of PSNR the images that differ count. None where none does, or the row doesn't have every image's.
 
@@ -31,8 +31,9 @@ def spread_of(row: Row, figure: str, worst: bool = False) -> tuple[float, float,
     values = [v for v in (row.shown("each") or {}).get(figure, ()) if v is not None]
     if not values or row.weights == "random":
         return None
-    take = PER_IMAGE[figure][2] if worst else np.mean
-    return (float(take(values)), *stats.bootstrapped(values, take))
+    if worst:
+        return (float(PER_IMAGE[figure][2](values)),) * 3
+    return (float(np.mean(values)), *stats.of_mean(values))
 
 
 def at_steps(rows: Iterable[Row], count: int) -> list[Row]:
@@ -63,7 +64,8 @@ def equal_steps_table(rows: Sequence[Row], counts: Sequence[int]):
 
     def ends(figure: str, worst: bool) -> list:
         spreads = [spread_of(r, figure, worst) for _, r, _ in found]
-        return [None if s is None else f"{s[0]:.3g} [{s[1]:.3g}, {s[2]:.3g}]" for s in spreads]
+        within = "" if worst else " [{1:.3g}, {2:.3g}]"
+        return [None if s is None else ("{0:.3g}" + within).format(*s) for s in spreads]
 
     quality = (
         Column(f"{how} {name}", ends(figure, how == "worst"), unit)

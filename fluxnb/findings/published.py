@@ -1,7 +1,8 @@
 """Published figures, as data (published.csv), and their claims: each counted once, impossible ones flagged.
 
 The table keeps every figure as it was published. Its column `settings` is the configuration that the source names, in
-the settings of our rows ("any": every setting of the family; empty: fluxnb has no counterpart); `over` is what of the
+the settings of our rows ("any": every setting of the family; empty: fluxnb has no counterpart, or only the method that
+`family` names); `over` is what of the
 same source a figure is compared with; `repeats` names the claim that a figure only says again; `unstated` is what the
 source leaves open and decides; `flag` is what is wrong with it, where that isn't computed here.
 """

@@ -1,8 +1,9 @@
 """What to choose: for each goal the row that it rests on, of all that was timed in turn with one plain baseline.
 
-A row can be recommended if its speedup follows from `stats.HEADLINE` rounds or more of one session, if the very same
-was judged on trained weights (the worst image decides, and nothing is put together from parts), and if its settings say
-how to put it on again: a choice is a stack of `fluxnb.stacks`.
+A row can be recommended if its speedup follows from `stats.HEADLINE` rounds or more of one session, which neither heat
+nor a warm-up that wasn't over made another (`unlike_itself`), if the very same was judged on trained weights (the worst
+image decides, and nothing is put together from parts), and if its settings say how to put it on again: a choice is a
+stack of `fluxnb.stacks`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fluxnb import notebooks, rebuilt, stacks
 from fluxnb.findings.ledger import latest
@@ -25,6 +27,7 @@ from fluxnb.findings.rows import (
     keeps_adherence,
     peak_gib,
     same_image,
+    unlike_itself,
     within_noise,
     worst_db,
 )
@@ -110,8 +113,7 @@ class Choice:
             return self.row.label
         better = "needs less memory" if self.goal.smallest else "is faster beyond the noise"
         kept = "makes the same image, up to rounding," if self.goal.exact else f"reaches {self.goal.floor_db:g} dB"
-        floor = f"nothing that {kept} {better}"
-        return f"{self.row.label} as they are: {floor}"
+        return f"{self.row.label} as they are: nothing timed in {stats.HEADLINE} rounds or more that {kept} {better}"
 
     @property
     def worst(self) -> str:
@@ -128,7 +130,8 @@ class Choice:
             return None
         figure = f"{row.memory_peak_gib:.1f} GiB" if self.goal.smallest else f"{row.speedup:.2f}×"
         steps = "" if row.total_steps == self.row.total_steps or not self.goal.smallest else f", {row.steps} steps"
-        return f"{row.label}: {figure}, n = {row.n}{steps}"
+        why = unlike_itself(row) or unlike_itself(self.base)
+        return f"{row.label}: {figure}, n = {row.n}{steps}{f', {why}' if why else ''}"
 
 
 def references(rows: Iterable[Row]) -> list[Row]:
@@ -162,6 +165,7 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
     own = [r for r in rows if r.id in timed]
     whole = [r for r in own if timed[r.id].steps == reference.steps]
     sure = [r for r in whole if r.n >= stats.HEADLINE and stack_of(r, timed[r.id]) is not None]
+    sure = [r for r in sure if not any(map(unlike_itself, (r, timed[r.id])))]
     if not any(map(is_baseline, sure)):
         return []
 
@@ -223,8 +227,8 @@ def quality_of(row: Row, rows: Iterable[Row], reference: Row, steps: int | None 
     """The row on trained weights that shows what the very same does to images; None if it wasn't judged.
 
     The same settings in the same number format at as many steps, on a model that takes as many as the row's own; judged
-    on as many images as any other of its model; of several the one with the worst image. A row of trained weights shows
-    it itself.
+    on as many images as any other of its model, of the prompts, seeds and size that its baseline was judged on last; of
+    several the one with the worst image. A row of trained weights shows it itself.
 
     Args:
         reference: the plain baseline, which has all steps of its model: four of a model distilled to four.
@@ -237,8 +241,10 @@ def quality_of(row: Row, rows: Iterable[Row], reference: Row, steps: int | None 
     of = {model: [r for r in seen if r.model == model] for model in {r.model for r in seen}}
     most = {model: max(r.images for r in own) for model, own in of.items()}
     takes = {model: max(r.steps or 0 for r in own) for model, own in of.items()}
-    # of fewer images the worst may be missing
+    # of fewer images the worst may be missing, and other prompts, seeds or sizes are other images
     seen = [r for r in seen if r.images == most[r.model] and takes[r.model] == reference.steps]
+    plain = {r.model: _inputs(r) for r in sorted(seen, key=lambda r: r.measured_at or "") if is_baseline(r)}
+    seen = [r for r in seen if _inputs(r) == plain.get(r.model, _inputs(r))]
     same = [r for r in seen if (is_baseline(r), r.steps, _set(r)) == (is_baseline(row), steps, _set(row))]
     return min(same, key=lambda r: worst_db(r) or 0.0, default=None)
 
@@ -282,7 +288,10 @@ def recommendation_sentence(found: Sequence[Choice], rows: Iterable[Row]) -> str
 def no_headline(rows: Iterable[Row]) -> str:
     """Why nothing is recommended: how many rounds its rows have, those at full size where there are any."""
     own = [r for r in rows if r.n and r.speedup is not None]
-    most = max((r.n for r in [r for r in own if r.weights == "random"] or own), default=0)
+    own = [r for r in own if r.weights == "random"] or own
+    if (most := max((r.n for r in own), default=0)) >= stats.HEADLINE:
+        why = next(filter(None, map(unlike_itself, own)), "no plain baseline was timed in turn with so many")
+        return f"no headline: n = {most}, but {why}"
     return f"no headline: n = {most}, and {stats.HEADLINE} rounds in one session are needed"
 
 
@@ -317,8 +326,11 @@ def speed_words(row: Row) -> str:
 
 
 def quality_words(choice: Choice) -> str:
-    """PSNR of the worst image, and of how many it is."""
-    return choice.worst if choice.seen is None else f"worst of {choice.seen.images} images {choice.worst}"
+    """PSNR of the worst image, of how many it is, and of which model, where that isn't the one that was timed."""
+    if (seen := choice.seen) is None:
+        return choice.worst
+    whose = f" of `{seen.model}`" * (seen.model != choice.row.model)
+    return f"worst of {seen.images} images{whose} {choice.worst}"
 
 
 def has_only(row: Row, name: str) -> bool:
@@ -329,6 +341,11 @@ def has_only(row: Row, name: str) -> bool:
 def _set(row: Row) -> set[tuple[str, str]]:
     """What is set, number format among it."""
     return {(name, str(value)) for name, value in row.settings.items() if name not in _OF_IMAGES}
+
+
+def _inputs(row: Row) -> tuple:
+    """What its images are of."""
+    return row.setting("inputs"), row.width, row.height
 
 
 def _one_image(row: Row) -> bool:
@@ -358,7 +375,9 @@ def _competes(row: Row, base: Row, reference: Row) -> bool:
         return False
     if not row.n == len(theirs) == len(base.samples) >= 2:
         return False
-    return math.isclose(stats.speedup(base.samples, theirs)[0], row.speedup, rel_tol=1e-6)
+    told = (*stats.speedup(base.samples, theirs), stats.percentiles(row.samples or theirs)["p50"])
+    shown = (row.speedup, row.speedup_ci_low, row.speedup_ci_high, row.latency_p50)
+    return None not in shown and all(map(partial(math.isclose, rel_tol=1e-6), told, shown))
 
 
 def reaches(goal: Goal, row: Row, seen: Row | None, rows: list[Row]) -> bool:
@@ -369,7 +388,9 @@ def reaches(goal: Goal, row: Row, seen: Row | None, rows: list[Row]) -> bool:
     inputs = seen.setting("inputs")
     before = max((r for r in plain if r.setting("inputs") == inputs), key=lambda r: r.steps, default=Row())
     worst = (Row(adherence=r.adherence_min) for r in (seen, before))  # one lost object hardly moves a mean
-    kept = keeps_adherence(seen, before) and keeps_adherence(*worst) and (seen.st_lpips_max or 0.0) <= LEAST_ALIKE
+    near = 0.0 if worst_db(seen) == math.inf else math.inf  # of what has no ST-LPIPS nobody knows
+    near = near if seen.st_lpips_max is None else seen.st_lpips_max
+    kept = keeps_adherence(seen, before) and keeps_adherence(*worst) and near <= LEAST_ALIKE
     return above(seen, goal.floor_db) and kept and (same_image(row) or not goal.exact)
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from fluxnb import families, notebooks
 from fluxnb.families import Family
-from fluxnb.measure import stats
+from fluxnb.measure import stats, telemetry
 from fluxnb.study.row import Row
 from fluxnb.technique import IDENTICAL, ROUNDING
 
@@ -72,7 +73,7 @@ def keeps_adherence(row: Row, baseline: Row) -> bool:
 
 def worst_db(row: Row) -> float | None:
     """PSNR of its worst judged image in dB: infinite where all are identical, None where it isn't known."""
-    if row.psnr_min_db is None and row.psnr_identical and row.psnr_db is None:
+    if row.psnr_min_db is None and row.psnr_db is None and (row.psnr_identical or 0) >= (row.images or 1):
         return math.inf
     return row.psnr_min_db
 
@@ -144,6 +145,18 @@ def alike(one: Row, other: Row) -> bool:
         (s[left], s[-1 - left]) for s in map(sorted, (one.samples, other.samples)) for left in [stats.left_out(len(s))]
     ]
     return overlap(*spans)
+
+
+def unlike_itself(row: Row) -> str:
+    """Why its times don't stand for what it takes for hours: heat held the clocks down, or they still changed.
+
+    A warm-up that ended by its limit says nothing by itself; that no later round was like an earlier one does.
+    """
+    if heat := sorted(set((row.telemetry or {}).get("throttle_reasons") or ()) - telemetry.POWER):
+        return f"clocks held down by {', '.join(heat)}"
+    half = (row.n or 0) // 2
+    halves = [replace(row, samples=(row.samples or [])[part]) for part in (slice(half), slice(half, None))]
+    return "" if row.stable != 0 or alike(*halves) else "not steady: its later rounds are told from its earlier ones"
 
 
 def judged(row: Row) -> bool:

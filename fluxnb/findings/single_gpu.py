@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from fluxnb.findings.caches import images_words
 from fluxnb.findings.rows import (
@@ -183,16 +184,24 @@ def few_steps_sentence(rows: list[Row], many: list[Row]) -> str:
 
 
 def batches_sentence(rows: list[Row]) -> str:
-    """Which batch makes the most images per second, beside the smallest of the same format."""
+    """Which batch makes the most images per second, and which as many within the noise, beside the smallest of it."""
     timed = [r for r in finished(rows) if r.images_per_s and r.batch]
     if not timed:
         return "no batch was timed here; the table says why."
+
+    def each(row: Row) -> Row:
+        return replace(row, samples=[s / row.batch for s in row.samples or []])
+
     best = max(timed, key=lambda r: r.images_per_s)
     least = min((r for r in timed if r.label == best.label), key=lambda r: r.batch)
     said = f"most images per second come from {best.label} {best.batch} at once, {best.images_per_s:.3g}"
+    others = [r for r in timed if r is not best and r is not least]
+    if level := [f"{r.label} {r.batch}" for r in others if alike(each(r), each(best))]:
+        said += f" (no more, beyond the noise, than from {', '.join(level)})"
     if least.batch < best.batch:
         times = best.images_per_s / least.images_per_s
-        said += f", {times:.2f} times as many as {least.batch} at once (not timed in turn)"
+        noise = ", within the noise" * alike(each(least), each(best))
+        said += f", {times:.2f} times as many as {least.batch} at once (not timed in turn{noise})"
     return f"{said}."
 
 

@@ -9,7 +9,8 @@ whatever distribution they come from with 95 % probability or more (David & Naga
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -68,21 +69,20 @@ def compared(baseline: Sequence[float], candidate: Sequence[float]) -> dict:
     return {"speedup": ratio, **ends, "baseline_p50": float(np.median(_samples(baseline)))}
 
 
-def bootstrapped(values: Sequence[float], of: Callable = np.mean, draws: int = 2000) -> tuple[float, float]:
-    """The 95 % interval of a figure of independent values, say a mean over images, by the percentile bootstrap.
+def of_mean(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean of independent values, say over images, by Student's t; below `LEAST` their range.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993. The draws are the same every time. Of fewer
-    than `LEAST` values it is their range. Raises ValueError for no value or one that isn't finite.
-
-    Args:
-        of: of an array, along `axis`.
+    The percentile bootstrap covers 86 % at six values. The quantile is an expansion about the normal one (Abramowitz
+    and Stegun, 26.7.5), within 0.003 from six values on. Raises ValueError for no value or one that isn't finite.
     """
     found = _samples(values)
-    if len(found) < LEAST:
+    if (n := len(found)) < LEAST:
         return float(found.min()), float(found.max())
-    drawn = found[np.random.default_rng(0).integers(len(found), size=(draws, len(found)))]
-    low, high = np.percentile(of(drawn, axis=1), [50 * (1 - NOMINAL), 50 * (1 + NOMINAL)])
-    return float(low), float(high)
+    z, freedom = NormalDist().inv_cdf((1 + NOMINAL) / 2), n - 1
+    t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+    t += (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    mean, half = float(found.mean()), t * float(found.std(ddof=1)) / math.sqrt(n)
+    return mean - half, mean + half
 
 
 def left_out(n: int) -> int:

@@ -88,7 +88,6 @@ class GpuParams:
     match: str = _key("words in the CUDA device name, such as H100; cpu = no CUDA device, any = whatever is there")
     count: int = _key("GPUs that one run uses", low=1, high=64)
     memory_gib: float | None = _key("memory of one GPU in GiB", low=1, high=4096)
-    price_per_hour: float | None = _key("US$ per GPU-hour, for the cost figures only", low=0, high=10000)
 
 
 @dataclass(frozen=True)

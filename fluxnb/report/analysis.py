@@ -69,7 +69,7 @@ def table(found: list[Configuration], price: dict[str, float]):
                     "configuration": c.name,
                     "model": r.model,
                     "weights": r.weights,
-                    "computed": f"{r.computed_steps:g} of {r.total_steps}" if r.computed_steps else None,
+                    "computed": f"{r.computed_steps:.3g} of {r.total_steps}" if r.computed_steps else None,
                     "GPUs": r.gpus if on_gpu else 0,
                     "p50": r.latency_p50,
                     "speedup": r.speedup,
@@ -101,7 +101,8 @@ def _today(c: Configuration) -> list[Row]:
             *stacks.advanced(28, around, 0.5, 0.5),
         )
         names = {*stacks.SHORTLIST, *(stack.name for stack in every)}
-        return [r for r in full if r.stack in names or is_baseline(r) or families.named(r.family).control]
+        known = [r for r in full if (r.stack or "").partition(", cached")[0] in names]
+        return [r for r in full if r in known or is_baseline(r) or families.named(r.family).control]
     return [r for r in rows if r.session] or rows
 
 
@@ -151,8 +152,11 @@ def scaling_sentence(frame) -> str:
         said = ", ".join(f"**{r.speedup:.2f}×** on {on} ({r.p50:.3g} s, n = {r.n})" for on, r in plain.iterrows())
         sentences.append(f"An image of one {kind} is there sooner on several, in BF16: {said}.")
         if both := [n for n in plain.index if n in quantized.index and plain.session[n] == quantized.session[n]]:
-            gains = ", ".join(f"{plain.p50[n] / quantized.p50[n]:.2f}× on {n}" for n in both)
-            sentences.append(f"Quantized, too, it is there sooner by another {gains}, in the same session.")
+            gains = {n: plain.p50[n] / quantized.p50[n] for n in both}
+            sooner = ", ".join(f"{gain:.2f}× on {n}" for n, gain in gains.items() if gain > 1)
+            later = ", ".join(f"on {n} ({gain:.2f}×)" for n, gain in gains.items() if gain <= 1)
+            how = [f"sooner by another {sooner}"] * bool(sooner) + [f"no sooner {later}"] * bool(later)
+            sentences.append(f"Quantized, too, it is there {', and '.join(how)}, in the same session.")
     return " ".join(sentences) or "No image was divided with its kernels recorded."
 
 

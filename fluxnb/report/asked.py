@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from fluxnb import families, findings, params
 from fluxnb.findings import ledger
 from fluxnb.findings.recommend import has_only
-from fluxnb.findings.rows import is_baseline, judged, same_image, worst_db
+from fluxnb.findings.rows import alike, is_baseline, judged, same_image, worst_db
 from fluxnb.report import analysis, catalogue
 from fluxnb.report.choosing import page_of
 from fluxnb.report.configurations import Configuration
@@ -88,9 +89,10 @@ def settings(c: Configuration, folder: Path) -> list[Line]:
 
 
 def _setting(c: Configuration, r: Row, folder: Path) -> Line:
-    exact = EXACT if same_image(r) else "images not judged"
+    unseen = "random weights, so nothing of images" if r.weights == "random" else "images not judged by today's rules"
     worst = worst_db(r) if judged(r) else None
-    quality = exact if worst is None else f"worst of {r.images} images {worst:.1f} dB"
+    quality = f"{r.images} images identical" if worst == math.inf else f"worst of {r.images} images {worst or 0:.1f} dB"
+    quality = (EXACT if same_image(r) else unseen) if worst is None else quality
     speed = f"{r.speedup:.2f}× ({findings.sureness(r)}), {r.latency_p50:.3g} s"
     said = f"{speed}, {quality}; `{r.model}`, {r.total_steps or r.steps} steps."
     family = families.named(r.family)
@@ -119,7 +121,8 @@ def quantized(c: Configuration, folder: Path) -> list[Line]:
     for session in [s for s in best[analysis.BF16] if s in best[analysis.FP8]]:
         plain, other = (best[series][session] for series in (analysis.BF16, analysis.FP8))
         gain, fewest = plain.latency_p50 / other.latency_p50, min(plain.n, other.n)
-        said = f"{gain:.2f}× sooner than without it: {other.latency_p50:.3g} s ({other.label}) instead of "
+        noise = " within the noise" * alike(plain, other)
+        said = f"{gain:.2f}× as fast{noise} as without it: {other.latency_p50:.3g} s ({other.label}) instead of "
         said += f"{plain.latency_p50:.3g} s ({plain.label}), n = {fewest}, in one session"
         said += "." if judged(other) else "; its images weren't judged on them."
         kind = str(other.setting(families.QUANTIZATION.name) or analysis.FP8)

@@ -82,6 +82,7 @@ def _gpu(name: str, c: Configuration | None, root: Path, folder: Path) -> dict:
         "options": shown,
         "chart": chart(shown, name),
         "slower": sum(o["beyond"] for o in shown),
+        "sessions": "" if c is None else sessions(shown),
         "switches": [] if c is None else switches(c, folder),
     }
 
@@ -193,6 +194,15 @@ def _options(c: Configuration, folder: Path) -> list[dict]:
     return [_option(c, choice, i, folder) for i, choice in enumerate(found, 1)]
 
 
+def sessions(shown: list[dict]) -> str:
+    """That options are of several sessions, and how long the plain pipeline took in these; "" of one."""
+    plain = {o["session"]: o["plain_s"] for o in shown}
+    if len(plain) < 2:
+        return ""
+    took = " to ".join(dict.fromkeys(f"{s:.3g}" for s in (min(plain.values()), max(plain.values()))))
+    return f"Of {len(plain)} sessions, in which the plain pipeline took {took} s: nearer than that nothing is ranked."
+
+
 def _option(c: Configuration, choice: Choice, i: int, folder: Path) -> dict:
     row, steps = choice.row, choice.row.steps
     parts = recipes.code(choice.stack.techniques) if choice.stack is not None else None
@@ -204,6 +214,8 @@ def _option(c: Configuration, choice: Choice, i: int, folder: Path) -> dict:
         "id": f"{c.name}-{row.id}",
         "label": row.label,
         "seconds": row.latency_p50,
+        "session": row.session,
+        "plain_s": choice.base.latency_p50,
         "worst": worst,
         "said": f"{row.latency_p50:.3g} s, {_words(choice)}, n = {row.n}",
         "colour": families.named(row.family).colour,
@@ -271,9 +283,9 @@ def chart(shown: list[dict], name: str) -> str:
 
 
 def switches(c: Configuration, folder: Path) -> list[dict]:
-    """The fastest setting of each family by itself that keeps the balanced floor, sorted by what it gains.
+    """The fastest setting of each family by itself that keeps the balanced floor, by the lower end of its interval.
 
-    Of full size where its images were judged or can't differ, else of the trained model.
+    Of full size where its images were judged or can't differ, else of the trained model; sorted by what they gain.
     """
     rows = [r for r in findings.finished(latest(c.ok)) if _by_itself(r) and not takes_few(r.model)]
     bases = {r.id: r for r in rows if is_baseline(r)}
@@ -286,8 +298,9 @@ def switches(c: Configuration, folder: Path) -> list[dict]:
         noise = base is not None and within_noise(row, base, base)
         if not noise and row.speedup <= 1:
             continue
-        if row.family not in best or (full, row.speedup) > best[row.family][0]:
-            best[row.family] = (full, row.speedup), row, noise
+        rank = full, (findings.ends(row) or (0.0,))[0], row.speedup
+        if row.family not in best or rank > best[row.family][0]:
+            best[row.family] = rank, row, noise
     found = []
     for _, row, noise in sorted(best.values(), key=lambda one: -one[1].speedup)[:MOST]:
         worst = "same image, up to rounding" if same_image(row) else f"worst {findings.worst_db(row):.1f} dB"

@@ -72,7 +72,7 @@ def line(page: Page) -> dict:
         "href": page.href if page.status in WITH_PAGE else None,
         "status": page.status,
         "status_text": STATUS[page.status] + ", by an earlier edition" * page.earlier,
-        "finding": page.finding,
+        "finding": "" if page.earlier else page.finding,  # whose rules weren't today's
         "time": duration(seconds) if seconds is not None else "–",
         "rows": page.rows or "–",
         "date": ((page.measured or {}).get("to") or page.state.get("finished") or "")[:10] or "–",

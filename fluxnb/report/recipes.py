@@ -44,7 +44,7 @@ def _by_goal(c: Configuration, few: bool) -> dict:
 def recipe(c: Configuration, choice: Choice) -> dict:
     """Of a choice that isn't the baseline all that `recipes.Recipe` has besides its name."""
     row, seen, model = choice.row, choice.seen, pipelines.describe(choice.row.model)
-    other = f", judged on `{seen.model}`, a stand-in" if seen is not None and seen.model != row.model else ""
+    other = ", a stand-in" if seen is not None and seen.model != row.model else ""
     return {
         "goal": choice.goal.text,
         "stack": choice.stack.name,

@@ -136,7 +136,7 @@ def equal_steps(rows: list[Row], counts: Sequence[int]) -> None:
         sentences(
             "Mean and worst image by computed steps: of PSNR higher is nearer to the uncached image, of ST-LPIPS lower",
             about(own),
-            "Whiskers: 95 % intervals over images, by the bootstrap",
+            "Whiskers: 95 % intervals of the mean over images, by Student's t",
             "Of libraries, of published methods and of those new here the three that are nearest are drawn, and the "
             "controls, dashed; the table has all",
         ),

@@ -26,9 +26,9 @@ def know(s) -> None:
 
 
 def enough(subject: Subject, steps: int, images: int = IMAGES) -> Subject:
-    """The subject with so many prompts, or as many more as a fit needs: those that are shown come last."""
-    every = replace(subject, prompts=tuple(dict.fromkeys((*subject.prompts, *subject.shown))))
-    return every.part(max(images, math.ceil((teacache.DEGREE + 1) / max(1, steps - 1))))
+    """The subject with so many prompts, or as many more as a fit needs, which judge nothing."""
+    count = max(images, math.ceil((teacache.DEGREE + 1) / max(1, steps - 1)))
+    return replace(subject, prompts=scenes.planning(count), seeds=subject.seeds[:1])
 
 
 def polynomial(s, name: str) -> tuple[float, ...]:
