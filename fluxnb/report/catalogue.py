@@ -152,7 +152,7 @@ def place(word: str) -> str:
 
 def page() -> dict:
     """The glossary as a page: the values of blocks.html.j2."""
-    every = {}  # of two words with one place the first
+    every: dict[str, tuple[str, str]] = {}  # of two words with one place the first
     for word, said in (terms.EVERY | glossary()).items():
         every.setdefault(place(word), (word, said))
     lines = [
