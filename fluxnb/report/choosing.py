@@ -211,6 +211,7 @@ def _option(c: Configuration, choice: Choice, i: int, folder: Path) -> dict:
         "said": f"{row.latency_p50:.3g} s, {_words(choice)}, n = {row.n}{f': {few}' * bool(few)}",
         "colour": families.named(row.family).colour,
         "control": families.named(row.family).control,
+        "few": bool(few),
         "beyond": row.latency_p50 > SLOWER * choice.base.latency_p50,
         "code": alone if parts is None else "\n".join(filter(None, [parts, asked])),
         "page": page_of(c, row, folder),
@@ -260,8 +261,9 @@ def chart(shown: list[dict], name: str) -> str:
             x, y = true[0] + 1.2 * i * math.cos(0.7 * i), true[1] + 1.2 * i * math.sin(0.7 * i)
         placed.append((x, y))
         said, dashed = html.inline(f"{o['label']}: {o['said']}"), ' stroke-dasharray="3 2"' * o["control"]
+        few = ' class="few"' * bool(o.get("few"))
         lines.append(
-            f'<a href="#{o["id"]}" data-option="{o["id"]}" aria-label="{said}"><title>{said}</title>'
+            f'<a href="#{o["id"]}" data-option="{o["id"]}"{few} aria-label="{said}"><title>{said}</title>'
             f'<line class="to" x1="{true[0]:.1f}" y1="{true[1]:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" stroke="{o["colour"]}"{dashed}/>'
             f'<text x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle">{o["number"]}</text></a>'
