@@ -68,7 +68,7 @@ def _rest(rows: list[Row], stem: str, used: set[str]) -> str:
     worst = Column("worst PSNR", lambda r: r.psnr_min_db if judged(r) else None, "dB")
     frame = table(left, (Column("model", "model"), Column("of", "use_case"), P50, *SPEEDUP, COMPUTED, worst))
     many = f"{len(left)} row{'s' if len(left) > 1 else ''} of this report that no table above has"
-    shown = table_html(frame, f"{many}.", frame.attrs["formats"], frame.attrs["units"])
+    shown = table_html(frame, "What was measured of each.", frame.attrs["formats"], frame.attrs["units"])
     return f'<details class="fx-rest"><summary>{many[:1].upper()}{many[1:]}</summary>{shown}</details>\n'
 
 
