@@ -305,7 +305,8 @@ def test_a_notebook_that_is_run_and_saved_in_make_explore_stays_as_it_was(clone)
 
     path, git = clone
     before = path.read_bytes()
-    manager = LargeFileManager(root_dir=str(path.parents[1]), pre_save_hook=f"{saving.__name__}.before_saving")
+    hook = f"{saving.__name__}.{saving.before_saving.__name__}"
+    manager = LargeFileManager(root_dir=str(path.parents[1]), pre_save_hook=hook)
     run_by_hand(path)
     ran = json.dumps(manager.get("notebooks/02_attention.ipynb")["content"])
     for name, kept in (("notebooks/02_attention.ipynb", False), ("mine.ipynb", True)):
@@ -313,6 +314,9 @@ def test_a_notebook_that_is_run_and_saved_in_make_explore_stays_as_it_was(clone)
         saved = (path.parents[1] / name).read_text()
         assert ("done" in saved) == ("ipykernel" in saved) == kept
     assert path.read_bytes() == before and git("status", "--short", str(path)) == ""
+    within = LargeFileManager(root_dir=str(path.parent), pre_save_hook=hook)  # as where a notebook's path is given
+    within.save({"type": "notebook", "format": "json", "content": json.loads(ran)}, path.name)
+    assert path.read_bytes() == before
 
 
 def test_outside_a_clone_nothing_is_set_up(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ ONLY=…` makes a page to keep.
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from pathlib import Path
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -15,9 +15,10 @@ METADATA = {
 FOLDER, KEPT = "notebooks", ("tags",)
 
 
-def before_saving(model: dict, path: str = "", **_) -> None:
+def before_saving(model: dict, path: str, contents_manager) -> None:
     """Jupyter's pre_save_hook: takes outputs, counts and what Jupyter notes out of a notebook that is saved."""
-    if model["type"] != "notebook" or not model.get("content") or PurePosixPath(path).parent.name != FOLDER:
+    folder = Path(contents_manager.root_dir, path.strip("/")).parent.name  # the server's root may be that folder itself
+    if model["type"] != "notebook" or not model.get("content") or folder != FOLDER:
         return
     model["content"]["metadata"] = METADATA
     for cell in model["content"]["cells"]:
