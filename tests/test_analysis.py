@@ -111,7 +111,8 @@ def test_one_image_on_more_and_more_gpus(tmp_path):
     assert priced["per 1,000 images"][0] == pytest.approx(1000 * 2.0 * 2 / 3600 * 3.6)  # of both GPUs
     assert analysis.scaling_sentence(frame.reset_index()) == (
         "An image of one h200 is there sooner on several, in BF16: **1.80×** on 2 (2 s, n = 3). "
-        "Quantized, too, it is there sooner by another 1.33× on 2, in the same session."
+        "Quantized, too, it is there sooner by another 1.33× on 2, in the same session. "
+        "Of fewer than 10 rounds (n) that is no result yet."
     )
     slower = frame.reset_index().assign(p50=[2.0, 2.5, 0.9, 3.0])
     assert analysis.scaling_sentence(slower).endswith("Quantized, too, it is there no sooner on 2 (0.80×), in the same "

@@ -159,7 +159,11 @@ def quantized(kind, speedup, **changed):
         "exact": "another image",
     }
     settings = {"dtype": "float32", "inputs": "a", "compile": "blocks", **own}
-    return fast(speedup, 0.05, **about | {"settings": settings, "computed_steps": 28.0, "id": kind} | {"st_lpips_max": 0.01} | changed)
+    return fast(
+        speedup,
+        0.05,
+        **about | {"settings": settings, "computed_steps": 28.0, "id": kind} | {"st_lpips_max": 0.01} | changed,
+    )
 
 
 def test_the_best_quantization_reaches_the_floor_and_within_the_noise_is_the_simplest():

@@ -1,8 +1,11 @@
 """pyproject.toml, requirements.lock and environment.yml agree, and the set-up script does what it says."""
 
 import ast
+import importlib.util
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -243,6 +246,83 @@ def test_changed_lock_updates_the_environment(project):
     assert _setup.main([]) == 0
     assert ran[0][-2:] == ["-r", str(folder / ".venv/uv.txt")] and (folder / ".venv/uv.txt").read_text() == "uv==2.0\n"
     assert not any("venv" in command for command in ran)
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """A clone with one notebook, and git in it."""
+
+    def git(*arguments):
+        done = subprocess.run(["git", "-C", str(tmp_path), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    (tmp_path / "notebooks").mkdir()
+    for name in (".gitattributes", "notebooks/02_attention.ipynb"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    git("init", "-q")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b.invalid", "commit", "-qm", "a")
+    monkeypatch.setattr(_setup, "ROOT", str(tmp_path))
+    return tmp_path / "notebooks/02_attention.ipynb", git
+
+
+def run_by_hand(path):
+    """The notebook as JupyterLab saves it after Run All."""
+    import nbformat
+
+    notebook = nbformat.read(path, 4)
+    notebook.metadata.kernelspec.display_name = "Python 3 (ipykernel)"
+    notebook.metadata.language_info |= {name: "a" for name in _setup.OF_JUPYTER.split()}
+    for i, cell in enumerate(c for c in notebook.cells if c.cell_type == "code"):
+        cell.execution_count = i
+        cell.outputs = [nbformat.v4.new_output("stream", text="done")]
+        cell.metadata["execution"] = {"iopub.execute_input": "2026-11-25T00:00:00Z"}
+    nbformat.write(notebook, path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nbstripout") is None, reason="needs nbstripout")
+def test_a_notebook_run_by_hand_is_no_change_to_git(clone, monkeypatch):
+    path, git = clone
+    run_by_hand(path)
+    assert git("status", "--short") == "M notebooks/02_attention.ipynb"
+    _setup.clean_notebooks(sys.executable)
+    assert git("diff") == ""  # of a file of another length `status` looks no further until it is added
+    git("add", "--update")
+    assert git("status", "--short") == ""
+    path.write_text(path.read_text().replace("import ", "import os, ", 1))
+    assert git("status", "--short") == "M notebooks/02_attention.ipynb"
+    assert "+" in git("diff") and "done" not in git("diff") and "ipykernel" not in git("diff")
+    git("config", "filter.nbstripout.clean", "nbstripout")  # of the user's own
+    _setup.clean_notebooks(sys.executable)
+    assert git("config", "filter.nbstripout.clean") == "nbstripout"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jupyterlab") is None, reason="needs JupyterLab")
+def test_a_notebook_that_is_run_and_saved_in_make_explore_stays_as_it_was(clone):
+    from jupyter_server.services.contents.largefilemanager import LargeFileManager
+
+    from fluxnb.report import saving
+
+    path, git = clone
+    before = path.read_bytes()
+    hook = f"{saving.__name__}.{saving.before_saving.__name__}"
+    manager = LargeFileManager(root_dir=str(path.parents[1]), pre_save_hook=hook)
+    run_by_hand(path)
+    ran = json.dumps(manager.get("notebooks/02_attention.ipynb")["content"])
+    for name, kept in (("notebooks/02_attention.ipynb", False), ("mine.ipynb", True)):
+        manager.save({"type": "notebook", "format": "json", "content": json.loads(ran)}, name)
+        saved = (path.parents[1] / name).read_text()
+        assert ("done" in saved) == ("ipykernel" in saved) == kept
+    assert path.read_bytes() == before and git("status", "--short", str(path)) == ""
+    within = LargeFileManager(root_dir=str(path.parent), pre_save_hook=hook)  # as where a notebook's path is given
+    within.save({"type": "notebook", "format": "json", "content": json.loads(ran)}, path.name)
+    assert path.read_bytes() == before
+
+
+def test_outside_a_clone_nothing_is_set_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(_setup, "ROOT", str(tmp_path))
+    monkeypatch.setattr(_setup.subprocess, "run", None)
+    _setup.clean_notebooks(sys.executable)
 
 
 def test_interrupted_environment_does_not_count(project):

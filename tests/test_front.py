@@ -105,6 +105,16 @@ def test_switches_are_sorted_by_what_they_gain_and_ruined_images_are_none():
     assert [s["times"] for s in shown] == ["1.90×", "1.60×"] and not any(s["noise"] for s in shown)
     within = replace(rows[1], id="w", speedup=1.02, speedup_ci_low=0.95, speedup_ci_high=1.08)
     assert [s["noise"] for s in choosing.switches(configuration("cpu", [base, within]), REPORTS)] == [True]
+    few = replace(rows[3], n=3, speedup=2.4)  # of three rounds nothing leads, however fast
+    enough = replace(rows[1], n=10)
+    shown = choosing.switches(configuration("cpu", [base, enough, few]), REPORTS)
+    assert [(s["times"], s["few"]) for s in shown] == [("1.60×", False), ("2.40×", True)]
+    better = replace(few, id="more", label="every 3rd", n=10, speedup=1.3, settings={"every": 3})
+    shown = choosing.switches(configuration("cpu", [base, few, better]), REPORTS)
+    assert [(s["label"], s["few"]) for s in shown] == [("every 3rd", False)]  # nor stands for its family
+    page = front.site(ROOT, REPORTS, [configuration("h200", [base, enough, few])])
+    text = render_template("front.html.j2", "index.html", [], **page)
+    assert text.index("1.60×") < text.index("timed in fewer than 10 rounds") < text.index("2.40×")
 
 
 def explorer(folder, rows):
@@ -185,8 +195,31 @@ def test_what_is_asked_is_answered_from_rows():
     goal = next(line for line in lines if line.subject == "H200, near-lossless (35 dB)")
     assert "→" in goal.said and goal.href == "#h200-near-lossless"
     assert any(line.kind == "how" and "MODEL=" in line.said for line in lines)
+    for word in ("ST-LPIPS", "ꟻLIP", "gate", "predictor", "adherence", "session", "undecided", "First Block Cache"):
+        assert any(line.subject == word and line.href.startswith("glossary.html") for line in lines), word
     (question, first), *_ = asked.examples(lines)
     assert question.startswith("What for H200") and first.kind == "goal"
+
+
+def test_what_too_few_rounds_are_behind_says_so_first_and_stands_last(tmp_path):
+    both = [cached(0.1, 1.6, 40, 14, n=3, id="0" * 10), cached(0.2, 1.5, 40, 12, n=10, id="1" * 10)]
+    c = replace(configuration("cpu", [row(), *both]), folder=tmp_path)
+    (tmp_path / f"{both[0].notebook}.html").write_text("a page")
+    few, enough = asked.settings(c, tmp_path)
+    assert few.said.startswith("No result yet, n = 3 of 10 rounds: 1.60×") and not few.settled
+    assert enough.said.startswith("1.50× (") and enough.settled
+    ordered = [line.settled for line in asked.lines([c], choosing.gpus([c], ROOT, tmp_path), [], tmp_path)]
+    assert ordered == sorted(ordered, reverse=True) and not all(ordered)
+
+
+def test_a_row_s_address_is_its_line_where_a_table_has_it_else_its_page(tmp_path):
+    c = replace(configuration("cpu", [row(id="0123456789"), row(id="abcdef0123")]), folder=tmp_path)
+    one, other = c.rows
+    assert choosing.page_of(c, one, tmp_path) is None
+    page = tmp_path / f"{one.notebook}.html"
+    page.write_text(f'<tr id="row-{one.id}" class="fx-noise"><td>a</td></tr>')
+    assert choosing.page_of(c, one, tmp_path) == f"{page.name}#row-{one.id}"
+    assert choosing.page_of(c, other, tmp_path) == page.name
 
 
 @pytest.mark.parametrize("rows", [[], [row()], [row(label=None, speedup=None, latency_p50=None, n=None, images=None)]])

@@ -50,6 +50,19 @@ def test_every_published_technique_has_a_claim_and_every_claim_a_verdict():
     assert {f.family for f in table if f.settings} - {""} <= {f.name for f in families.ALL}
 
 
+def test_a_claim_s_address_is_its_own_whatever_else_is_claimed(monkeypatch):
+    ids = [c.id for c in published.claims()]
+    assert len(set(ids)) == len(ids)
+    every = published.table()
+    repeated = {f.repeats.split(" | ")[0] for f in every}
+    gone = next(f.source for f in every if f.source not in repeated)
+    monkeypatch.setattr(published, "table", lambda: tuple(f for f in every if f.source != gone))
+    published.claims.cache_clear()
+    fewer = {c.id for c in published.claims()}
+    published.claims.cache_clear()
+    assert 0 < len(fewer) < len(ids) and fewer <= set(ids)
+
+
 def test_a_claim_is_a_ratio_over_its_own_baseline():
     assert claim_of("FBCache (0.2)", gpu="H100 80GB").low == pytest.approx(7.18 / 2.57)
     assert claim_of("FBCache (0.2)", gpu="A6000").low == pytest.approx(20.58 / 5.25)

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import json
 import math
 import re
 import shutil
@@ -296,6 +297,23 @@ def test_the_ledger_filters_and_sorts(committed):
     assert some[0] < start[0] and 0 < found[0] < some[0]
 
 
+ASKED = {  # a question -> how its first answer begins
+    "what for an H100, lossless?": "H100, lossless",
+    "what does FBCache 0.12 cost?": "FBCache 0.12 on ",
+    "does TeaCache's 1.3× hold?": "TeaCache: ≥ 1.30×: ",
+    "how do I run it on my weights?": "On your own weights",
+    "is FP8 worth it on two GPUs?": "torchao fp8 row on 2 GPUs",
+    "what is ST-LPIPS": "ST-LPIPS: ",
+    "what is a gate": "gate: ",
+    "what are predictors?": "predictor: ",
+    "ꟻLIP": "ꟻLIP: ",
+    "what is First Block Cache": "First Block Cache: ",
+    "modulation ahead": "modulation ahead: ",
+    "schnell": "embedded-schnell: ",
+    "LoRA": "LoRA: ",
+}
+
+
 @in_a_browser
 def test_the_front_page_fits_answers_in_place_and_asks_nobody(committed):
     page, seen = committed / "reports/index.html", {}
@@ -314,8 +332,10 @@ def test_the_front_page_fits_answers_in_place_and_asks_nobody(committed):
         second = await tab.value(shown)
         await tab.value("document.querySelector('#cpu .option + details a[data-option]').click()")
         option = await tab.value("document.querySelectorAll('#cpu .option.chosen pre').length")
-        await tab.value("document.getElementById('ask').value = 'how do I run it on my weights?'; search()")
-        found = await tab.value("document.getElementById('found').firstElementChild.textContent")
+        found = []
+        for asked in ASKED:
+            await tab.value(f"document.getElementById('ask').value = {json.dumps(asked)}; search()")
+            found.append(await tab.value("document.getElementById('found').firstElementChild?.textContent ?? ''"))
         await tab.call("Emulation.setScriptExecutionDisabled", value=True)
         await tab.open(page.as_uri())
         return first, second, option, found, await tab.value("document.querySelector('.goal.first').offsetHeight")
@@ -324,7 +344,51 @@ def test_the_front_page_fits_answers_in_place_and_asks_nobody(committed):
     assert all(over == 0 for over, _ in seen.values()), seen
     assert seen[1440][1] <= 3 and seen[390][1] <= 5, seen
     assert len(first) == 1 and second == ["cpu-balanced"] and option == 1
-    assert found.strip().startswith("On your own weights")
+    for (asked, begins), answer in zip(ASKED.items(), found, strict=True):
+        assert answer.strip().startswith(begins), (asked, answer[:80])
+
+
+AT_A_ROW = """(() => {
+  const row = document.querySelector(":target"), other = row && [...row.parentElement.rows].find((r) => r !== row);
+  const { top, bottom } = row?.getBoundingClientRect() ?? {};
+  const ground = (r) => getComputedStyle(r.cells[r.cells.length - 1]).backgroundColor;
+  return row && [top >= 0 && bottom <= innerHeight && row.checkVisibility(), ground(row) !== ground(other)];
+})()"""
+
+
+@in_a_browser
+def test_what_leads_to_a_row_scrolls_to_its_line_and_marks_it(committed):
+    """From the front page's answer, its switches, what was asked and the ledger; also into a part that is closed."""
+    reports, asked = committed / "reports", "what does FBCache 0.12 cost?"
+    starts = [
+        ("index.html", ".goal.first .quiet a"),
+        ("index.html", ".switches a"),
+        ("index.html", "#found a"),
+        ("index.html", '#every a[href*="07_combined_cache"]'),
+        ("ledger.html", "#ledger a"),
+    ]
+
+    async def steps(tab):
+        seen = []
+        await tab.call("Emulation.setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+        for start, within in starts:
+            await tab.open((reports / start).as_uri())
+            if within.startswith("#found"):
+                await tab.value(f"document.getElementById('ask').value = '{asked}'; search()")
+            selector = json.dumps(within + '[href*="#row-"]')
+            links = await tab.value(f"[...document.querySelectorAll({selector})].map((a) => a.href)")
+            assert links, within
+            for link in links[:2]:
+                await tab.open("about:blank")
+                await tab.open(link)
+                await asyncio.sleep(0.2)
+                seen.append((link, await tab.value(AT_A_ROW)))
+        await tab.open((reports / "ledger.html").as_uri())
+        await tab.value("document.querySelectorAll('#ledger .here')[40].click()")  # a line of the same page
+        await asyncio.sleep(0.2)
+        return [*seen, ("a claim", await tab.value(AT_A_ROW))]
+
+    assert [link for link, found in drive(steps) if found != [True, True]] == []
 
 
 # --- every page ---

@@ -21,7 +21,7 @@ from fluxnb.errors import LacksMemory, UserError
 from fluxnb.measure import ceilings, load, ranks, telemetry
 from fluxnb.models import embedded, full_size, pipelines
 from fluxnb.stacks import Stack
-from fluxnb.study import inferences, kept, soak, subject
+from fluxnb.study import by_hand, inferences, kept, soak, subject
 from fluxnb.study.candidate import Candidate
 from fluxnb.study.comparison import failure
 from fluxnb.study.pool import _Held
@@ -762,6 +762,39 @@ def test_progress_counts_every_row_once_and_ends_with_all_done(begin, made, tmp_
         assert lines[-1]["notebook"] == notebooks.FIRST_BLOCK
         assert [(line["done"], line["found"]) for line in lines] == done
         assert {line["total"] for line in lines} == {4}
+
+
+def test_a_notebook_run_by_hand_shows_how_far_it_is_in_one_line_of_its_cell(begin, monkeypatch):
+    import IPython.display
+
+    class Handle:
+        update = staticmethod(lambda data, raw: said.append(data["text/plain"]))
+
+    def display(data, raw, display_id):
+        begun.append(data["text/plain"])
+        return Handle
+
+    class Shell:
+        kernel, execution_count = object(), 3
+
+    said, begun = [], []
+    monkeypatch.setattr(IPython.display, "display", display)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: Shell)
+    monkeypatch.setattr(by_hand, "EVERY_S", 0.0)
+    monkeypatch.delenv(by_hand.PROGRESS, raising=False)
+    s, subject = begin()
+    s.compare(subject, study.plain(STEPS), [study.fewer_steps(1)])
+    assert len(begun) == 1 and begun[0].startswith("0 of 2 rows")  # before anything is loaded
+    for words in ("warming up", f"timing {study.fewer_steps(1).meaning['label']}, round 1 of", "judging"):
+        assert any(words in line for line in said), words
+    assert said[-1].startswith("2 of 2 rows")
+    Shell.execution_count = 4
+    s.compare(subject, study.plain(STEPS), [study.fewer_steps(1)])
+    assert len(begun) == 2 and begun[1].startswith("4 of 4 rows, 2 of them from before")
+    monkeypatch.setenv(by_hand.PROGRESS, "/dev/null")
+    Shell.execution_count = 5
+    s.compare(subject, study.plain(STEPS), [study.fewer_steps(1)])
+    assert len(begun) == 2  # a run tells its console
 
 
 # --- opening ------------------------------------------------------------------------------------------------

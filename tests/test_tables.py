@@ -62,6 +62,21 @@ def test_words_stand_beneath_their_rows_only_where_there_are_many_columns():
     assert f"<b>remark</b> {words}</span>" in dress(f"<body>{table_html(many, 'Many.')}</body>")
 
 
+def test_rows_that_no_table_of_their_page_has_get_one_at_its_end(rows):
+    own = [replace(r, notebook="05_x", settings={"x": i}) for i, r in enumerate(rows)]
+    (other,) = [replace(rows[0], id="f" * 10, notebook="06_y")]
+    text = page(own[:2]).replace("</main>", "<p>last</p></main>")
+    once = dress(text, [*own, other], "make report", "05_x")
+    for i in IDS:
+        assert once.count(f'<tr id="row-{i}"') == 1
+    assert other.id not in once and "2 rows of this report that no table above has" in once
+    rest = once[once.index('<details class="fx-rest">') :]
+    assert once.index("<p>last</p>") < once.index(rest) and rest.index("</details>") < rest.index("</main>")
+    assert "12 GiB &lt;8&gt;" in rest
+    assert dress(once, [*own, other], "make report", "05_x") == once
+    assert "fx-rest" not in dress(once, [*own[:2], other], "make report", "05_x").partition("<script")[0]
+
+
 def test_nothing_is_said_of_the_noise_of_what_has_no_interval(rows):
     unsure = [replace(r, speedup_ci_low=None, speedup_ci_high=None) for r in rows]
     assert "fx-noise" not in dress(page(unsure), unsure).partition("<script")[0]

@@ -10,6 +10,7 @@ source leaves open and decides; `flag` is what is wrong with it, where that isn'
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -76,6 +77,12 @@ class Claim(Figure):
     low: float | None
     high: float | None
     copies: tuple[str, ...] = ()  # where the same claim stands again
+
+    @property
+    def id(self) -> str:
+        """Permanent: of what is claimed, by whom and of what; other claims may come and go."""
+        what = (self.source, self.kind, self.metric, self.technique, self.over, self.settings, self.setting, self.text)
+        return f"claim-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:8]}"
 
     @property
     def setting(self) -> str:

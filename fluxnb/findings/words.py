@@ -31,6 +31,11 @@ def sureness(row: Row) -> str:
     return f"{kind} [{found[0]:.2f}, {found[1]:.2f}]" + (f", {n}" if row.n >= stats.LEAST else "")
 
 
+def unsettled(row: Row) -> str:
+    """That too few rounds are behind a row for a headline, in a few words; "" where there are enough."""
+    return "" if (row.n or 0) >= stats.HEADLINE else f"no result yet, n = {row.n or 0} of {stats.HEADLINE} rounds"
+
+
 def whiskers(rows: Iterable[Row]) -> str:
     """What the ends of the rows' speedups are: intervals, or of few rounds their range; "" where no row has any."""
     known = [r.n for r in rows if r.speedup is not None and ends(r)]

@@ -26,6 +26,7 @@ SAID = (  # of what stands at a stack's speedup
     "computes are prescribed there, not decided by looking at an image"
 )
 WHISKERS = f"Whiskers: the speedup's interval, or of fewer than {stats.LEAST} rounds their range, where it is known"
+FEW = f" Where n stands, there are too few rounds for a result, which takes {stats.HEADLINE}."
 SERIES = {  # of one image on several GPUs -> its stacks
     BF16: stacks.recorded(quantized=False),
     FP8: stacks.recorded(quantized=True),
@@ -157,6 +158,8 @@ def scaling_sentence(frame) -> str:
             later = ", ".join(f"on {n} ({gain:.2f}×)" for n, gain in gains.items() if gain <= 1)
             how = [f"sooner by another {sooner}"] * bool(sooner) + [f"no sooner {later}"] * bool(later)
             sentences.append(f"Quantized, too, it is there {', and '.join(how)}, in the same session.")
+    if sentences and (frame.n < stats.HEADLINE).any():
+        sentences.append(f"Of fewer than {stats.HEADLINE} rounds (n) that is no result yet.")
     return " ".join(sentences) or "No image was divided with its kernels recorded."
 
 
@@ -170,7 +173,7 @@ def _scaling_blocks(found: list[Configuration], folder: Path, price: dict) -> tu
     write_atomic(folder / SUMMARIES / "scaling.csv", frame.to_csv(index=False, lineterminator="\n"))
     blocks = [
         "<h2>One image on several GPUs</h2>",
-        html.callout_html(scaling_sentence(frame)),
+        html.callout_html(scaling_sentence(frame), "result" if (frame.n >= stats.HEADLINE).all() else "note"),
         html.figure_html(
             figure,
             alt=f"Speedups of one divided image: {said}.",
@@ -211,12 +214,15 @@ def _summaries(found: list[Configuration], frame, folder: Path) -> list[Path]:
 def _panel(part: str, rows) -> tuple:
     """(chart, alt text, caption) of one configuration: phases in their order, single settings the fastest first."""
     rows = rows if part == CUMULATIVE else rows.sort_values("speedup", ascending=False, kind="stable")
+    rows = rows.drop_duplicates("technique")  # of two sessions' baselines one
+    names = [f"{r.technique} (n = {r.n})" if r.n < stats.HEADLINE else r.technique for r in rows.itertuples()]
     low, high = (rows[end].astype(float).fillna(rows.speedup) for end in ("low", "high"))
     errors = [list((rows.speedup - low).clip(0)), list((high - rows.speedup).clip(0))]
     model, said = rows.model.iloc[0], "; ".join(f"{r.technique} {r.speedup:.2f}×" for r in rows.itertuples())
     what = "Each bar has all that stands above it" if part == CUMULATIVE else "Each bar by itself, the fastest first"
-    figure = charts.bars(list(rows.technique), list(rows.speedup), "Speedup over the plain baseline", None, errors)
-    return figure, f"Speedups of {model}, {part}: {said}.", f"{what}: `{model}`, {SAID}. {WHISKERS}."
+    figure = charts.bars(names, list(rows.speedup), "Speedup over the plain baseline", None, errors)
+    few = FEW * bool((rows.n < stats.HEADLINE).any())
+    return figure, f"Speedups of {model}, {part}: {said}.", f"{what}: `{model}`, {SAID}. {WHISKERS}.{few}"
 
 
 def write(root: Path, given: list[str]) -> list[Path]:

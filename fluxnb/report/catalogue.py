@@ -17,7 +17,7 @@ from fluxnb import cache, families, stacks
 from fluxnb import techniques as switched
 from fluxnb.cache import gates, para_attn, planning, predictors
 from fluxnb.families import Family
-from fluxnb.report import html, write_atomic
+from fluxnb.report import html, terms, write_atomic
 from fluxnb.technique import ANOTHER, EXACT_TERMS, EXACTNESS
 from fluxnb.techniques import libraries
 
@@ -145,10 +145,21 @@ def glossary_markdown() -> str:
     return "\n".join(f"- **{word}**: {said}" for word, said in glossary().items())
 
 
+def place(word: str) -> str:
+    """Where a word stands on the glossary's page."""
+    return "word-" + (re.sub(r"\W+", "-", word.lower()).strip("-") or "none")
+
+
 def page() -> dict:
     """The glossary as a page: the values of blocks.html.j2."""
-    terms = "".join(f"<dt>{html.inline(word)}</dt><dd>{html.inline(said)}.</dd>" for word, said in glossary().items())
-    return {"title": "Glossary", "blocks": [f"<dl>{terms}</dl>"]}
+    every: dict[str, tuple[str, str]] = {}  # of two words with one place the first
+    for word, said in (terms.EVERY | glossary()).items():
+        every.setdefault(place(word), (word, said))
+    lines = [
+        f'<dt id="{at}">{html.inline(word)}</dt><dd>{html.inline(said)}.</dd>'
+        for at, (word, said) in sorted(every.items(), key=lambda one: one[1][0].lower())
+    ]
+    return {"title": "Glossary", "blocks": [f'<dl class="glossary">{"".join(lines)}</dl>']}
 
 
 def write(root: Path) -> bool:

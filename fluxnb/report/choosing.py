@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from fluxnb import families, findings, notebooks, params, recipes, stacks
@@ -14,6 +16,8 @@ from fluxnb.findings.caches import LEVELS
 from fluxnb.findings.ledger import latest
 from fluxnb.findings.recommend import GOALS, STAND_IN, Choice, Goal, options, quality_words
 from fluxnb.findings.rows import is_baseline, peak_gib, same_image, within_noise, worst_db
+from fluxnb.findings.words import unsettled
+from fluxnb.measure import stats
 from fluxnb.report import html, machine_of
 from fluxnb.report.choices import named, soonest, takes_few
 from fluxnb.report.configurations import SMOKE, Configuration
@@ -57,7 +61,7 @@ def _gpu(name: str, c: Configuration | None, root: Path, folder: Path) -> dict:
         if choice is not None:
             panel = _panel(c, choice, kept, folder)
         elif row is not None:
-            panel = _divided(c, row)
+            panel = _divided(c, row, folder)
         else:
             panel = {"missing": missing(name, goal, c, folder), "command": f"make report GPU={name}"}
         short = (
@@ -124,13 +128,12 @@ def _panel(c: Configuration, choice: Choice, kept: list[Pair], folder: Path) -> 
         "pair": None if shown is None else shown[0],
         "own": shown is not None and shown[1],
         "seen": None if choice.seen is None else _words(choice),
-        "rows": list(dict.fromkeys(r.id for r in (row, base, choice.seen) if r is not None)),
-        "page": page_of(c, row, folder),
+        "rows": {r.id: page_of(c, r, folder) for r in (row, base, choice.seen) if r is not None},
         "codes": [] if nothing else codes(c, choice),
     }
 
 
-def _divided(c: Configuration, row: Row) -> dict:
+def _divided(c: Configuration, row: Row, folder: Path) -> dict:
     """Of one image over several GPUs: no recipe of a single call, so the command that runs it."""
     return {
         "label": row.label,
@@ -142,7 +145,7 @@ def _divided(c: Configuration, row: Row) -> dict:
         "worst": None,
         "quality": "the same image up to the order of operations" if same_image(row) else "not judged",
         "weights": html.inline(_of(row)),
-        "pair": None, "own": False, "seen": None, "rows": [row.id], "page": None,
+        "pair": None, "own": False, "seen": None, "rows": {row.id: page_of(c, row, folder)},
         "codes": [("Command", f"make report GPU={c.name}\npython -m fluxnb rows {row.id}")],
     }  # fmt: skip
 
@@ -208,7 +211,7 @@ def _option(c: Configuration, choice: Choice, i: int, folder: Path) -> dict:
     parts = recipes.code(choice.stack.techniques) if choice.stack is not None else None
     asked = f"image = pipe(prompt, num_inference_steps={steps}).images[0]"
     alone = f"# it can't be put on from its settings alone\npython -m fluxnb rows {row.id}"
-    worst = worst_db(choice.seen)
+    worst, few = worst_db(choice.seen), unsettled(row)
     return {
         "number": i,
         "id": f"{c.name}-{row.id}",
@@ -217,9 +220,10 @@ def _option(c: Configuration, choice: Choice, i: int, folder: Path) -> dict:
         "session": row.session,
         "plain_s": choice.base.latency_p50,
         "worst": worst,
-        "said": f"{row.latency_p50:.3g} s, {_words(choice)}, n = {row.n}",
+        "said": f"{row.latency_p50:.3g} s, {_words(choice)}, n = {row.n}{f': {few}' * bool(few)}",
         "colour": families.named(row.family).colour,
         "control": families.named(row.family).control,
+        "few": bool(few),
         "beyond": row.latency_p50 > SLOWER * choice.base.latency_p50,
         "code": alone if parts is None else "\n".join(filter(None, [parts, asked])),
         "page": page_of(c, row, folder),
@@ -269,8 +273,9 @@ def chart(shown: list[dict], name: str) -> str:
             x, y = true[0] + 1.2 * i * math.cos(0.7 * i), true[1] + 1.2 * i * math.sin(0.7 * i)
         placed.append((x, y))
         said, dashed = html.inline(f"{o['label']}: {o['said']}"), ' stroke-dasharray="3 2"' * o["control"]
+        few = ' class="few"' * bool(o.get("few"))
         lines.append(
-            f'<a href="#{o["id"]}" data-option="{o["id"]}" aria-label="{said}"><title>{said}</title>'
+            f'<a href="#{o["id"]}" data-option="{o["id"]}"{few} aria-label="{said}"><title>{said}</title>'
             f'<line class="to" x1="{true[0]:.1f}" y1="{true[1]:.1f}" x2="{x:.1f}" y2="{y:.1f}"/>'
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" stroke="{o["colour"]}"{dashed}/>'
             f'<text x="{x:.1f}" y="{y + 3.5:.1f}" text-anchor="middle">{o["number"]}</text></a>'
@@ -285,11 +290,12 @@ def chart(shown: list[dict], name: str) -> str:
 def switches(c: Configuration, folder: Path) -> list[dict]:
     """The fastest setting of each family by itself that keeps the balanced floor, by the lower end of its interval.
 
-    Of full size where its images were judged or can't differ, else of the trained model; sorted by what they gain.
+    Of full size where its images were judged or can't differ, else of the trained model; sorted by what they gain. What
+    was timed in as many rounds as a headline needs goes before what wasn't, in a family and among them.
     """
     rows = [r for r in findings.finished(latest(c.ok)) if _by_itself(r) and not takes_few(r.model)]
     bases = {r.id: r for r in rows if is_baseline(r)}
-    best: dict[str, tuple] = {}
+    best: dict[str, tuple[tuple, Row, bool]] = {}
     for row in (r for r in rows if not is_baseline(r)):
         full, floor = row.weights == "random", findings.above(row, LEVELS[BALANCED]) if findings.judged(row) else False
         base = bases.get(row.baseline)
@@ -298,11 +304,11 @@ def switches(c: Configuration, folder: Path) -> list[dict]:
         noise = base is not None and within_noise(row, base, base)
         if not noise and row.speedup <= 1:
             continue
-        rank = full, (findings.ends(row) or (0.0,))[0], row.speedup
+        rank = row.n >= stats.HEADLINE, full, (findings.ends(row) or (0.0,))[0], row.speedup
         if row.family not in best or rank > best[row.family][0]:
             best[row.family] = rank, row, noise
     found = []
-    for _, row, noise in sorted(best.values(), key=lambda one: -one[1].speedup)[:MOST]:
+    for _, row, noise in sorted(best.values(), key=lambda one: (not one[0][0], -one[1].speedup))[:MOST]:
         worst = "same image, up to rounding" if same_image(row) else f"worst {findings.worst_db(row):.1f} dB"
         found.append(
             {
@@ -313,6 +319,7 @@ def switches(c: Configuration, folder: Path) -> list[dict]:
                 "worst": worst,
                 "model": row.model,
                 "noise": noise,
+                "few": bool(unsettled(row)),
                 "page": page_of(c, row, folder),
             }
         )
@@ -336,9 +343,18 @@ def _words(choice: Choice) -> str:
 
 
 def page_of(c: Configuration, row: Row, folder: Path) -> str | None:
-    """The address of the page that a row stands on, from a folder; None where there is none."""
-    there = (c.folder / f"{row.notebook}.html").is_file()
-    return _link(folder, c, f"{row.notebook}.html") if there else None
+    """The address of a row's line on its page, from a folder: of the page where it has none, None without a page."""
+    page = c.folder / f"{row.notebook}.html"
+    if not page.is_file():
+        return None
+    line = f"#row-{row.id}" if row.id in _lines_of(page, page.stat().st_mtime_ns) else ""
+    return _link(folder, c, page.name) + line
+
+
+@lru_cache(maxsize=256)
+def _lines_of(page: Path, made: int) -> frozenset[str]:
+    """The ids of the rows that a page has a line of; `made` tells its versions apart."""
+    return frozenset(re.findall(r'<tr id="row-([0-9a-f]{10})"', page.read_text(encoding="utf-8")))
 
 
 def _link(folder: Path, c: Configuration, name: str) -> str:

@@ -9,6 +9,7 @@ from fluxnb import families, findings, notebooks, recipes
 from fluxnb.findings import ledger
 from fluxnb.findings.recommend import Choice
 from fluxnb.findings.rows import is_baseline
+from fluxnb.measure import stats
 from fluxnb.report import choosing, html, machine_of
 from fluxnb.report.choices import answers, named, soonest, takes_few
 from fluxnb.report.configurations import Configuration
@@ -56,6 +57,7 @@ def site(root: Path, folder: Path, found: list[Configuration]) -> dict:
     return {
         "gpus": shown,
         "floor": findings.LEVELS[choosing.BALANCED],
+        "rounds": stats.HEADLINE,
         "examples": said,
         "lines": [vars(line) | {"said": html.inline(line.said)} for line in made],
         "unmeasured": [gpu for gpu in shown if not gpu["measured"]],

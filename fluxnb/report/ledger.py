@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fluxnb.findings import ledger
 from fluxnb.findings.published import LEAST_MARGIN, MARGIN
 from fluxnb.measure import stats
+from fluxnb.report.choosing import page_of
 from fluxnb.report.configurations import Configuration
 
 COLUMNS = (("technique", "text"), ("verdict", "text"), ("theirs", "number"), ("ours", "number"), ("why", "text"))
@@ -15,13 +18,14 @@ def entries(found: list[Configuration]) -> list[ledger.Entry]:
     return ledger.entries([row for c in found for row in c.rows])
 
 
-def page(found: list[Configuration]) -> dict:
-    """The values of the template ledger.html.j2."""
+def page(found: list[Configuration], folder: Path) -> dict:
+    """The values of the template ledger.html.j2, of a page in a folder."""
     from fluxnb.report.render import TEMPLATES
 
-    claims = entries(found)
+    claims, of = entries(found), {r.id: c for c in found for r in c.rows}
     return {
         "entries": claims,
+        "pages": {r.id: page_of(of[r.id], r, folder) for e in claims if (r := e.row) is not None},
         "counts": ledger.counts(claims),
         "flagged": sum(bool(e.claim.flag) for e in claims),
         "columns": COLUMNS,

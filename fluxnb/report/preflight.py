@@ -13,9 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fluxnb import _setup
 from fluxnb.errors import UserError
 from fluxnb.installed import CORE, EXTRAS, command, project
 from fluxnb.models import flux2
+from fluxnb.report import saving
 
 OLDEST = (3, 11)
 # A run does without what shows widgets, reads a GPU's clocks or loads a LoRA.
@@ -24,8 +26,9 @@ NEEDED = {m: name for m, name in (CORE | EXTRAS["study"]).items() if m not in SP
 FREE_GIB = 2.0  # of disk: pages, kept images, compiled kernels
 FULL_SIZE_GIB = 38.0  # of a GPU: FLUX.1 in bfloat16 with its text encoders, and one image
 DOWNLOAD_GIB = 32.0  # of disk: its weights
+EXPLORE = "explore"
 TOOLS = {  # of a target of the Makefile: module -> what pip calls it, and the extra that has them
-    "explore": ({"jupyterlab": "jupyterlab"}, "study"),
+    EXPLORE: ({"jupyterlab": "jupyterlab"}, "study"),
     "test": (RUNNER := {"pytest": "pytest", "xdist": "pytest-xdist"}, "test"),
     "soak": (RUNNER, "test"),
     "lint": ({"ruff": "ruff", "mypy": "mypy"}, "dev"),
@@ -170,6 +173,9 @@ def _go(target: str, *command: str) -> int:
     if trouble:
         print(f"fluxnb: `make {target}` can't run: {trouble}.", file=sys.stderr)
         return 2
+    if target == EXPLORE:
+        _setup.clean_notebooks(sys.executable)
+        command += (f"--ContentsManager.pre_save_hook={saving.__name__}.{saving.before_saving.__name__}",)
     if command:
         os.execv(sys.executable, [sys.executable, *command])
     return 0

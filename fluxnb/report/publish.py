@@ -209,7 +209,7 @@ def _render_pages(
             problems.append(str(error))
             target.unlink(missing_ok=True)
             continue
-        write_changed(target, dress(text, rows, _measures(place, page)))
+        write_changed(target, dress(text, rows, _measures(place, page), page.stem))
         written.append(target)
     return written, problems
 
@@ -236,12 +236,12 @@ def _dress(place: Place, found: list[Page]) -> None:
     from fluxnb.report.render import anew
 
     rows = _all_rows(place)
-    for path, command in [
-        *((place.reports / page.href, _measures(place, page)) for page in found if page.link == page.href),
-        (place.reports / EXPLORER, ""),
+    for path, command, stem in [
+        *((place.reports / page.href, _measures(place, page), page.stem) for page in found if page.link == page.href),
+        (place.reports / EXPLORER, "", ""),
     ]:
         if path.is_file():
-            write_changed(path, anew(path.read_text(encoding="utf-8"), rows, command))
+            write_changed(path, anew(path.read_text(encoding="utf-8"), rows, command, stem))
 
 
 def _write_index(place: Place, found: list[Page]) -> Path:
@@ -329,7 +329,7 @@ def front(root: Path, own: bool = False) -> list[Path]:
         others = {"reproductions": contributed.sentence(folder, found)}
         pages = {
             INDEX: ("front.html.j2", contents.site(root, folder, found) | others),
-            LEDGER: ("ledger.html.j2", ledger.page(found) | others),
+            LEDGER: ("ledger.html.j2", ledger.page(found, folder) | others),
             GLOSSARY: ("blocks.html.j2", catalogue.page()),
             LIMITS: ("blocks.html.j2", contents.limits(found)),
         }

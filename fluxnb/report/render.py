@@ -117,10 +117,10 @@ def render_template(template: str, here: str, crumbs: list[tuple[str, str]], **v
     return dress(environment.get_template(template).render(style=style_sheet(), crumbs=crumbs, here=here, **values))
 
 
-def anew(text: str, rows=(), command: str = "") -> str:
+def anew(text: str, rows=(), command: str = "", stem: str = "") -> str:
     """A page that stands already in today's style, with today's tables; see fluxnb.report.tables.dress."""
     style = f"<style>\n{style_sheet()}\n</style>"
-    return dress(re.sub(r"<style>.*?</style>", lambda _: style, text, count=1, flags=re.DOTALL), rows, command)
+    return dress(re.sub(r"<style>.*?</style>", lambda _: style, text, count=1, flags=re.DOTALL), rows, command, stem)
 
 
 @functools.cache

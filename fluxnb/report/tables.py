@@ -22,6 +22,7 @@ _TABLE = re.compile(
     r"<tbody>(.*?)</tbody>",
     re.DOTALL,
 )
+_REST = re.compile(r'<details class="fx-rest">.*?</details>\n', re.DOTALL)
 _LINE = re.compile(r"<tr>(.*?)</tr>", re.DOTALL)
 _CELL = re.compile(r"<(th|td)([^>]*)>(.*?)</\1>", re.DOTALL)
 _ID = re.compile(r"[0-9a-f]{10}")
@@ -30,22 +31,45 @@ LATER = ' data-later="1"'
 NOISE = ' class="fx-noise"'
 
 
-def dress(page: str, rows: Iterable[Row] = (), command: str = "") -> str:
+def dress(page: str, rows: Iterable[Row] = (), command: str = "", stem: str = "") -> str:
     """The page with its tables as they are to be read, and the script that sorts them; the same if it has been done.
 
     Args:
         rows: those that its tables may show, for what is within the noise of its baseline.
         command: that measures the rows of this page.
+        stem: its notebook: rows of that one which no table shows get a table at the end, so that each has its address.
     """
+    rows, page = list(rows), _REST.sub("", page)
     known = {r.id: r for r in rows}
     noise = {r.id for r in known.values() if _is_noise(r, known.get(r.baseline))}
     used = set(re.findall(r'<tr id="row-([0-9a-f]{10})"', page))
     page = _PLACE.sub("", _TABLE.sub(lambda m: _dressed(m[1], m[2], m[3], noise, used, command), page))
+    if "</main>" in page and (rest := _rest(rows, stem, used)):
+        own = _TABLE.sub(lambda m: _dressed(m[1], m[2], m[3], noise, used, command), rest)
+        before, end, after = page.rpartition("</main>")
+        page = f"{before}{own}{end}{after}"
     if re.search('class="fx-(?:table|chart)', page):
         script = f'<script data-of="page">\n{SCRIPT.read_text(encoding="utf-8")}</script>\n'
         before, end, after = page.rpartition("</body>")
         page = f"{before}{script}{end}{after}"
     return page
+
+
+def _rest(rows: list[Row], stem: str, used: set[str]) -> str:
+    """The rows of a notebook that no table of its page has, in one that is closed; "" without any."""
+    from fluxnb.findings import ledger
+    from fluxnb.findings.rows import judged
+    from fluxnb.findings.table import COMPUTED, P50, SPEEDUP, Column, table
+    from fluxnb.report.html import table_html
+
+    left = [r for r in ledger.latest(rows) if r.notebook == stem and r.id not in used]
+    if not stem or not left:
+        return ""
+    worst = Column("worst PSNR", lambda r: r.psnr_min_db if judged(r) else None, "dB")
+    frame = table(left, (Column("model", "model"), Column("of", "use_case"), P50, *SPEEDUP, COMPUTED, worst))
+    many = f"{len(left)} row{'s' if len(left) > 1 else ''} of this report that no table above has"
+    shown = table_html(frame, "What was measured of each.", frame.attrs["formats"], frame.attrs["units"])
+    return f'<details class="fx-rest"><summary>{many[:1].upper()}{many[1:]}</summary>{shown}</details>\n'
 
 
 def _is_noise(row: Row, baseline: Row | None) -> bool:

@@ -18,6 +18,7 @@ import torch
 
 from fluxnb.errors import LacksMemory, UserError, lacks_memory
 from fluxnb.measure import latency, stats, telemetry
+from fluxnb.study.by_hand import LINE
 from fluxnb.study.candidate import Candidate
 from fluxnb.study.judging import judge, trace_of
 from fluxnb.study.pool import Pool
@@ -182,6 +183,7 @@ class Comparison:
         columns = {**runner.prepared.columns, **latency.median_stages(runner.stages)}
         if self.judged:
             baseline = candidate is self.baseline
+            LINE.doing(f"judging {candidate.meaning['label']}")
             references, _ = self.images(self.baseline, runner.made if baseline else {})
             images, traces = (references, []) if baseline else self.images(candidate, runner.made)
             columns |= judge(loaded.subject, references, images, traces, loaded)
@@ -231,6 +233,7 @@ class Comparison:
         Raises OutOfMemoryError where other pipelines are loaded: without them it may run.
         """
         subject = candidate.of(self.subject)
+        LINE.doing(f"warming up {candidate.meaning['label']}")
         try:
             loaded = self.pool.get(subject)
             if candidate is self.baseline and self._warm_pipe() is loaded.pipe:
@@ -336,6 +339,7 @@ class Runner:
             yield
             self.windows.append((start, time.perf_counter()))
         self.stages.append(stages)
+        LINE.doing(f"timing {candidate.meaning['label']}, round {len(self.stages)} of {loaded.subject.rounds}")
         trace = trace_of(candidate)  # one for a whole batch
         self.made |= {given: (image, trace) for given, image in zip(*self._latest, strict=True)}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from fluxnb import families
 from fluxnb.errors import UserError
 from fluxnb.measure import identity, telemetry
+from fluxnb.study.by_hand import LINE, PROGRESS
 from fluxnb.study.results import Results, key_of, now
 from fluxnb.study.row import KEY, Row
 from fluxnb.study.session import Session
@@ -20,7 +21,6 @@ from fluxnb.study.session import Session
 RUN_IT = "run this notebook without REPLAY=1, on the GPU that it is about."
 AFRESH = "FLUXNB_AFRESH"  # variable of `make report FORCE=1`: so many rows were there before, and count no more
 NOT_THERE = "not in the table that this page was made from, with these settings"
-PROGRESS = "FLUXNB_PROGRESS"  # the file that a kernel of `make report` tells how far it is
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,3 +111,5 @@ class Rows:
             line = {"notebook": self.notebook, **counts, "label": label}
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+        there = f", {self._found} of them from before" if self._found else ""
+        LINE.rows(f"{self._done} of {self._total} rows{there}" + f" · {label}" * bool(finished and not found))

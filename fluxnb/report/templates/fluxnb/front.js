@@ -40,13 +40,14 @@ const field = document.getElementById("ask"), found = document.getElementById("f
 const NUMBERS = { two: "2", four: "4", eight: "8", "2x": "2", "4x": "4", "8x": "8" };
 const DULL = new Set("a an the is are it its i me on in of for to at and or do does what which how with by be can should".split(" "));
 const words = (text) =>
-  (text.toLowerCase().replace(/×/g, "x").replace(/['’]s\b/g, "").match(/[\w.+-]+/g) || [])
+  (text.toLowerCase().replace(/×/g, "x").replace(/ꟻ/g, "f").replace(/['’]s\b/g, "").match(/[\w.+-]+/g) || [])
     .map((w) => w.replace(/^[.+-]+|[.+-]+$/g, "").replace(/^gpus$/, "gpu")).map((w) => NUMBERS[w] || w).filter(Boolean);
-const answers = [...document.querySelectorAll("#every li")].map((li) => ({ li, own: words(li.textContent), also: new Set(words(li.dataset.words)), subject: new Set(words(li.firstElementChild.textContent)) }));
+const answers = [...document.querySelectorAll("#every li")].map((li) => ({ li, own: words(li.textContent), name: words(li.firstElementChild.textContent).join(" "), defines: ["term", "technique"].includes(li.dataset.kind), also: new Set(words(li.dataset.words)), subject: new Set(words(li.firstElementChild.textContent).flatMap((w) => [w, ...w.split(/[-_]/).filter((part) => part.length > 2)])) }));
 const matches = (answer, word) => {
   if (answer.subject.has(word)) return 2;
   if (answer.also.has(word)) return 1;
   if (/^[\d.]+x?$/.test(word) && [...answer.subject].some((w) => /^[\d.]+x?$/.test(w) && parseFloat(w) === parseFloat(word) && w.endsWith("x") >= word.endsWith("x"))) return 2;
+  if (word.length > 3 && [...answer.subject].some((w) => [`${w}s`, `${w}es`].includes(word))) return 1.5;
   const number = /^\d/.test(word) ? word.replace(/x$/, "") : word;
   if ([...answer.subject].some((w) => w.startsWith(number) && !/^\d+$/.test(number))) return 1.5;
   return answer.own.some((w) => w === word || (w.startsWith(number) && number.length > 2)) ? 0.7 : 0;
@@ -58,8 +59,11 @@ function search() {
     const hits = answers.filter((a) => matches(a, word)).length;
     return hits ? Math.log(1 + answers.length / hits) : 0;
   });
+  const meant = asked.join(" "), what = /^\s*(what('s|’s| is| are)|define|explain|meaning)\b|\bmean(s|ing)?\b/i.test(field.value);
+  // what a word means comes first where it is asked, or where nothing but the word is
+  const first = (a) => (!a.defines ? 0 : a.name === meant ? 90 : what && asked.every((w) => matches(a, w) > 1) ? 60 : 0);
   const ranked = answers
-    .map((a) => [asked.reduce((sum, word, i) => sum + weight[i] * matches(a, word), 0), a.li])
+    .map((a) => [(a.li.dataset.few ? 0.75 : 1) * asked.reduce((sum, word, i) => sum + weight[i] * matches(a, word), 0) + (asked.length ? first(a) : 0), a.li])
     .filter(([score]) => score > 0)
     .sort((a, b) => b[0] - a[0]);
   found.replaceChildren(...ranked.slice(0, 6).map(([, li]) => li.cloneNode(true)));

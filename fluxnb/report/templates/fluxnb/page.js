@@ -95,6 +95,15 @@
     new ResizeObserver(again).observe(box.parentElement); // also where a closed part is opened
     again();
   }
-  const lead = () => /^#row-[0-9a-f]{10}$/.test(location.hash) && document.querySelector(location.hash)?.scrollIntoView();
-  addEventListener("load", () => setTimeout(lead, 50)); // once all is in its place
+  // A row's address leads to its line, whatever it lies in: also where tables have found their place, or are in a part
+  // that is closed.
+  const lead = () => {
+    const line = /^#(row|claim)-[0-9a-f]+$/.test(location.hash) && document.querySelector(location.hash);
+    if (!line) return;
+    for (let part = line.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+    line.hidden = false;
+    setTimeout(() => line.scrollIntoView({ block: "center", behavior: "instant" }), 50);
+  };
+  addEventListener("load", lead);
+  addEventListener("hashchange", lead);
 })();
