@@ -182,8 +182,8 @@ def quantized(c: Configuration, folder: Path) -> list[Line]:
         plain, other = (best[series][session] for series in (analysis.BF16, analysis.FP8))
         gain, fewest = plain.latency_p50 / other.latency_p50, min(plain, other, key=lambda r: r.n)
         noise = " within the noise" * alike(plain, other)
-        said = f"{_hint(fewest)}{gain:.2f}× as fast{noise} as without it: {other.latency_p50:.3g} s ({other.label}) instead "
-        said += f"of {plain.latency_p50:.3g} s ({plain.label}), in one session"
+        said = f"{_hint(fewest)}{gain:.2f}× as fast{noise} as without it: {other.latency_p50:.3g} s ({other.label}) "
+        said += f"instead of {plain.latency_p50:.3g} s ({plain.label}), in one session"
         said += "." if judged(other) else "; its images weren't judged on them."
         kind = str(other.setting(families.QUANTIZATION.name) or analysis.FP8)
         subject = f"{kind} on {params.parted(c.name)[1]} GPUs ({c.name})"
