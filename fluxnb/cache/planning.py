@@ -14,9 +14,11 @@ Source: this study's own; L2P (2026) fits weights to uncached trajectories, DPCa
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -34,9 +36,11 @@ from fluxnb.cache.linear import Linear, weighted
 from fluxnb.cache.predictors import L2P
 from fluxnb.errors import UserError
 from fluxnb.measure import quality
+from fluxnb.models import folders
 from fluxnb.technique import applied
 
 FILE = "plans.json"
+LARGEST = 1e6  # of what a file says of weights, which are about 1
 PROMPTS, FEW = 24, 4  # that the plans of a model of the study's are made from, and of one of yours, which may be large
 BUDGETS = (14, 12, 10, 8, 6)  # of 28
 MADE: dict[str, Callable[[], Path]] = {}  # models without a plan beside their weights, and what makes the file of one
@@ -383,7 +387,9 @@ class _Fitting(Linear):
 
 def save(plans: Sequence[Plan], path: Path) -> Path:
     """Writes plans of one model and number of steps where `read` finds them."""
-    path.write_text(json.dumps([asdict(plan) for plan in plans]) + "\n")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(json.dumps([asdict(plan) for plan in plans]) + "\n", encoding="utf-8")
+    os.replace(beside, path)
     return path
 
 
@@ -393,10 +399,12 @@ def read(path: Path, steps: int) -> dict[int, Plan]:
     Raises UserError for a file that holds none, or those of another number of steps.
     """
     try:
-        plans = [_plan(**one) for one in json.loads(path.read_text())]
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise OSError(errno.EINVAL, "it is no file")
+        plans = [_plan(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): make it with `python -m fluxnb plan`.") from error
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (UserError, ValueError, TypeError, AttributeError, KeyError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{path} holds no plans: make it anew with `python -m fluxnb plan`.") from error
     found = {plan.computed: plan for plan in plans if len(plan.mask) == steps}
     if not found:
@@ -421,6 +429,9 @@ def _plan(signature, mask, weights, images, others=(), **decibels) -> Plan:
         raise ValueError("weights of other steps than those that are reused")
     if len(plan.signature) != 16:
         raise ValueError("no signature")
+    numbers = [*plan.signature, *(w for own in plan.weights.values() for w in own.values())]
+    if not all(abs(number) <= LARGEST for number in numbers):  # nor is NaN
+        raise ValueError("a number with which no image is made")
     plan.cache()
     return plan
 
@@ -432,7 +443,7 @@ def of(model: str, steps: int) -> dict[int, Plan]:
     """
     from fluxnb.models import embedded
 
-    path = (embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE
+    path = (embedded.FOLDERS.get(model) or folders.written(model)) / FILE
     if not path.is_file() and model in MADE:
         path = MADE[model]()
     elif not path.is_file():
