@@ -322,7 +322,9 @@ def fits(rows: list[Row]):
 
     def holds(card: int) -> Column:
         def said(r: Row) -> str | None:
-            return r.memory_peak_gib and ("yes" if r.memory_peak_gib / (1 - SPARE) <= card else "no")
+            if r.memory_peak_gib is None:
+                return None
+            return "yes" if r.memory_peak_gib / (1 - SPARE) <= card else "no"
 
         return Column(f"{card} GiB", said)
 
