@@ -12,7 +12,7 @@ class UserError(Exception):
     """
 
     def __init__(self, sentence: str = ""):
-        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(sentence))
         super().__init__(re.sub(r"\S{500,}", lambda word: f"{word[0][:80]}...", shown))
 
 
