@@ -1,14 +1,22 @@
 # make report GPU=h100 · make explore · make test · make help
 # Works with GNU make 3.81, which macOS ships.
 
+override GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
+
+# What the environment or a command line calls as something here is called doesn't count, with `make -e` neither.
+override MAKEOVERRIDES :=
+override VPATH :=
+override GPATH :=
+override v :=
+override GOALS := $(value MAKECMDGOALS)
+
 GPU ?= cpu
 BASE_PYTHON ?= python3
-GPUS := $(sort $(filter-out base,$(basename $(notdir $(wildcard params/*.yaml)))))
+override GPUS := $(sort $(filter-out base,$(basename $(notdir $(wildcard params/*.yaml)))))
 
 # A variable that nothing here reads is a misspelled one. (UV_TORCH_BACKEND, HF_HOME and the like are the tools'.)
-TAKEN := GPU ONLY FORCE THOROUGH REPLAY LAUNCH SLURM_OPTIONS MODEL SIZE TOKENS STEPS HOST PYTHON BASE_PYTHON ARGS PRICES UPGRADE
-GIVEN := $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$v))
-STRANGE := $(filter-out $(TAKEN) SHELL MAKE% PIP_% UV_% HF_% CUDA_% FLUXNB_% TORCH% TRITON% OMP_% PYTHON%,$(GIVEN))
+override TAKEN := GPU ONLY FORCE THOROUGH REPLAY LAUNCH SLURM_OPTIONS MODEL SIZE TOKENS STEPS HOST PYTHON BASE_PYTHON ARGS PRICES UPGRADE
+override STRANGE := $(filter-out $(TAKEN) SHELL PIP_% UV_% HF_% CUDA_% FLUXNB_% TORCH% TRITON% OMP_% PYTHON%,$(GIVEN))
 ifneq ($(STRANGE),)
 $(error $(firstword $(STRANGE))= is no variable of this Makefile: choose from $(TAKEN))
 endif
@@ -19,58 +27,65 @@ override HOST :=
 endif
 
 # What is given is text: neither make nor a shell looks for commands in it. (A line of a recipe is one line.)
-define NEWLINE
+override define NEWLINE
 
 
 endef
-$(foreach v,$(TAKEN) $(filter-out MAKEFLAGS MAKEOVERRIDES,$(GIVEN)),$(eval override $v := $$(value $v)))
+$(foreach v,$(TAKEN) FLUXNB_MODEL FLUXNB_THOROUGH $(filter-out MAKEFLAGS MAKEOVERRIDES,$(GIVEN)),$(eval override $v := $$(value $v)))
 $(foreach v,$(filter-out HOST PYTHON MAKE%,$(GIVEN)) ARGS SLURM_OPTIONS,$(eval export $v))
 $(foreach v,$(TAKEN),$(if $(findstring $(NEWLINE),$($v)),$(error $v= has several lines: give it one)))
-quoted = '$(subst ','\'',$1)'
+override quoted = '$(subst ','\'',$1)'
 
 # With PYTHON=… everything runs on that interpreter as it is; otherwise on .venv, made from the lock file.
 ifneq ($(strip $(PYTHON)),)
-PY := $(call quoted,$(PYTHON))
-READY :=
+override PY := $(call quoted,$(PYTHON))
+override READY :=
 else
-PY := .venv/bin/python
-READY := .venv/.ready
+override PY := .venv/bin/python
+override READY := .venv/.ready
 endif
 
 # Says in a sentence what a target's tools lack, or runs what follows, with ARGS.
-FIT = @$(PY) -m fluxnb.report.preflight $@
+override FIT = @$(PY) -m fluxnb.report.preflight $@
 
 # Notebooks and their kernels import fluxnb from here, whatever the interpreter has installed.
-export PYTHONPATH := $(CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
+export PYTHONPATH := $(value CURDIR)$(if $(value PYTHONPATH),:$(value PYTHONPATH))
 
 ifneq ($(HOST),)
-export FLUXNB_HOST := $(HOST)
+override FLUXNB_HOST := $(HOST)
+export FLUXNB_HOST
 endif
 
 # What is asked for of a model of one's own goes to whatever runs, as it was written: no shell reads it.
-ifneq ($(filter report render reference explore,$(MAKECMDGOALS)),)
-export FLUXNB_MODEL := $(MODEL)
-export FLUXNB_GPU := $(GPU)
-export FLUXNB_THOROUGH := $(THOROUGH)
+ifneq ($(filter report render reference explore,$(GOALS)),)
+override FLUXNB_MODEL := $(MODEL)
+export FLUXNB_MODEL
+override FLUXNB_GPU := $(GPU)
+export FLUXNB_GPU
+override FLUXNB_THOROUGH := $(THOROUGH)
+export FLUXNB_THOROUGH
 endif
 ifneq ($(strip $(FLUXNB_MODEL)),)
-export FLUXNB_SIZE := $(SIZE)
-export FLUXNB_TOKENS := $(TOKENS)
-export FLUXNB_STEPS := $(STEPS)
+override FLUXNB_SIZE := $(SIZE)
+export FLUXNB_SIZE
+override FLUXNB_TOKENS := $(TOKENS)
+export FLUXNB_TOKENS
+override FLUXNB_STEPS := $(STEPS)
+export FLUXNB_STEPS
 endif
 
 ifneq ($(filter-out 0 1,$(FLUXNB_THOROUGH)),)
 $(error THOROUGH=$(FLUXNB_THOROUGH) isn't allowed: give 1 for all that the study measures, or leave it out)
 endif
 ifeq ($(strip $(MODEL)),)
-ABOUT := $(filter SIZE TOKENS STEPS,$(GIVEN))
+override ABOUT := $(filter SIZE TOKENS STEPS,$(GIVEN))
 ifneq ($(ABOUT),)
 $(error $(firstword $(ABOUT))= is about a model of yours: give MODEL= as well, a hub id or a folder)
 endif
 endif
 
 # A model that is written as a folder has to be one. (A path with blanks is looked at later.)
-ifneq ($(filter report render explore,$(MAKECMDGOALS)),)
+ifneq ($(filter report render explore,$(GOALS)),)
 ifeq ($(words $(FLUXNB_MODEL)),1)
 ifneq ($(filter / ./% ../% ~% /%,$(FLUXNB_MODEL))$(if $(findstring /,$(FLUXNB_MODEL))$(filter flux2-%-random flux2-%-tiny,$(FLUXNB_MODEL)),,no hub id),)
 ifeq ($(wildcard $(FLUXNB_MODEL)/model_index.json),)
@@ -81,7 +96,7 @@ endif
 endif
 
 # A misspelled GPU is answered here, before an environment is made. (Brackets: the whole word, no patterns.)
-ifneq ($(filter report render reference,$(MAKECMDGOALS)),)
+ifneq ($(filter report render reference,$(GOALS)),)
 ifeq ($(findstring <$(GPU)>,$(patsubst %,<%>,$(GPUS))),)
 $(error GPU=$(GPU) has no file in params/: choose one of $(GPUS), or have one written for the GPU that is here: make params GPU=…)
 endif

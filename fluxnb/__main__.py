@@ -63,7 +63,7 @@ def merge(options) -> int:
     """Checks what somebody else contributed and shows it beside the reference, as theirs."""
     from fluxnb.report import publish
 
-    return _say_where(publish.merge(_root(), options.file.expanduser()))
+    return _say_where(publish.merge(_root(), Path(os.path.expanduser(options.file))))
 
 
 def analysis(options) -> int:
@@ -138,7 +138,7 @@ def fit_teacache(options) -> int:
     result = replace(result, prompts="training" if subject.model.small else "planning")
     print(f"coefficients, highest power first: {', '.join(f'{c:.6g}' for c in result.coefficients)}")
     print(f"R² {result.r2:.3f} over {len(result.changes)} steps of {result.images} images")
-    folder = embedded.FOLDERS.get(options.model) or Path(options.model).expanduser()
+    folder = embedded.FOLDERS.get(options.model) or Path(os.path.expanduser(options.model))
     if folder.is_dir():
         print(f"written to {teacache.save(result, folder)}")
     return 0
@@ -161,7 +161,7 @@ def plan(options) -> int:
     subject = s.subject(options.model)
     if not subject.model.judged:
         raise UserError(f"{options.model} has random weights, whose steps say nothing: name a trained model.")
-    folder = embedded.FOLDERS.get(options.model) or Path(options.model).expanduser()
+    folder = embedded.FOLDERS.get(options.model) or Path(os.path.expanduser(options.model))
     target = options.to or folder / planning.FILE
     if not target.parent.is_dir():
         raise UserError(f"{target.parent} is no folder: say where the plans go with --to.")
@@ -179,7 +179,7 @@ def export(options) -> int:
     """Writes a shipped model as a whole folder in diffusers' format."""
     from fluxnb.models import embedded
 
-    embedded.export(options.name, options.folder.expanduser())
+    embedded.export(options.name, Path(os.path.expanduser(options.folder)))
     few = f", num_inference_steps={embedded.SCHNELL_STEPS}" if options.name == embedded.SCHNELL else ""
     print(f"written; without fluxnb, diffusers.FluxPipeline.from_pretrained({str(options.folder)!r}) loads it:")
     print(f'pipe("a red apple on a white table", width=128, height=128, max_sequence_length={embedded.TOKENS}{few})')

@@ -1,14 +1,19 @@
 """The one exception a user is meant to read, and what is to be said of some others."""
 
 import errno
+import re
 
 
 class UserError(Exception):
     """Something the user can put right.
 
     The message is one sentence: what is wrong, what is allowed, what to do. The command line prints it
-    without a traceback and exits with status 2.
+    without a traceback and exits with status 2. What it quotes, however odd, breaks no line and no terminal.
     """
+
+    def __init__(self, sentence: str = ""):
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(sentence))
+        super().__init__(re.sub(r"\S{500,}", lambda word: f"{word[0][:80]}...", shown))
 
 
 class LacksMemory(UserError):

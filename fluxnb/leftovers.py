@@ -73,6 +73,19 @@ def interrupts() -> Iterator[None]:
             signal.signal(each, handler)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Meanwhile neither Ctrl-C nor TERM nor HUP ends what has to come to its end, and soon does."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {each: signal.signal(each, signal.SIG_IGN) or signal.SIG_DFL for each in (signal.SIGINT, *SIGNALS)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
 def ends_with(caller: int, before_that=lambda: None) -> None:
     """Ends this process, by TERM, when its parent `caller` is gone; looks from a thread."""
 

@@ -256,6 +256,7 @@ def _chosen(pipe, goal, more, steps: int | None, plan=None) -> tuple[Recipe | No
 def _with_plan(parts: Sequence[Technique], plan: str | Path, steps: int | None) -> list[Technique]:
     """The techniques with one of a file's plans in place of their cache. Raises UserError where that can't be."""
     from fluxnb.cache import Cache, planning
+    from fluxnb.models import folders
 
     if not isinstance(plan, str | Path):
         raise UserError(f"{plan!r} is no file of plans: give the path of one that `python -m fluxnb plan` wrote.")
@@ -263,7 +264,7 @@ def _with_plan(parts: Sequence[Technique], plan: str | Path, steps: int | None) 
         raise UserError("A plan takes the place of a cache, and there is none here: give a recipe or a stack with one.")
     if steps is None:
         raise UserError("A plan is of a number of steps: say how many you ask of the pipeline, steps=28.")
-    plans, computed = planning.read(Path(plan).expanduser(), steps), blind(old[0].gate, steps) or 1
+    plans, computed = planning.read(folders.written(plan), steps), blind(old[0].gate, steps) or 1
     of = min((n for n in plans if n >= computed), default=max(plans))
     return [plans[of].cache() if part is old[0] else part for part in parts]
 

@@ -22,10 +22,24 @@ from urllib.parse import quote, unquote
 
 SHORTEST = 8  # characters; what is shorter may be any word
 LOOK_EVERY_S = 10.0  # for new tokens in the hub's files
-_NAMES = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?)(_ID|_\d+)?$", re.IGNORECASE)
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
-_HEADER = re.compile(r"(?i)(\bbearer\s+|\bauthorization[\"']?\s*[:=]\s*[\"']?(?:basic|token)\s+)[\w.~+/=-]{8,}")
-_HEADERS = ("earer", "uthorization", "BEARER", "AUTHORIZATION")
+_NAMES = re.compile(
+    r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|COOKIE|BEARER|_PAT|_PWD|_AUTH|PASS)(_ID|_\d+)?$",
+    re.I,
+)
+# Of the hub's, git's and package hosts', and of others that wrap models
+_TOKEN = re.compile(
+    r"\b(?:(?:hf|api_org|gh[opsu])_[A-Za-z0-9]{16,}|(?:github_pat_|glpat-|pypi-|nvapi-|xox[abp]-|sk-(?:proj|ant)-)[\w-]{16,}|"
+    r"sk-[A-Za-z0-9]{20,}|AKIA[A-Z0-9]{16}\b|eyJ[\w-]{10,}\.eyJ[\w-]{10,}(?:\.[\w-]+)?)"
+)
+_HEADER = re.compile(
+    r"(?i)(\bbearer\s+|\bauthorization[\"']?\s*[:=]\s*[\"']?(?:basic|token)\s+|"
+    r"\b(?:x-[\w-]*(?:key|token)|private-token|(?:set-)?cookie)[\"']?\s*[:=]\s*[\"']?(?:[\w-]+=)?)[\w.~+/=%-]{8,}"
+)
+_HEADERS = ("earer", "uthorization", "BEARER", "AUTHORIZATION", "ookie", "COOKIE", "oken", "TOKEN", "x-", "X-")
+# a signed address, such as the hub's files have; and what is handed on in one
+_SIGNED = re.compile(
+    r"(?i)([?&;][\w-]*(?:token|signature|secret|password|credential|api_?key|\bsig)[\w-]*=)[^\s&\"'<>;]{8,}"
+)
 # the secret of `user:secret@` in an address, or a long one alone; and of an address that is quoted in another
 _ADDRESS = re.compile(r"(://)(?:[^\s/@:'\"<>]*:[^\s/@'\"<>]+|[^\s/@:'\"<>]{16,})(@)")
 _QUOTED = re.compile(r"(?i)(%3a%2f%2f)(?:[^\s/@:'\"<>%&]*%3a[^\s/@'\"<>]+?|[^\s/@:'\"<>%&]{16,})(%40)")
@@ -44,8 +58,7 @@ def scrub(text: str) -> str:
         for name, value in secrets.items():
             if any(_bare(value, between) in found for between, found in zip((_BETWEEN, _INSIDE), bare, strict=True)):
                 text = _scattered(value).sub(f"[{name}]", text)
-    if "hf_" in text:
-        text = _TOKEN.sub("[token removed]", text)
+    text = _SIGNED.sub(r"\1[removed]", _TOKEN.sub("[token removed]", text))
     if any(word in text for word in _HEADERS):
         text = _HEADER.sub(r"\1[removed]", text)
     if "%40" in text:
@@ -112,8 +125,8 @@ def _secrets() -> dict[str, str]:
     for name, value in os.environ.items():
         if _NAMES.search(name):
             found[name] = value.strip()
-        elif "@" in value and (inside := re.search(r"://[^\s/@:]*:([^\s/@]+)@", value)):
-            found[name] = unquote(inside[1])
+        elif "@" in value and (inside := re.search(r"://(?:[^\s/@:]*:([^\s/@]+)|[^\s/@:]{16,})@", value)):
+            found[name] = unquote(inside[1] or inside[0][3:-1])
     home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     files = [os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"), "~/.huggingface/token"]
     files += [os.environ.get("HF_STORED_TOKENS_PATH") or os.path.join(home, "stored_tokens")]
@@ -143,7 +156,12 @@ def _forms(value: str) -> list[str]:
         html.escape(value),
         repr(value)[1:-1],
     ]
-    quoted += [base64.b64encode(value.encode("utf-8", "surrogateescape")).decode().rstrip("=")]
+    data = value.encode("utf-8", "surrogateescape")
+    for before in range(3):  # bytes before it in the same group of three: those of "user:", say
+        whole = base64.b64encode(bytes(before) + data).decode().rstrip("=")
+        inside = whole[before and before + 1 : len(whole) - bool((before + len(data)) % 3)]
+        quoted += [inside, inside.replace("+", "-").replace("/", "_")]
+    quoted += [data.hex(), data.hex().upper()]
     return sorted(dict.fromkeys(quoted), key=len, reverse=True)
 
 

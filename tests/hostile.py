@@ -1,6 +1,7 @@
 # ruff: noqa: E501  lists of odd values
 """What breaks things: a model that misbehaves on request, and makers of damaged files and command lines."""
 
+import json
 import os
 import random
 import signal
@@ -138,6 +139,52 @@ _CELLS = [
     "ok", "oom", "error", "2026-11-20T12:00:00", "9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00+00:00", "x" * 200_000, "a\u2028b",
     "\x1b[31m", "true", "999999999999999999", "-1", "0",
 ]  # fmt: skip
+
+_VALUES = [
+    None, True, 0, -1, 0.5, 1e308, float("nan"), float("inf"), 10**400, "", "x", "1" * 30, "\ud800", "\0", "../../x", "<script>",
+    "0" * 28, "1" * 28, [], {}, [[]], {"": 1}, {"-1": 1}, {"27": None}, {"27": {"99": 1}}, "x" * 5000, [1e400], "٣", 10**18, -(10**18),
+]  # fmt: skip
+_JSON = [
+    b"",
+    b"[]",
+    b"{}",
+    b"null",
+    b"3",
+    b"[" * 100_000,
+    b"\xff\xfe",
+    b'{"a":' * 5000,
+    b"1" * 6000,
+    b"[[]]",
+    b'"x"',
+    b"\xef\xbb\xbf[]",
+]
+
+
+def json_file(rng: random.Random, whole) -> bytes:
+    """A damaged JSON file: hostile values anywhere in a right one, parts taken out or put in, or its bytes damaged."""
+    if rng.random() < 0.05:
+        return rng.choice(_JSON)
+    whole = json.loads(json.dumps(whole))
+    for _ in range(rng.randint(1, 3)):
+        place, key = None, None
+        inner = whole
+        while isinstance(inner, dict | list) and inner and (place is None or rng.random() < 0.85):
+            place, key = inner, rng.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+            inner = place[key]
+        match place, rng.randrange(4):
+            case None, _:
+                whole = rng.choice(_VALUES)
+            case _, 0:
+                del place[key]
+            case dict(), 1:
+                place[rng.choice(["x", "", "-1", "99", "mask", "<b>", "__class__", "1e9", "\ud800"])] = rng.choice(
+                    _VALUES
+                )
+            case _:
+                place[key] = rng.choice(_VALUES)
+    data = json.dumps(whole).encode()
+    return damaged(rng, data) if rng.random() < 0.15 else data
+
 
 # --- command lines ----------------------------------------------------------------------------------------
 

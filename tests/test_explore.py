@@ -274,6 +274,23 @@ def test_what_was_made_can_be_kept_once_and_exported_with_all_that_made_it(explo
     assert table.read_text(encoding="utf-8").startswith("setting,use_case,prompt,seed,")
 
 
+def test_no_secret_and_no_markup_is_shown_or_exported(explorer, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+    explorer._exports, explorer.prompt.value = tmp_path / explore.EXPORTS, "a red ball hf_secretsecretsecret"
+    explorer.start().wait()
+    explorer.keep.click()
+    explorer.export.click()
+    (picture,), (table,) = tmp_path.rglob("01.png"), tmp_path.rglob("kept.csv")
+    assert b"secretsecret" not in picture.read_bytes() and "a red ball [HF_TOKEN]" in table.read_text(encoding="utf-8")
+
+    def fails(*_):
+        raise RuntimeError("<img src=x onerror=alert(1)> of hf_secretsecretsecret")
+
+    monkeypatch.setattr(explorer, "_work", fails)
+    explorer.start().wait()
+    assert explorer.said.value == "RuntimeError: &lt;img src=x onerror=alert(1)&gt; of [HF_TOKEN]"
+
+
 def test_the_error_of_predictions_made_here_is_shown(explorer):
     rows = [row(families.FIRST_BLOCK, v, threshold=t) for t, v in POINTS.items()]
     explorer.tables, full, explorer.full = {"measured here": rows}, explorer.full, explorer.steps.value

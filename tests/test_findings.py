@@ -520,6 +520,8 @@ def test_what_fits_leaves_something_to_spare(timed):
     table = table.drop(columns=["row", "peak"])
     assert list(table.loc["+ FP8"]) == ["no", "no", "yes", "yes"]  # 23 GiB don't fit a card of 24
     assert list(table.loc["NF4"]) == ["no", "yes", "yes", "yes"]  # nor 15 GiB one of 16
+    lacking = findings.fits([replace(row, status="oom", memory_peak_gib=None) for row in timed])
+    assert not {"yes", "no"} & set(lacking.to_numpy().ravel())
 
 
 def test_gains_are_over_the_fastest_phase_before_in_the_same_session(timed):

@@ -1,6 +1,8 @@
 """Damaged files and odd command lines: one sentence each, soon, and never a traceback."""
 
+import contextlib
 import csv
+import json
 import os
 import random
 import shutil
@@ -14,8 +16,10 @@ import pytest
 
 from fluxnb import params
 from fluxnb.__main__ import main
+from fluxnb.cache import planning, teacache
 from fluxnb.errors import UserError, lacks_memory
-from fluxnb.report import count_rows, measured
+from fluxnb.models import facts, folders
+from fluxnb.report import contributed, count_rows, measured
 from fluxnb.study.results import Results, canonical, key_of
 from fluxnb.study.row import COLUMNS
 
@@ -111,6 +115,81 @@ def test_damaged_parameters_are_a_sentence_within_two_seconds(tmp_path):
 def test_damaged_tables_are_a_sentence_within_two_seconds(tmp_path):
     found = fuzz_tables(tmp_path, 150, 1)
     assert found["sentence"] > 50 and found["loaded"] > 10
+
+
+def use_plans(path: Path, whole: list) -> None:
+    for plan in planning.read(path, len(whole[0]["mask"])).values():
+        plan.cache()
+        assert all(abs(w) < 1e9 for own in plan.weights.values() for w in own.values())
+
+
+def use_fit(path: Path, whole: dict) -> None:
+    assert path.rename(path.with_name(teacache.FILE)) and teacache.coefficients(str(path.parent))
+
+
+def use_pack(path: Path, whole: dict) -> None:
+    with contextlib.suppress(
+        ValueError, TypeError, KeyError, AttributeError, RecursionError
+    ):  # the digest is right, so more is read
+        found = json.loads(path.read_bytes())
+        path.write_text(json.dumps(found | {"digest": contributed._digest(found)}))
+    assert contributed.read(path).title
+
+
+def pack() -> dict:
+    """What a contribution of three rows holds."""
+    rows = [row for row in Results(ROOT / "reports/single_gpu/cpu/results.csv").rows() if row.ok][:3]
+    run = json.loads((ROOT / "reports/single_gpu/cpu/run.json").read_text())
+    return {
+        "format": 1,
+        "gpu": "cpu",
+        "name": "me",
+        "run": contributed._about(run),
+        "rows": contributed._packed(rows)[0],
+    }
+
+
+def model_file(name: str):
+    return json.loads((ROOT / "fluxnb/models/weights/embedded" / name).read_text())
+
+
+# what a user may be given by somebody else: how to read it, and what a right one holds
+GIVEN = {
+    "plans": (use_plans, lambda: model_file(planning.FILE)[:2]),
+    "TeaCache's fit": (use_fit, lambda: model_file(teacache.FILE)),
+    "a contribution": (use_pack, pack),
+}
+
+
+def fuzz_json(folder: Path, what: str, count: int, seed: int) -> Counter:
+    (use, make), rng, found = GIVEN[what], random.Random(seed), Counter()
+    whole, path = make(), folder / "given.json"
+    for n in range(count):
+        path.write_bytes(data := hostile.json_file(rng, whole))
+        try:
+            found[outcome(lambda: use(path, whole))] += 1
+        except Exception as error:
+            raise AssertionError(f"file {n} of seed {seed}: {data[:500]!r}") from error
+    return found
+
+
+@pytest.mark.parametrize("what", GIVEN)
+def test_damaged_files_that_somebody_gives_are_a_sentence_within_two_seconds(tmp_path, what):
+    assert fuzz_json(tmp_path, what, 60, 1)["sentence"] > 10
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("what", GIVEN)
+def test_a_thousand_damaged_files_of_every_kind(tmp_path, what):
+    print(what, fuzz_json(tmp_path, what, 1000, 100))
+
+
+@pytest.mark.parametrize("name", ["~nobody/x", "x" * 5000, "a\0b", "/dev/stdin", "/proc/self/mem"])
+def test_paths_that_lead_nowhere_are_a_sentence(name):
+    for use in (lambda: planning.read(folders.written(name), 28), lambda: contributed.read(folders.written(name)),
+                lambda: facts.read(name), lambda: planning.of(name, 28),
+                lambda: teacache.coefficients(name)):  # fmt: skip
+        assert outcome(use) == "sentence"
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import GPU
 
-from fluxnb import families, notebooks, study
+from fluxnb import families, notebooks, params, study
 from fluxnb.errors import UserError
 from fluxnb.measure import identity, telemetry
+from fluxnb.report import run
 from fluxnb.study import session
 from fluxnb.study.results import Results
 from fluxnb.study.row import Row
@@ -25,7 +26,8 @@ STEPS = 4
 
 @pytest.fixture(autouse=True)
 def no_name(monkeypatch):
-    monkeypatch.delenv(identity.HOST, raising=False)
+    for name in (identity.HOST, *identity.THREADS):
+        monkeypatch.delenv(name, raising=False)
 
 
 # --- kind and host ------------------------------------------------------------------------------------------
@@ -47,6 +49,21 @@ def test_a_kind_is_the_same_for_the_same_hardware_only(monkeypatch):
         monkeypatch.setattr(telemetry, "machine", lambda gpus=gpus: {**facts, "gpus": gpus})
         kinds.append(identity.kind())
     assert len({first, *kinds[:3]}) == 4 and kinds[3] == kinds[0]
+
+
+@pytest.mark.parametrize("name", identity.THREADS)
+def test_with_another_number_of_threads_a_machine_has_another_kind_and_name(tmp_path, monkeypatch, name):
+    """Rows of one aren't found for the other, and no page sets them side by side as of one machine."""
+    monkeypatch.setattr(telemetry, "gpu_uuids", lambda: [])
+    kind, host = identity.kind(), identity.host(tmp_path)
+    usable = telemetry.machine()["usable_threads"]
+    monkeypatch.setenv(name, str(usable))
+    assert (identity.kind(), identity.host(tmp_path)) == (kind, host)
+    monkeypatch.setenv(name, str(usable + 1))
+    assert identity.kind() != kind and identity.host(tmp_path) != host
+    print_ = run._shared_digest(params.load("cpu"))
+    monkeypatch.delenv(name)
+    assert identity.host(tmp_path) == host and run._shared_digest(params.load("cpu")) != print_  # so it runs again
 
 
 def test_two_checkouts_on_machines_of_one_specification_are_two_hosts(tmp_path, monkeypatch):

@@ -257,6 +257,23 @@ def test_what_is_given_runs_nothing(fresh):
     assert inject(fresh, 11) > 90
 
 
+OWN_NAMES = (  # of the Makefile and of make; MAKEFLAGS and GNUMAKEFLAGS of the environment make itself reads first
+    "FLUXNB_MODEL FLUXNB_THOROUGH FLUXNB_SIZE GPUS TAKEN GIVEN STRANGE GOALS NEWLINE quoted PY READY FIT ABOUT v "
+    "CURDIR PYTHONPATH MAKECMDGOALS MAKEOVERRIDES VPATH GPATH MFLAGS MAKE MAKEFILE_LIST .SHELLFLAGS SUFFIXES"
+).split()
+
+
+@pytest.mark.parametrize("way", ["the environment", "make -e", "the command line"])
+def test_names_of_the_makefile_itself_run_nothing_either(fresh, way):
+    (fresh / "spy").write_text("#!/bin/sh\n")
+    (fresh / "spy").chmod(0o755)
+    for name in OWN_NAMES:
+        harm = "$(shell touch pwned)"
+        given = [f"{name}={harm}"] if way == "the command line" else ["-e"] * (way == "make -e")
+        make("test", "PYTHON=./spy", *given, folder=fresh, **({} if way == "the command line" else {name: harm}))
+        assert not (fresh / "pwned").exists(), name
+
+
 @pytest.mark.soak
 def test_what_is_given_runs_nothing_however_it_is_written(fresh):
     assert inject(fresh, 1) > 1000

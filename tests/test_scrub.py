@@ -35,6 +35,9 @@ SPELLED = {
     "escapes": lambda secret: "".join(f"\\u{ord(c):04x}" for c in secret),
     "a repr": repr,
     "base64": lambda secret: base64.b64encode(secret.encode()).decode(),
+    "base64 of a user and it": lambda secret: base64.b64encode(f"me:{secret}".encode()).decode(),
+    "base64 of an address with it": lambda secret: base64.urlsafe_b64encode(f"x://{secret}@h".encode()).decode(),
+    "bytes": lambda secret: secret.encode().hex(),
     "colours": lambda secret: f"{secret[:3]}\x1b[1;31m{secret[3:6]}\x1b[0m{secret[6:]}",
     "tags": lambda secret: f"<b>{html.escape(secret[:4])}</b><span class='k'>{html.escape(secret[4:])}</span>",
     "attributes": lambda secret: f'<p title="{html.escape(secret[:4])}" data-b="{html.escape(secret[4:])}">',
@@ -60,8 +63,10 @@ def secrets(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("LAB_PASSWORD", PASSWORD)
     monkeypatch.setenv("PIP_INDEX_URL", "https://me:s3cret-of-index@mirror.invalid/simple")
+    monkeypatch.setenv("UV_INDEX_URL", "https://0token-of-an-index@mirror.invalid/simple")
+    monkeypatch.setenv("GITHUB_PAT", "of-git-0123")
     scrub._of_files.cache_clear()
-    yield [TOKEN, PASSWORD, STORED, "hf_of.the.file-1", "s3cret-of-index"]
+    yield [TOKEN, PASSWORD, STORED, "hf_of.the.file-1", "s3cret-of-index", "0token-of-an-index", "of-git-0123"]
     scrub._of_files.cache_clear()
 
 
@@ -81,6 +86,15 @@ def test_a_secret_is_named_instead_of_written(secrets, spelled):
         ("Authorization: Bearer abc.def-ghi_jkl", "Authorization: Bearer [removed]"),
         ("{'authorization': 'Basic dXNlcjpwYXNz'}", "{'authorization': 'Basic [removed]'}"),
         ("of hf_abcdefghijklmnopqrst,", "of [token removed],"),
+        ("api_org_abcdefghijklmnopqrst", "[token removed]"),
+        ("ghp_0123456789abcdefghijKLMNOPQRSTUVWXYZ", "[token removed]"),
+        ("github_pat_11ABCDEFG0123456789_abcdefgh", "[token removed]"),
+        ("sk-proj-abcdefghij0123456789", "[token removed]"),
+        ("eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N", "[token removed]"),
+        ("x?Policy=abc&Signature=AbC~dEf123456&Key-Pair-Id=K", "x?Policy=abc&Signature=[removed]&Key-Pair-Id=K"),
+        ("?a=b&amp;X-Amz-Security-Token=0123456789ab", "?a=b&amp;X-Amz-Security-Token=[removed]"),
+        ("Set-Cookie: token=abcdefghijk; Path=/", "Set-Cookie: token=[removed]; Path=/"),
+        ("{'x-api-key': 'abcdefghijk'}", "{'x-api-key': '[removed]'}"),
     ],
 )
 def test_what_looks_like_a_secret_is_one(said, clean):
@@ -95,6 +109,10 @@ def test_what_looks_like_a_secret_is_one(said, clean):
         "https://a.org/x?y=1@2",
         "ssh://git@github.com",
         "hf_hub_download",
+        "hf_hub_download_of_whatever_it_is",
+        "num_tokens=512; token=8; the-task-0123456789-x of sk-learn-some-thing-else",
+        "x-axis: latency in seconds",
+        "?max_tokens=512&key=threshold-0.12345",
     ],
 )
 def test_what_is_none_is_left_alone(said, monkeypatch):

@@ -604,7 +604,9 @@ def test_a_corrupted_table_is_a_sentence(begin):
 
 def test_nothing_to_report_is_a_sentence():
     with pytest.raises(UserError, match="No finished measurement"):
-        study.need([Row(status="oom", technique="x")])
+        study.need([Row(status="error", technique="x")])
+    oom = Row(status="oom", technique="x")
+    assert study.need([oom]) == [oom]  # which is what there is to report
     ok = Row(status="ok", technique="x")
     assert study.need([ok, Row(status="ok", technique="y")], technique="x") == [ok]
 

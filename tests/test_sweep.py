@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -170,3 +173,96 @@ def test_options_of_slurm_are_taken_as_they_are_written(monkeypatch):
     monkeypatch.setenv("SLURM_OPTIONS", "partition=gpu time=600 mem-per-cpu=4G comment='two words'")
     wanted = {"slurm_partition": "gpu", "timeout_min": 600, "slurm_mem_per_cpu": "4G", "slurm_comment": "two words"}
     assert sweep._slurm_options() == wanted
+
+
+SLURM = {  # a Slurm whose jobs wait for ever
+    "sinfo": "exit 0",
+    "srun": "exit 0",
+    "sbatch": """[ "$(wc -l < jobs)" -lt "$(cat room)" ] || { echo "sbatch: error: invalid account" >&2; exit 1; }
+        echo "$(wc -l < jobs) $(sed -n 's/#SBATCH --job-name=//p' "$1")" >> jobs
+        echo "Submitted batch job $(wc -l < jobs)" """,
+    "squeue": "cut -d' ' -f1 jobs",
+    "scancel": """echo "$1" >> cancelled; grep -v -- " ${1#--name=}$" jobs > left; mv left jobs""",
+}
+
+
+@pytest.fixture
+def slurm(root, monkeypatch):
+    """A folder with the commands of a Slurm that never begins a job; `jobs` has a line for each that it holds."""
+    (place := root / "slurm").mkdir()
+    for name, script in SLURM.items():
+        (place / name).write_text(f"#!/bin/sh\ncd {place}\n{script}\n")
+        (place / name).chmod(0o755)
+    (place / "jobs").touch()
+    (place / "room").write_text("9")
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    for stem in ("00_environment", "01_baseline"):
+        write(root, stem, "1")
+    return place
+
+
+def launched(root) -> subprocess.Popen:
+    """A process that runs two notebooks as jobs of Slurm."""
+    code = (
+        "import pathlib, sys\nfrom fluxnb import leftovers, params\nfrom fluxnb.report import own, sweep\n"
+        f"root = pathlib.Path({str(root)!r})\nchosen = params.load('cpu', root / 'params')\n"
+        "with leftovers.interrupts():\n"
+        "    sweep.sweep(chosen, own(chosen, root), ['00_environment', '01_baseline'], 'slurm', False)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
+    )  # fmt: skip
+    until(lambda: len(held(root / "slurm")) >= 2)
+    return process
+
+
+def held(slurm) -> list[str]:
+    return (slurm / "jobs").read_text().splitlines()
+
+
+def until(true) -> None:
+    for _ in range(600):
+        if true():
+            return
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP"])
+def test_jobs_of_slurm_end_with_what_submitted_them(root, slurm, name):
+    process = launched(root)
+    process.send_signal(getattr(signal, name))
+    process.communicate(timeout=60)
+    assert process.returncode and held(slurm) == []
+
+
+def test_jobs_of_slurm_whose_launcher_was_killed_are_cancelled_by_the_next_whose_own_end_with_it(root, slurm):
+    process = launched(root)
+    process.kill()
+    process.communicate(timeout=60)
+    orphans = set(held(slurm))
+    process = launched(root)
+    until(lambda: len(held(slurm)) == 2 and not orphans & set(held(slurm)))
+    process.terminate()
+    process.communicate(timeout=60)
+    assert len(orphans) == 2 and held(slurm) == []
+
+
+def test_a_job_that_slurm_refuses_is_a_sentence_and_the_others_are_cancelled(root, slurm):
+    (slurm / "room").write_text("1")
+    with pytest.raises(UserError, match="^Slurm takes no job .sbatch: sbatch: error: invalid account.: see SLURM_OPT"):
+        sweep.sweep(
+            chosen := params.load("cpu", root / "params"), own(chosen, root), ["00_environment", "01_baseline"],
+            "slurm", False,
+        )  # fmt: skip
+    assert held(slurm) == [] and (slurm / "cancelled").read_text().startswith("--name=fluxnb-cpu-00_environment-")
+
+
+def test_a_slurm_that_cancels_nothing_is_said_with_what_to_do(root, slurm, capsys):
+    (root / "job").mkdir()
+    (root / "job" / sweep.SLURM_NAME).write_text("fluxnb-cpu-x-1")
+    (slurm / "scancel").write_text("#!/bin/sh\nexit 1\n")
+    sweep._cancel([sweep.Job("cpu", "x", root / "job", False)])
+    assert "cancel what may be left with `scancel --name=fluxnb-cpu-x-1`" in capsys.readouterr().err

@@ -15,9 +15,11 @@ Source: this study's own; L2P (2026) fits weights to uncached trajectories, DPCa
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -28,17 +30,19 @@ import numpy as np
 import torch
 
 from fluxnb import families
-from fluxnb import notebooks as nb
 from fluxnb.cache import masks
 from fluxnb.cache.engine import Cache
+from fluxnb.cache.gates.planned import Planned, signature
 from fluxnb.cache.gates.schedule import Schedule
 from fluxnb.cache.linear import Linear, weighted
 from fluxnb.cache.predictors import L2P
 from fluxnb.errors import UserError
 from fluxnb.measure import quality
+from fluxnb.models import folders
 from fluxnb.technique import applied
 
 FILE = "plans.json"
+LARGEST = 1e6  # of what a file says of weights, which are about 1
 # Prompts that the plans of a model of the study's are made from, and of one of yours, which may be large; then those
 # that plans are only tried on: what is expected of a mean has to be known of images enough.
 PROMPTS, FEW = (24, 24), (4, 2)
@@ -95,45 +99,6 @@ class Plan:
         """The cache that runs it, with `Cache`'s options: no block is run on a reused step."""
         predictor = L2P.of(self.weights, len(self.mask), origin="planned weights")
         return Cache(Planned(self.mask, self.signature), predictor, **options)
-
-
-class Planned(Schedule):
-    """The mask of a plan, on the model that it was made for. Source: this study's own."""
-
-    terms = {
-        "planned": "which steps are computed was chosen from the model's uncached steps",
-        "planned weights": "a reused step adds a weighted sum of the last computed ones, fitted to the model",
-    }
-    notebook = nb.PEERS
-
-    def __init__(self, mask: str, signature: tuple[float, ...], first_block: bool = False, **options):
-        super().__init__(mask, first_block, origin="planned", **options)
-        self.signature = signature
-
-    def new_state(self, total=None):
-        if total not in (None, len(self.mask)):
-            raise UserError(
-                f"This plan has {len(self.mask)} steps but the generation has {total}: ask for {len(self.mask)}, or "
-                f"make one of {total} with `python -m fluxnb plan --model … --steps {total}`."
-            )
-        return {}
-
-    def meet(self, pipe):
-        found = signature(pipe.transformer)
-        if found is not None and not np.allclose(found, self.signature, rtol=0.1, atol=2e-3):  # as far as 8 bits round
-            raise UserError(
-                "This plan was made for another model: make one for this with `python -m fluxnb plan --model …`, and "
-                "give its file as `plan=`."
-            )
-
-
-def signature(transformer) -> tuple[float, ...] | None:
-    """Sixteen weights of its last layer; None where they are offloaded, divided over ranks or packed in fewer bits."""
-    weight = getattr(transformer.proj_out, "base_layer", transformer.proj_out).weight  # a LoRA goes around it
-    if weight.is_meta or type(weight.data) is not torch.Tensor or not weight.is_floating_point():
-        return None
-    flat = weight.detach().flatten()
-    return tuple(float(f"{value:.4g}") for value in flat[:: len(flat) // 16][:16].float().tolist())
 
 
 def make(
@@ -418,7 +383,9 @@ class _Fitting(Linear):
 
 def save(plans: Sequence[Plan], path: Path) -> Path:
     """Writes plans of one model and number of steps where `read` finds them."""
-    path.write_text(json.dumps([asdict(plan) for plan in plans]) + "\n")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.write_text(json.dumps([asdict(plan) for plan in plans]) + "\n", encoding="utf-8")
+    os.replace(beside, path)
     return path
 
 
@@ -428,10 +395,12 @@ def read(path: Path, steps: int) -> dict[int, Plan]:
     Raises UserError for a file that holds none, or those of another number of steps.
     """
     try:
-        plans = [_plan(**one) for one in json.loads(path.read_text())]
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise OSError(errno.EINVAL, "it is no file")
+        plans = [_plan(**one) for one in json.loads(path.read_text(encoding="utf-8"))]
     except OSError as error:
         raise UserError(f"{path} can't be read ({error.strerror}): make it with `python -m fluxnb plan`.") from error
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (UserError, ValueError, TypeError, AttributeError, KeyError, ArithmeticError, RecursionError) as error:
         raise UserError(f"{path} holds no plans: make it anew with `python -m fluxnb plan`.") from error
     found = {plan.computed: plan for plan in plans if len(plan.mask) == steps}
     if not found:
@@ -457,6 +426,9 @@ def _plan(signature, mask, weights, predicted_db, each, images, others=()) -> Pl
         raise ValueError("weights of other steps than those that are reused")
     if len(plan.signature) != 16:
         raise ValueError("no signature")
+    numbers = [*plan.signature, *(w for own in plan.weights.values() for w in own.values())]
+    if not all(abs(number) <= LARGEST for number in numbers):  # nor is NaN
+        raise ValueError("a number with which no image is made")
     plan.cache()
     return plan
 
@@ -468,7 +440,7 @@ def of(model: str, steps: int) -> dict[int, Plan]:
     """
     from fluxnb.models import embedded
 
-    path = (embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE
+    path = (embedded.FOLDERS.get(model) or folders.written(model)) / FILE
     if not path.is_file() and model in MADE:
         path = MADE[model]()
     elif not path.is_file():

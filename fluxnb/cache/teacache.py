@@ -18,6 +18,7 @@ import torch
 
 from fluxnb import adapters
 from fluxnb.errors import UserError
+from fluxnb.models import folders
 
 FLUX_DEV = (498.651651, -283.781631, 55.8554382, -3.82021401, 0.264230861)  # TeaCache4FLUX, highest power first
 FILE = "teacache.json"
@@ -42,16 +43,16 @@ def shipped(model: str) -> Fit | None:
     """The fit in a model's folder, by the model's name or its folder; None where there is none."""
     from fluxnb.models import embedded
 
-    file = (embedded.FOLDERS.get(model) or Path(model).expanduser()) / FILE
+    file = (embedded.FOLDERS.get(model) or folders.written(model)) / FILE
     if not file.is_file():
         return None
     try:
         found = Fit(**json.loads(file.read_text(encoding="utf-8")))
-        if not all(math.isfinite(c) for c in found.coefficients) or not found.coefficients:
+        if not all(math.isfinite(c) for c in (*found.coefficients, found.r2)) or not found.coefficients:
             raise ValueError("a coefficient is no finite number")
         return found
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{file} can't be read ({error}): delete it, and fit it again.") from None
+    except (OSError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise UserError(f"{file} can't be read ({folders.first_line(error)}): delete it, and fit it again.") from None
 
 
 def coefficients(model: str) -> tuple[float, ...]:

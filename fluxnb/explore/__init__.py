@@ -33,6 +33,7 @@ from fluxnb.explore.made import Made, One, Wanted, png, sheet
 from fluxnb.families import COMBINED, FIRST_BLOCK, TEACACHE
 from fluxnb.installed import need
 from fluxnb.models import control, embedded, material, pipelines
+from fluxnb.scrub import scrub
 from fluxnb.study import Study, fitted
 from fluxnb.study.results import Results
 from fluxnb.study.row import Row
@@ -219,7 +220,7 @@ class Explorer:
         self.keep.on_click(lambda _: self._keep())
         self.export.on_click(lambda _: self._export())
         self._foresee()
-        self.job = self._begin(self._loading, f"loading {self.model.name}")  # widgets first: libraries take seconds
+        self._begin(self._loading, f"loading {self.model.name}")  # widgets first: libraries take seconds
 
     def _repr_mimebundle_(self, **kwargs):
         return self.box._repr_mimebundle_(**kwargs)
@@ -281,7 +282,7 @@ class Explorer:
             gate = gate_of(self.gate.value, turned, self.second.value, self.model.name)
             wanted = self._wanted()
         except UserError as error:
-            self.said.value = str(error)
+            self.said.value = escape(scrub(str(error)), quote=False)
             return Job()
         if gate is not None:
             gate.warm_up = self.warm_up.value
@@ -290,13 +291,12 @@ class Explorer:
         foreseen = self._speed() if wanted.steps == self.full else None
         self.run.disabled, self.stop.disabled, self.keep.disabled = True, False, True
         waiting = f"loading {self.model.name}" if not self._pipes else "waiting for the last layer of what was stopped"
-        self.job = self._begin(lambda job: self._work(job, cache, each, foreseen), waiting)
-        return self.job
+        return self._begin(lambda job: self._work(job, cache, each, foreseen), waiting)
 
     def _begin(self, work, doing: str) -> Job:
         """`work(job)` in the background, after what is running; a line says what it is doing and for how long."""
         job, started = Job(doing), time.perf_counter()
-        self.said.value = f"{doing}, 0 s"
+        self.job, self.said.value = job, f"{doing}, 0 s"  # before it may have ended
 
         def tell():
             while not job.over.wait(0.5):
@@ -311,6 +311,7 @@ class Explorer:
                 said = STOPPED
             except Exception as error:  # noqa: BLE001  a thread has no one else to tell
                 said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+                said = escape(said, quote=False)
             finally:
                 job.over.set()
                 if job.stopped.is_set():
@@ -326,7 +327,7 @@ class Explorer:
         """A job's words, unless it was stopped or another began since."""
         if getattr(self, "job", job) is not job or job.stopped.is_set() or (job.over.is_set() and not ended):
             return
-        self.said.value = words
+        self.said.value = scrub(words)
         if ended:
             self._at_rest()
 

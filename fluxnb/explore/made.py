@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 from fluxnb.measure import quality
+from fluxnb.scrub import scrubbed
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Made:
         kept = ("psnr_db", "psnr_min_db", "psnr_identical", "st_lpips", "st_lpips_max", "flip")
         out = {"setting": self.label, **asdict(self.wanted), "images": len(self.own), "speedup": round(self.speedup, 3)}
         seconds = {"seconds": [round(o.seconds, 3) for o in self.own]}
-        return out | seconds | {k: v for k, v in self.quality.items() if k in kept} | {"code": self.code}
+        return scrubbed(out | seconds | {k: v for k, v in self.quality.items() if k in kept} | {"code": self.code})
 
 
 def sheet(made: Made) -> Image.Image:
@@ -82,7 +83,7 @@ def sheet(made: Made) -> Image.Image:
     wide, high = pairs[0][0].size
     font, scale = ImageFont.load_default(16), max(1, 320 // wide)
     lines = [made.label, made.words, f"{made.wanted.prompt}, seed {made.wanted.seed}", "left: baseline"]
-    lines += made.code.splitlines()
+    lines = scrubbed([*lines, *made.code.splitlines()])
     width = max(2 * wide * scale, *(round(font.getlength(line)) + 16 for line in lines))
     sheet = Image.new("RGB", (width, len(pairs) * high * scale + 22 * len(lines) + 16), "white")
     for row, pair in enumerate(pairs):

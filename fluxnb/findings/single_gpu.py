@@ -330,7 +330,12 @@ def fits(rows: list[Row]):
     """Which cards hold each setting: what it allocates and some to spare."""
 
     def holds(card: int) -> Column:
-        return Column(f"{card} GiB", lambda r: "yes" if r.memory_peak_gib / (1 - SPARE) <= card else "no")
+        def said(r: Row) -> str | None:
+            if r.memory_peak_gib is None:
+                return None
+            return "yes" if r.memory_peak_gib / (1 - SPARE) <= card else "no"
+
+        return Column(f"{card} GiB", said)
 
     return table(rows, (PEAK, *map(holds, CARDS)))
 

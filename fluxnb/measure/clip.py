@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ def load(source: str) -> tuple:
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
     try:
-        if Path(source).expanduser().is_dir():
-            folders.check_safe(Path(source).expanduser())
+        if folders.written(source).is_dir():
+            folders.check_safe(folders.written(source))
         given: dict[str, Any] = {"output_loading_info": True, "dtype": torch.float32, **folders.SAFE}
         both: Any = CLIPModel.from_pretrained(source, **given)
         model, found = both

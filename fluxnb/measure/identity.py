@@ -19,11 +19,12 @@ except ImportError:  # Windows has no flock: one process at a time there
     fcntl = None
 
 HOST = "FLUXNB_HOST"  # the name that a user gives to the machine: make report HOST=name
+THREADS = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS")  # variables: on how many threads PyTorch runs
 HOSTS = "hosts.json"  # kind -> the name made up for the machine of this checkout that is of this kind
 
 
 def kind() -> str:
-    """A digest of the hardware (12 hex digits): CPU, usable threads, memory, GPUs. What may be compared.
+    """A digest of the hardware (12 hex digits): CPU, threads in use, memory, GPUs. What may be compared.
 
     What may change between two runs on one machine (driver, clocks, power limit) is not in it, nor is
     anything that NVML alone knows.
@@ -31,6 +32,9 @@ def kind() -> str:
     facts = telemetry.machine()
     same = [facts["cpu"], facts["usable_threads"], facts["ram_gib"], facts["os"]]
     same += [[g["name"], g["compute_capability"], round(g["memory_gib"])] for g in facts["gpus"]]
+    given = {name: os.environ.get(name) for name in THREADS}  # as many as are usable: as if nothing were said
+    if fewer := {name: said for name, said in given.items() if said and said != str(facts["usable_threads"])}:
+        same.append(fewer)
     return hashlib.sha256(json.dumps(same).encode()).hexdigest()[:12]
 
 

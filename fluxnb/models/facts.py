@@ -88,7 +88,7 @@ def read(name: str, size: str = "", tokens: str = "", steps: str = "") -> Facts:
         UserError: there is no such model, it isn't FLUX.1's text-to-image model, or its files don't say something that
             wasn't given.
     """
-    path = Path(name).expanduser()
+    path = folders.written(name)
     if local := is_folder(name):
         folders.check(path)
         path, home = path.resolve(), Path.home().resolve()
@@ -133,7 +133,7 @@ def takes_few(steps: int | None, guided: bool) -> bool:
 
 def is_folder(name: str) -> bool:
     """Whether a name is meant as a path."""
-    return Path(name).expanduser().exists() or name.startswith((".", "/", "~"))
+    return folders.written(name).exists() or name.startswith((".", "/", "~"))
 
 
 def check_id(name: str) -> None:
@@ -177,7 +177,7 @@ def refused(name: str, error: Exception) -> UserError:
 
 def config(name: str, file: str, local: bool) -> dict:
     """A file of settings; {} where the model has none."""
-    path = Path(name).expanduser() / file
+    path = folders.written(name) / file
     if not local:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError

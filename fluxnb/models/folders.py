@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -21,6 +22,16 @@ _NUMBERS = {  # settings that images are made with
     ),
 }
 _TOKENIZERS = (("tokenizer.json",), ("spiece.model",), ("vocab.json", "merges.txt"))  # any of these is a tokenizer
+
+
+def written(name: str | Path) -> Path:
+    """The path that a user writes; that of ~somebody who isn't there is taken as it is. Raises UserError for none."""
+    path = Path(os.path.expanduser(name))
+    try:
+        path.exists()
+    except OSError as error:  # too long, or in a folder that nobody may look into
+        raise UserError(f"{path} is no path that can be used: {error.strerror}.") from None
+    return path
 
 
 def check(folder: Path) -> None:
@@ -265,4 +276,5 @@ def read(folder: Path, name: str, what: str = "") -> dict:
 
 def first_line(error: Exception) -> str:
     """An error's own words, as part of a sentence."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

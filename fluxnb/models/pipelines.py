@@ -14,7 +14,6 @@ import inspect
 import logging
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -109,7 +108,7 @@ def check(name: str) -> None:
         folders.check(embedded.FOLDER)
         folders.read(embedded.FOLDERS[name], "transformer/config.json")
     elif facts.is_folder(name):
-        folders.check(Path(name).expanduser())
+        folders.check(folders.written(name))
     elif name not in (*RANDOM, *RANDOM_2):
         if name.count("/") != 1:
             raise UserError(
@@ -146,7 +145,7 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
     elif name == embedded.SCHNELL:
         pipe = folders.load(embedded.SCHNELL_FOLDER, DTYPES[dtype], embedded.FOLDER)
     elif facts.is_folder(name):
-        pipe = folders.load(Path(name).expanduser(), DTYPES[dtype])
+        pipe = folders.load(folders.written(name), DTYPES[dtype])
     else:
         pipe = _from_hub(name, DTYPES[dtype])
     pipe.set_progress_bar_config(disable=True)
@@ -158,7 +157,7 @@ def load(name: str, dtype: str | None = None, device: str | None = None, seed: i
 
 def weights_gib(name: str, dtype: str) -> float:
     """About how many GiB a pipeline's weights take; a model of the hub is taken for one of FLUX's size."""
-    local = embedded.FOLDER if name in embedded.FOLDERS else Path(name).expanduser()
+    local = embedded.FOLDER if name in embedded.FOLDERS else folders.written(name)
     if local.is_dir():  # saved in 16 bits, as FLUX's are
         numbers = sum(path.stat().st_size for path in local.rglob("*.safetensors")) / 2
     else:
@@ -176,7 +175,7 @@ def transformer_config(name: str) -> dict:
     if name in RANDOM_2:
         return flux2.SIZES[name].config
     local = name in embedded.FOLDERS or facts.is_folder(name)
-    source = embedded.FOLDERS.get(name) or (Path(name).expanduser() if local else name)
+    source = embedded.FOLDERS.get(name) or (folders.written(name) if local else name)
     try:
         return FluxTransformer2DModel.load_config(source, subfolder="transformer", local_files_only=local)
     except OSError as error:
@@ -245,7 +244,7 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
     try:
         local = {"local_files_only": True} if facts.is_folder(str(source)) else {}
         if local:
-            folders.check_safe(Path(source).expanduser())
+            folders.check_safe(folders.written(source))
         made = FluxControlNetModel.from_pretrained(source, torch_dtype=kind, **local, **folders.SAFE)
         folders.check_complete(made, source)
         return made.to(device).eval()

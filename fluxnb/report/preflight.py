@@ -70,7 +70,7 @@ def check_download(model: str) -> None:
     if model in flux2.NAMES:
         return
     own = Path(constants.HF_HUB_CACHE, f"models--{model.replace('/', '--')}")
-    if Path(model).expanduser().is_dir() or any(own.glob("snapshots/*/transformer/*.safetensors")):
+    if Path(os.path.expanduser(model)).is_dir() or any(own.glob("snapshots/*/transformer/*.safetensors")):
         return
     place = Path(constants.HF_HUB_CACHE)
     while not place.exists():
@@ -84,7 +84,7 @@ def check_download(model: str) -> None:
 
 def _needed_gib(model: str) -> float:
     """Memory of a GPU that a model needs in bfloat16; 0 for the embedded ones."""
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if model in flux2.NAMES:
         return 2 * flux2.SIZES[model].numbers / 2**30 + (FULL_SIZE_GIB - DOWNLOAD_GIB)
     if not folder.is_dir():

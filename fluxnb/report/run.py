@@ -24,6 +24,7 @@ from pathlib import Path
 
 from fluxnb import notebooks
 from fluxnb.errors import UserError
+from fluxnb.measure.identity import HOST, THREADS
 from fluxnb.report import (
     PAGES,
     RUN,
@@ -47,7 +48,7 @@ VERSIONED = (
     "torch diffusers transformers tokenizers safetensors accelerate torchao para-attn triton numpy pandas "
     "pillow matplotlib seaborn papermill ipykernel nvidia-ml-py"
 ).split()
-VARIABLES = ("FLUXNB_HOST",)  # and without any version changing
+VARIABLES = (HOST, *THREADS)  # and without any version changing
 
 
 def run(

@@ -7,8 +7,10 @@ executed is put where a run without jobs would have left it: rendering and resum
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -22,10 +24,12 @@ from fluxnb import leftovers, params, scrub
 from fluxnb.errors import UserError
 from fluxnb.installed import need
 from fluxnb.measure.identity import HOSTS
+from fluxnb.params.reading import plain
 from fluxnb.report import Place, copy, durations, own, read_state, write_json
 
 MACHINES = Path("reports", "own", HOSTS)
 LAUNCHES = ("here", "slurm")
+SLURM_NAME = "slurm-name"  # a file: what Slurm calls the job of this folder, while it may have one
 CALLER = "FLUXNB_CALLER"  # the process that a job of this machine ends with
 ANSWER_S = 20.0  # for a command of Slurm's
 POLL_S = 2.0
@@ -79,12 +83,13 @@ def sweep(
     jobs = [_prepare(chosen, place, stem, force) for stem in stems]
     run = _on_slurm if launch == "slurm" else _here
     troubles = {}
-    for job, trouble in run(chosen, jobs):
-        rows = _collect(chosen, place, job, trouble)
-        troubles[job.stem] = trouble
-        status = read_state(place.build, job.stem).get("status", "lost")
-        say(f"[{len(troubles)}/{len(jobs)}] {job.stem} {status}, {rows} new rows {trouble}".rstrip())
-        ended(job.stem)
+    with contextlib.closing(run(chosen, jobs)) as went:  # whatever ends this ends the jobs
+        for job, trouble in went:
+            rows = _collect(chosen, place, job, trouble)
+            troubles[job.stem] = trouble
+            status = read_state(place.build, job.stem).get("status", "lost")
+            say(f"[{len(troubles)}/{len(jobs)}] {job.stem} {status}, {rows} new rows {trouble}".rstrip())
+            ended(job.stem)
     return troubles
 
 
@@ -98,6 +103,7 @@ def _prepare(chosen: params.Params, place: Place, stem: str, force: bool) -> Job
     folder = place.build / "jobs" / stem
     there = own(chosen, folder)
     if folder.is_dir():  # of a run that was killed
+        _cancel([Job(chosen.name, stem, folder, force)])
         there.build.mkdir(parents=True, exist_ok=True)
         with only_run(there):
             if there.table.is_file():
@@ -226,12 +232,17 @@ def _on_slurm(chosen: params.Params, jobs: list[Job]):
         given["gpus_per_node"] = chosen.gpu.count
     executor.update_parameters(**given | _slurm_options())
     os.environ["PYTHONPATH"] = _environment()["PYTHONPATH"]
-    submitted = {}
-    for job in jobs:
-        executor.update_parameters(name=f"fluxnb-{chosen.name}-{job.stem}"[:60])
-        submitted[executor.submit(subprocess.run, job.command, check=False)] = job
+    waiting, gone = {}, set[str]()
     try:
-        waiting, gone = dict(submitted), set[str]()
+        for job in jobs:
+            name = f"fluxnb-{chosen.name}-{job.stem}"[:50] + f"-{secrets.token_hex(4)}"  # nobody else's
+            (job.folder / SLURM_NAME).write_text(name, encoding="utf-8")  # before it is one
+            executor.update_parameters(name=name)
+            try:
+                waiting[executor.submit(subprocess.run, job.command, check=False)] = job
+            except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+                said = plain((str(error).strip().splitlines() or ["no message"])[-1], 200)
+                raise UserError(f"Slurm takes no job (sbatch: {said}): see SLURM_OPTIONS.") from None
         while waiting:
             listed = _listed()
             for sent, job in list(waiting.items()):
@@ -246,12 +257,27 @@ def _on_slurm(chosen: params.Params, jobs: list[Job]):
                         f"Slurm's job {sent.job_id} ended without a result: cancelled, out of time, or its node died"
                     )
                 del waiting[sent]
+                (job.folder / SLURM_NAME).unlink(missing_ok=True)
+                for log in (sent.paths.stdout, sent.paths.stderr):
+                    scrub.scrub_file(log)
                 yield job, trouble
             time.sleep(POLL_S)
     finally:
-        left = [sent.job_id for sent in submitted if not sent.paths.result_pickle.exists()]
-        if left:
-            subprocess.run(["scancel", *left], capture_output=True, timeout=ANSWER_S)
+        with leftovers.uninterrupted():
+            _cancel(jobs)
+
+
+def _cancel(jobs: list[Job]) -> None:
+    """Cancels what Slurm still has of these jobs, by their names: one may have been submitted without an answer yet."""
+    for job in jobs:
+        with contextlib.suppress(FileNotFoundError):
+            name = (job.folder / SLURM_NAME).read_text(encoding="utf-8")
+            try:
+                subprocess.run(["scancel", f"--name={name}"], capture_output=True, timeout=ANSWER_S, check=True)
+            except (OSError, subprocess.SubprocessError):
+                print(f"Slurm doesn't answer: cancel what may be left with `scancel --name={name}`", file=sys.stderr)
+                continue
+            (job.folder / SLURM_NAME).unlink()
 
 
 def _listed() -> set[str] | None:

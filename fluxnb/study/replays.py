@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fluxnb.study.candidate import plain, using
 from fluxnb.study.row import Row
-from fluxnb.study.study import Study, need
+from fluxnb.study.study import Study
 from fluxnb.study.subject import Subject
 from fluxnb.technique import Technique
 from fluxnb.techniques import Regional
@@ -17,4 +17,4 @@ def replays(s: Study, subject: Subject, caches: list[Technique]) -> Iterator[tup
     steps = s.steps(subject)
     for under in ((), (Regional(),)):
         rows = s.compare(subject, plain(steps, under), [using(cache, steps, under) for cache in caches])
-        yield ", ".join(technique.label for technique in under) or "eager", need(rows)
+        yield ", ".join(technique.label for technique in under) or "eager", rows

@@ -257,8 +257,13 @@ class Study(Subjects, Rows):
 
 
 def need(rows: list[Row], **equals) -> list[Row]:
-    """The rows with status ok and these values. Raises UserError when there is none: nothing to report."""
+    """The rows with status ok and these values. Raises UserError when there is none: nothing to report.
+
+    Where all of it lacks memory, that is what there is to report: the rows as they are.
+    """
     found = [r for r in rows if r.ok and all(getattr(r, k) == v for k, v in equals.items())]
+    if not found and not equals and any(r.status == "oom" for r in rows):
+        return list(rows)
     if not found:
         raise UserError(f"No finished measurement with {equals}: the rows say why in their reason.")
     return found

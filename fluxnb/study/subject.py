@@ -6,6 +6,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -224,7 +225,7 @@ def _material(prompt: str, seed: int, width: int, height: int) -> material.Mater
 
 def fingerprint(name: str) -> str:
     """What identifies a model: a digest of the files of a folder, the hub's revision, the name of anything else."""
-    folder = embedded.FOLDERS.get(name) or Path(name).expanduser()
+    folder = embedded.FOLDERS.get(name) or Path(os.path.expanduser(name))
     if not folder.is_dir():
         return name + _revision(name)
     if name not in embedded.FOLDERS:  # how a model is put together counts as much; what the study fits to it doesn't
