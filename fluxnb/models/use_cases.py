@@ -15,7 +15,6 @@ USE_CASES = {  # name -> diffusers' pipeline
     CONTROLNET_IMG2IMG: "FluxControlNetImg2ImgPipeline",
     CONTROLNET_INPAINTING: "FluxControlNetInpaintPipeline",
 }
-FLUX2_PIPELINES = ("Flux2Pipeline", "Flux2KleinPipeline")  # of text-to-image, which also look at pictures
 CONDITIONS = ("edges", "depth")  # that a ControlNet may be given
 NUMBER_FORMATS = ("float32", "float16", "bfloat16")
 
