@@ -256,6 +256,13 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
         raise folders.unread(f"The ControlNet {source}", error, advice) from error
 
 
+def lacks(name: str, use_case: str) -> str:
+    """Why a model can't be used for a use case here; "" where it can, as far as can be said without loading it."""
+    if use_case != TXT2IMG and describe(name).adapter is not adapters.FLUX1:
+        return f"FLUX.2 has {TXT2IMG} here, and {use_case} is of FLUX.1"
+    return lacks_controlnet(name) if takes_condition(use_case) else ""
+
+
 def lacks_controlnet(name: str) -> str:
     """Why a model has no ControlNet here; "" where it has one, as far as can be said without loading it."""
     if name == embedded.NAME or name in RANDOM:

@@ -7,6 +7,7 @@ wider latents, an IP-Adapter, and the tokens that Redux makes of a picture. Who 
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from fluxnb.models.use_cases import CONTROL, FILL, IP_ADAPTER, KONTEXT, REDUX, T
 
 REDUX_TOKENS = 729  # SigLIP's of a picture
 _CHANNELS = {FILL: 6, CONTROL: 2}  # times as many as the latents have: Fill's masked picture and mask, a condition
-_ADAPTER_TOKENS, _EMBEDDING = 16, 768  # of an IP-Adapter, and CLIP's
+_EMBEDDING = 768  # CLIP's
 
 
 def tokens(case: str, model_tokens: int, width: int, height: int) -> int:
@@ -29,6 +30,7 @@ def made(pipe, case: str):
     from fluxnb.models.pipelines import of_kind
 
     if case == IP_ADAPTER:
+        logging.getLogger("diffusers.loaders").setLevel(logging.ERROR)  # which remarks on what isn't in it
         pipe.load_ip_adapter(
             _ip_adapter(pipe.transformer), weight_name="", image_encoder_pretrained_model_name_or_path=None
         )
@@ -55,7 +57,7 @@ def given(pipe, case: str, prompts: list[str], model_tokens: int, images: list, 
         own |= {"control_image": images}
     if case == IP_ADAPTER:
         one = torch.ones(len(prompts), 1, _EMBEDDING, device=pipe._execution_device, dtype=pipe.transformer.dtype)
-        own |= {"ip_adapter_image_embeds": [one]}
+        own |= {"ip_adapter_image_embeds": [one], "negative_ip_adapter_image_embeds": [one]}  # both, or CLIP is run
     return own
 
 
@@ -76,7 +78,8 @@ def _ip_adapter(transformer) -> dict[str, dict[str, torch.Tensor]]:
     """Drawn weights of an IP-Adapter as a file has them."""
     config, weight = transformer.config, transformer.x_embedder.weight
     text, inner = config.joint_attention_dim, config.num_attention_heads * config.attention_head_dim
-    shapes = {"proj.weight": (_ADAPTER_TOKENS * text, _EMBEDDING), "proj.bias": (_ADAPTER_TOKENS * text,)}
+    seen = 16 if text == 4096 else 4  # tokens of a picture, as diffusers finds them
+    shapes = {"proj.weight": (seen * text, _EMBEDDING), "proj.bias": (seen * text,)}
     shapes |= {"norm.weight": (text,), "norm.bias": (text,)}
     own = {
         f"{i}.to_{name}_ip.{kind}": (inner, text)[: 2 - (kind == "bias")]

@@ -120,9 +120,9 @@ def choices(folder: Path | None = None) -> list[str]:
 def load(gpu: str, folder: Path | None = None, thorough: bool = False, random: bool = False) -> Params:
     """The parameters of configuration `gpu`: base.yaml with the values of <gpu>.yaml put over it.
 
-    A thorough run has both files' sections `thorough` on top, one about a model of random weights `random`. Mappings are merged, lists are replaced. Raises
-    UserError, naming the file, the key, the value and what is allowed, when anything is unknown, missing, of the
-    wrong type or out of range.
+    A thorough run has both files' sections `thorough` on top, one about a model of random weights `random`. Mappings
+    are merged, lists are replaced. Raises UserError, naming the file, the key, the value and what is allowed, when
+    anything is unknown, missing, of the wrong type or out of range.
     """
     folder = Path(folder) if folder else find_folder()
     names = choices(folder)
