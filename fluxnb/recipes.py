@@ -137,7 +137,7 @@ def find(goal: str = GOAL, pipe=None, few: bool = False, model=None) -> Recipe:
     named = place.split("/")[-1] == SCHNELL
     gpu = place.removesuffix(SCHNELL).removesuffix("/") if named else place
     few = few or named or (model is not None and model.few) if pipe is None else facts.loaded_takes_few(pipe)
-    adapter = adapters.find(getattr(pipe, "transformer", None)) if model is None else model.adapter
+    adapter = facts.adapter_of(pipe) if model is None else model.adapter
     goals = next(iter(known().values()))[OF[few]]
     if key not in goals:
         raise UserError(f"There is no goal {key!r}: choose one of {', '.join(goals)}.")

@@ -176,6 +176,11 @@ def takes_few(steps: int | None, guided: bool) -> bool:
     return steps is not None and steps <= FEW_STEPS and not guided
 
 
+def adapter_of(pipe) -> adapters.Adapter | None:
+    """What is known of the class of a pipeline's transformer; None for what nobody knows, or no pipeline."""
+    return adapters.find(getattr(pipe, "transformer", None))
+
+
 def loaded_takes_few(pipe) -> bool:
     """The same of a pipeline's model, as far as its configurations say."""
     with contextlib.suppress(AttributeError):

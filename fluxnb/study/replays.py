@@ -22,12 +22,16 @@ def replays(s: Study, subject: Subject, caches: list[Technique]) -> Iterator[tup
         yield ", ".join(technique.label for technique in under) or "eager", need(rows)
 
 
-def timed_cases(s: Study, subject: Subject, use_cases: list[str], steps: int, origin: str) -> dict[str, list[Row]]:
+def timed_cases(s: Study, use_cases: list[str], steps: int, origin: str) -> dict[Subject, dict[str, list[Row]]]:
     """Use cases that no model here is trained for, each with its tokens -> rows: plain, and every second step computed.
 
     Args:
         origin: of the schedule, in words.
     """
+    return {subject: _timed(s, subject, use_cases, steps, origin) for subject in s.full_size or s.judged}
+
+
+def _timed(s: Study, subject: Subject, use_cases: list[str], steps: int, origin: str) -> dict[str, list[Row]]:
     n, found = min(s.steps(subject), steps), {}
     half = prescribed(even_mask((n + 1) // 2, n), origin, first_block=False)
     for case in subject.able(use_cases):
