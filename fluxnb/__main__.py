@@ -199,6 +199,9 @@ def list_params(options) -> int:
         more = f"; with THOROUGH=1: {key.thorough}" * bool(key.thorough)
         print(f"{key.path}: {key.help}\n    {key.type}; allowed: {key.allowed}; default: {key.default}{more}")
     print(f"\n{params.reading.THOROUGH}: sections as above, laid over them by THOROUGH=1 (--thorough): what takes long")
+    print(
+        f"{params.reading.RANDOM}: the same for a model of random weights (MODEL=flux2-klein-random), which shows time"
+    )
     return 0
 
 
