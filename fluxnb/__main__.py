@@ -90,9 +90,11 @@ def rows(options) -> int:
 def recipe(options) -> int:
     """A script that makes an image with what is recommended for a goal on a GPU."""
     from fluxnb import recipes
+    from fluxnb.models import facts
 
-    found = recipes.find(f"{options.gpu}/{options.goal}", few=options.schnell)
-    print(recipes.script(found, options.diffusers), end="")
+    model = facts.of(options.model) if options.model else None
+    found = recipes.find(f"{options.gpu}/{options.goal}", few=options.schnell, model=model)
+    print(recipes.script(found, options.diffusers, model=model), end="")
     return 0
 
 
@@ -199,6 +201,9 @@ def list_params(options) -> int:
         more = f"; with THOROUGH=1: {key.thorough}" * bool(key.thorough)
         print(f"{key.path}: {key.help}\n    {key.type}; allowed: {key.allowed}; default: {key.default}{more}")
     print(f"\n{params.reading.THOROUGH}: sections as above, laid over them by THOROUGH=1 (--thorough): what takes long")
+    print(
+        f"{params.reading.RANDOM}: the same for a model of random weights (MODEL=flux2-klein-random), which shows time"
+    )
     return 0
 
 
@@ -287,6 +292,8 @@ def _parser() -> argparse.ArgumentParser:
     words = "list every line of the documents with the rows that answer it, or the reason"
     add("--documents", action="store_true", help=words)
     made["recipe"].add_argument("--goal", default="near-lossless", help="such as lossless, balanced")
+    words = "that it is for: a hub id, a local folder, or one of those with random weights"
+    made["recipe"].add_argument("--model", help=words)
     made["recipe"].add_argument("--schnell", action="store_true", help="for a model of few steps without guidance")
     made["recipe"].add_argument("--diffusers", action="store_true", help="without fluxnb, as far as diffusers has it")
     made["export"].add_argument("name", help="embedded, or embedded-schnell: four steps, no guidance")

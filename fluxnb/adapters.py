@@ -72,6 +72,7 @@ class Adapter:
         modulated: (first block, hidden_states, all arguments of the call by name) -> the modulated input of that
             block, (n, image tokens, width): what gates of TeaCache's kind look at.
         parts: those of `PARTS` that it has.
+        pipelines: diffusers' classes that load a model of its kind, for images from text.
         refused: arguments of a call with which no step can stand for another -> why.
     """
 
@@ -80,6 +81,7 @@ class Adapter:
     blocks: tuple[Blocks, ...]
     modulated: Callable[[Any, Any, dict], Any]
     parts: frozenset[str] = frozenset()
+    pipelines: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -171,6 +173,7 @@ FLUX1 = add(
         blocks=(Blocks("transformer_blocks"), Blocks("single_transformer_blocks")),
         modulated=lambda block, hidden_states, given: block.norm1(hidden_states, emb=given["temb"])[0],
         parts=frozenset(PARTS),
+        pipelines=("FluxPipeline",),
     )
 )
 FLUX2 = add(
@@ -179,6 +182,7 @@ FLUX2 = add(
         title="FLUX.2",
         blocks=(Blocks("transformer_blocks"), Blocks("single_transformer_blocks", JOINED)),
         modulated=_flux2_modulated,
+        pipelines=("Flux2Pipeline", "Flux2KleinPipeline"),
         refused={"kv_cache_mode": "keeps keys and values of its reference images from the first step"},
     )
 )

@@ -23,6 +23,7 @@ EMBEDDED = "15_embedded_model"
 SURVIVAL = "16_survive"
 
 SEVERAL_GPUS = (ENVIRONMENT, PARALLEL, LOAD)  # what a configuration of several GPUs runs; the rest needs only one
+JUDGING = (TEACACHE, COMBINED, QUANTIZED_CACHE)  # that ask what becomes of images: nothing, of random weights
 OF_EMBEDDED = (EMBEDDED, SURVIVAL)  # about what ships with the study, and no model of anybody else's
 
 

@@ -2,7 +2,8 @@
 
     undo = accelerate(pipe, "near-lossless")    # the recipe of the GPU that the pipeline is on
     undo = accelerate(pipe, "h100/balanced")    # one by name
-    # of a pipeline of few steps without guidance, as FLUX.1-schnell's, either is h100/schnell/balanced, or a sentence
+    # of a pipeline of few steps without guidance, as FLUX.1-schnell's, either is h100/schnell/balanced, or a sentence;
+    # of FLUX.2's it is what fits of FLUX.1's, and a warning that says so
     undo = accelerate(pipe, Regional(), Cache(FirstBlock(0.1)))    # techniques, which go on in the right order
 
 `recipes.json` is made from the committed rows by `python -m fluxnb site`: a recipe is the stack of a row.
@@ -17,11 +18,10 @@ import re
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fluxnb import rebuilt, stacks
+from fluxnb import adapters, rebuilt, stacks
 from fluxnb.errors import UserError
 from fluxnb.models import facts
 from fluxnb.technique import Technique, Unavailable
@@ -47,6 +47,8 @@ class Recipe:
         speed, quality: what came out, in words.
         rows: ids of the row, of its baseline and of the one that quality is from.
         guided: whether the models that it is for take guidance.
+        pipeline: diffusers' class that loads them.
+        family, parts: where they are of another family than those measured: its name, and those of `adapters.PARTS`.
     """
 
     name: str
@@ -72,14 +74,33 @@ class Recipe:
     quality: str
     rows: list[str]
     guided: bool = True
+    pipeline: str = facts.Facts.pipeline
+    family: str = ""
+    parts: frozenset[str] = frozenset(adapters.PARTS)
 
     @property
     def techniques(self) -> tuple[Technique, ...]:
         """New ones, in the order in which they go on."""
+        return tuple(part for part in self._measured if not part.part or part.part in self.parts)
+
+    @property
+    def _measured(self) -> tuple[Technique, ...]:
         made = rebuilt.stack(self.settings, self.technique, self.stack)
         if made is None:
             raise UserError(f"The recipe {self.name} can't be made by this version: run `python -m fluxnb site` again.")
         return made.techniques
+
+    def on(self, adapter: adapters.Adapter | None) -> Recipe:
+        """The same for models of another class of transformers: what of it they have something for."""
+        if adapter is None or self.pipeline in adapter.pipelines:
+            return self
+        return replace(self, family=adapter.title, parts=adapter.parts)
+
+    @property
+    def elsewhere(self) -> str:
+        """Of one that is for another family: what it lacks there, and that nothing was measured."""
+        less = "".join(f", without {part.label}" for part in self._measured if part.part not in {"", *self.parts})
+        return f"On {self.family}{less}, it wasn't measured: the figures are {adapters.FLUX1.title}'s."
 
     def asked(self, steps: int | None = None) -> int:
         """Steps to ask of the pipeline in place of `steps`: fewer, where fewer steps are what is recommended."""
@@ -96,16 +117,18 @@ class Recipe:
         if steps not in (None, self.plain_steps):
             lines.append(f"{steps} steps weren't measured: the figures are of {self.plain_steps}.")
         lines += [f"Ask the pipeline for {self.asked(steps)} steps."] if self.steps != self.plain_steps else []
+        lines += [self.elsewhere] if self.family else []
         return [*lines, f"Rows: {', '.join(self.rows)} (`python -m fluxnb rows ID`)."]
 
 
-def find(goal: str = GOAL, pipe=None, few: bool = False) -> Recipe:
+def find(goal: str = GOAL, pipe=None, few: bool = False, model=None) -> Recipe:
     """The recipe by name (h100/near-lossless), or for a goal on the GPU that a pipeline is on.
 
     For a pipeline of few steps without guidance it is one for such models (h100/schnell/near-lossless), or none.
 
     Args:
         few: without a pipeline, whether it is for such models, as the name may say, too.
+        model: without a pipeline, what it is for (`fluxnb.models.facts.of`).
 
     Raises:
         UserError: there is none; which there are, and what to do.
@@ -113,7 +136,8 @@ def find(goal: str = GOAL, pipe=None, few: bool = False) -> Recipe:
     place, _, key = goal.rpartition("/")
     named = place.split("/")[-1] == SCHNELL
     gpu = place.removesuffix(SCHNELL).removesuffix("/") if named else place
-    few = few or named if pipe is None else takes_few(pipe)
+    few = few or named or (model is not None and model.few) if pipe is None else facts.loaded_takes_few(pipe)
+    adapter = facts.adapter_of(pipe) if model is None else model.adapter
     goals = next(iter(known().values()))[OF[few]]
     if key not in goals:
         raise UserError(f"There is no goal {key!r}: choose one of {', '.join(goals)}.")
@@ -133,17 +157,14 @@ def find(goal: str = GOAL, pipe=None, few: bool = False) -> Recipe:
         )
     if (gpu := gpu or _on(pipe)) not in known():
         raise UserError(f"There is no recipe{of} for {gpu}: {there}.")
-    if isinstance(why := known()[gpu][OF[few]][key], str):
+    why = known()[gpu][OF[few]][key]
+    if isinstance(why, str) and few and adapter is adapters.FLUX2:  # what leaves every step as it is fits any number
+        other = known()[gpu][OF[False]].get(key, "")
+        if not isinstance(other, str) and other["computed_steps"] == other["steps"] == other["plain_steps"]:
+            name, why = key, other
+    if isinstance(why, str):
         raise UserError(f"There is no recipe {gpu}/{name}{of} ({why}): {there}.")
-    return Recipe(name=f"{gpu}/{name}", **why)
-
-
-def takes_few(pipe) -> bool:
-    """Whether a pipeline's model takes few steps without guidance, as far as its configurations say."""
-    with suppress(AttributeError):
-        config, scheduler = pipe.transformer.config, pipe.scheduler.config
-        return facts.takes_few(facts.usual_steps(config, scheduler), bool(config.get("guidance_embeds")))
-    return False
+    return Recipe(name=f"{gpu}/{name}", **why).on(adapter)
 
 
 @functools.cache
@@ -197,6 +218,8 @@ def accelerate(
     recipe, parts = _chosen(pipe, goal, more, steps, plan)
     if recipe and recipe.steps != recipe.plain_steps:
         warnings.warn(f"{recipe.name}: ask the pipeline for {recipe.asked(steps)} steps.", stacklevel=2)
+    if recipe and recipe.family:
+        warnings.warn(f"{recipe.name}: {recipe.elsewhere}", stacklevel=2)
     on: list[Callable[[], None]] = []
 
     def undo() -> None:
@@ -305,23 +328,25 @@ def spelled(made) -> str:
     return f"{type(made).__name__}({', '.join(said)})"
 
 
-def script(recipe: Recipe, plain_diffusers: bool = False, coefficients: Sequence[float] | None = None) -> str:
+def script(recipe: Recipe, plain_diffusers=False, coefficients: Sequence[float] | None = None, model=None) -> str:
     """A script that runs as it is: loads a model, puts the recipe on, saves an image; what it rests on as comments.
 
     Args:
         plain_diffusers: without fluxnb, what diffusers and PyTorch have of it.
         coefficients: of TeaCache's polynomial, where nobody finds those of the model.
+        model: that it is for (`fluxnb.models.facts.of`); the one that the recipe stands for by default.
 
     Raises:
         UserError: they have nothing of it.
     """
     parts = with_coefficients(recipe.techniques, coefficients)
     lines, remarks = _as_diffusers(recipe) if plain_diffusers else (code(parts).splitlines(), [])
-    imports = sorted({"from diffusers import FluxPipeline", *(line for line in lines if line.startswith("from "))})
+    of = model or recipe
+    imports = sorted({f"from diffusers import {of.pipeline}", *(line for line in lines if line.startswith("from "))})
     body = "\n".join(line for line in lines if line and not line.startswith("from "))
     comments = [f"{recipe.name}: {recipe.goal}, {', '.join(part.label for part in recipe.techniques) or recipe.stack}."]
-    comments += [*recipe.evidence(), *remarks]
-    model = f'nargs="?", default="{recipe.load}", ' if recipe.load else ""
+    comments += [*recipe.evidence(model and model.steps), *remarks]
+    default = f'nargs="?", default="{of.load}", ' if of.load else ""
     device = "cuda" if recipe.cuda else "cpu"
     return (
         "\n".join(textwrap.fill(line, 118, initial_indent="# ", subsequent_indent="#   ") for line in comments)
@@ -329,29 +354,29 @@ def script(recipe: Recipe, plain_diffusers: bool = False, coefficients: Sequence
         + "".join(f"{line}\n" for line in imports)
         + f"""
 parser = argparse.ArgumentParser()
-parser.add_argument("model", {model}help="a hub id or a folder")
+parser.add_argument("model", {default}help="a hub id or a folder")
 parser.add_argument("--prompt", default="a red apple on a white table")
 parser.add_argument("--output", default="image.png")
-parser.add_argument("--steps", type=int, default={recipe.steps})
-parser.add_argument("--size", type=int, nargs=2, default=[{recipe.width}, {recipe.height}])
-parser.add_argument("--tokens", type=int, default={recipe.tokens}, help="of the prompt")
+parser.add_argument("--steps", type=int, default={recipe.asked(model.steps) if model else recipe.steps})
+parser.add_argument("--size", type=int, nargs=2, default=[{of.width}, {of.height}])
+parser.add_argument("--tokens", type=int, default={of.tokens}, help="of the prompt")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--dtype", default="{recipe.dtype}")
 parser.add_argument("--device", default="{device}")
 options = parser.parse_args()
 
-pipe = FluxPipeline.from_pretrained(options.model, dtype=getattr(torch, options.dtype), use_safetensors=True)
+pipe = {of.pipeline}.from_pretrained(options.model, dtype=getattr(torch, options.dtype), use_safetensors=True)
 pipe = pipe.to(options.device)
 """
         + body
         + """
 image = pipe(
-    options.prompt,
+    prompt=options.prompt,
     width=options.size[0],
     height=options.size[1],
     num_inference_steps=options.steps,
 """
-        + "    guidance_scale=0.0,\n" * (not recipe.guided)
+        + "    guidance_scale=0.0,\n" * (not of.guided)
         + """    max_sequence_length=options.tokens,
     generator=torch.Generator().manual_seed(options.seed),
 ).images[0]

@@ -12,7 +12,7 @@ from fluxnb.errors import UserError
 from fluxnb.models import flux2, pipelines
 from fluxnb.study import trials
 from fluxnb.technique import ANOTHER, IDENTICAL, Unavailable, applied
-from fluxnb.techniques import CudaGraph, compilation
+from fluxnb.techniques import CudaGraph, compilation, precision
 
 TINY = [name for name in flux2.NAMES if name.endswith("tiny")]
 STEPS = 4
@@ -109,6 +109,10 @@ def test_the_blocks_are_compiled_without_a_break_and_under_a_cache_no_more_often
     plain, counters = image(pipe), torch._dynamo.utils.counters
     torch.compiler.reset()
     counters.clear()
+    with torch.compiler.set_stance(force_backend="eager"), applied(pipe, compilation.Whole()):
+        assert torch.equal(image(pipe), plain) and counters["stats"]["unique_graphs"] == 1
+    torch.compiler.reset()
+    counters.clear()
     with torch.compiler.set_stance(force_backend="eager"), applied(pipe, compilation.Regional()):
         assert torch.equal(image(pipe), plain)
         compiled = counters["stats"]["unique_graphs"]
@@ -117,6 +121,22 @@ def test_the_blocks_are_compiled_without_a_break_and_under_a_cache_no_more_often
         assert counters["stats"]["unique_graphs"] == compiled > 0 and not counters["graph_break"]
     with applied(pipe, cache):
         assert torch.equal(image(pipe), made)
+
+
+def test_the_matrices_of_the_blocks_are_in_fp8_and_no_others(pipes):
+    pipe = pipes["flux2-klein-tiny"]
+    plain, layers = image(pipe), {n: m for n, m in pipe.transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    with applied(pipe, precision.TorchAO("fp8 weight-only")):
+        made = image(pipe)
+        now = dict(pipe.transformer.named_modules())
+        changed = {
+            name for name in layers if type(now[name].weight) is not torch.nn.Parameter or now[name] is not layers[name]
+        }
+    assert changed == {name for name in layers if "blocks" in name}
+    assert 0 < (made - plain).norm() / plain.norm() < 0.1
+    with pytest.raises(Unavailable, match="compute capability 8.9"):  # whose products have kernels there only
+        precision.TorchAO("fp8 row").apply(pipe)
+    assert torch.equal(image(pipe), plain)
 
 
 def test_recorded_blocks_give_the_same_image_with_a_cache_and_without(pipe, monkeypatch):

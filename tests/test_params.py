@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxnb import installed, params
+from fluxnb import installed, notebooks, params
 from fluxnb.errors import UserError
 from fluxnb.params import schema
 from fluxnb.world import scenes
@@ -478,3 +478,13 @@ def test_detect_gpu_names_the_first_cuda_device(monkeypatch):
 def test_reading_parameters_does_not_import_torch():
     code = "import sys; from fluxnb import params; params.load('cpu'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=params.find_folder().parent).returncode == 0
+
+
+@pytest.mark.parametrize("gpu", ["h100", "h200"])
+def test_a_model_of_random_weights_that_is_asked_for_has_a_short_list_of_its_own(gpu, monkeypatch):
+    plain, own = params.load(gpu), params.load(gpu, random=True)
+    for stem in (notebooks.COMPILATION, notebooks.QUANTIZATION, notebooks.FINAL_STACK):
+        assert plain.notebooks[stem] != own.notebooks[stem]
+    monkeypatch.setenv("FLUXNB_MODEL", "flux2-klein-random")
+    assert params.chosen(gpu).notebooks == own.notebooks
+    assert params.load("smoke").notebooks == params.load("smoke", random=True).notebooks

@@ -6,6 +6,7 @@ for it finds it. Nothing here imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -14,20 +15,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fluxnb import adapters
 from fluxnb.errors import UserError, lacks_memory
 from fluxnb.models import flux2, folders
 from fluxnb.models.request import check_channels
+from fluxnb.models.use_cases import TXT2IMG, USE_CASES
 
 MODEL, SIZE, TOKENS, STEPS = GIVEN = ("FLUXNB_MODEL", "FLUXNB_SIZE", "FLUXNB_TOKENS", "FLUXNB_STEPS")
 MOST_TOKENS, MOST_STEPS, SIDES = 512, 200, (64, 4096)  # diffusers' limit for FLUX; ours, as in params/
 DEV_STEPS, SCHNELL_STEPS, SCHNELL_TOKENS = 28, 4, 256  # FLUX's makers' own
 FEW_STEPS = 8  # the most that a model distilled as FLUX.1-schnell takes
+STAND_FOR = {  # random weights -> the hub's of that size
+    "flux-dev-random": "black-forest-labs/FLUX.1-dev",
+    "flux-schnell-random": "black-forest-labs/FLUX.1-schnell",
+    "flux2-klein-random": "black-forest-labs/FLUX.2-klein-4B",
+    "flux2-klein-base-random": "black-forest-labs/FLUX.2-klein-base-4B",
+    "flux2-dev-random": "black-forest-labs/FLUX.2-dev",
+}
 _FILES = {
     "transformer": "transformer/config.json",
     "vae": "vae/config.json",
     "tokenizer": "tokenizer_2/tokenizer_config.json",
     "scheduler": "scheduler/scheduler_config.json",
 }
+_INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -41,9 +52,30 @@ class Facts:
     name: str
     width: int  # pixels
     height: int
-    tokens: int  # T5's, of a prompt
+    tokens: int  # of a prompt, FLUX.1's T5's
     steps: int
-    guided: bool  # whether guidance is an input of its transformer, as of FLUX.1-dev's
+    guided: bool  # whether it takes guidance, as FLUX.1-dev does
+    pipeline: str = USE_CASES[TXT2IMG]  # of diffusers
+
+    @property
+    def random(self) -> bool:
+        """Whether its weights are random: then it shows time only."""
+        return self.name in flux2.NAMES
+
+    @property
+    def few(self) -> bool:
+        """Whether it takes a few steps without guidance, as FLUX.1-schnell does."""
+        return takes_few(self.steps, self.guided)
+
+    @property
+    def adapter(self) -> adapters.Adapter:
+        """What is known of its class of transformers."""
+        return adapters.FLUX2 if self.pipeline in adapters.FLUX2.pipelines else adapters.FLUX1
+
+    @property
+    def load(self) -> str | None:
+        """What has its weights: of random ones the model of that size, None where there is none."""
+        return STAND_FOR.get(self.name) if self.random else self.name
 
     @property
     def folder(self) -> str:
@@ -67,13 +99,18 @@ def asked() -> Facts | None:
     return None
 
 
+def of(name: str) -> Facts:
+    """One of `flux2.NAMES`, or as `read`."""
+    return random(name, "") if name in flux2.NAMES else read(name)
+
+
 def random(name: str, steps: str, **others: str) -> Facts:
     """The facts of one of `flux2.NAMES`. Raises UserError where more than its steps is chosen."""
     if others:
         raise UserError(f"{name} has a size and tokens of its own: leave {' and '.join(others)} out.")
     size = flux2.SIZES[name]
     most = _number(name, STEPS, steps, size.steps, MOST_STEPS, "steps an image takes")
-    return Facts(name, 1024, 1024, flux2.TOKENS, most, not size.distilled)
+    return Facts(name, 1024, 1024, flux2.TOKENS, most, not size.distilled, size.pipeline)
 
 
 @functools.lru_cache(maxsize=16)
@@ -85,7 +122,7 @@ def read(name: str, size: str = "", tokens: str = "", steps: str = "") -> Facts:
         size: WIDTHxHEIGHT in pixels, or one number for both; "" for what the files say, as the others.
 
     Raises:
-        UserError: there is no such model, it isn't FLUX.1's text-to-image model, or its files don't say something that
+        UserError: there is no such model, it isn't FLUX's text-to-image model, or its files don't say something that
             wasn't given.
     """
     path = folders.written(name)
@@ -96,23 +133,31 @@ def read(name: str, size: str = "", tokens: str = "", steps: str = "") -> Facts:
     else:
         check_id(name)
     found = {part: config(name, file, local) for part, file in _FILES.items()}
-    if (kind := found["transformer"].get("_class_name")) != "FluxTransformer2DModel":
+    if (kind := found["transformer"].get("_class_name")) not in folders.PARTS:
         raise UserError(
-            f"{name} has {kind or 'no transformer in the format of diffusers'}, not FLUX.1's FluxTransformer2DModel: "
-            "give FLUX.1-dev, FLUX.1-schnell, or a model made from one of them, as diffusers saves it."
+            f"{name} has {kind or 'no transformer in the format of diffusers'}, not FLUX.1's {adapters.FLUX1.name} or "
+            f"FLUX.2's {adapters.FLUX2.name}: give FLUX.1-dev, FLUX.1-schnell, FLUX.2-dev, FLUX.2-klein, or a model "
+            "made from one of them, as diffusers saves it."
         )
     check_channels(found["transformer"], f"The model {name}")
     guided = bool(found["transformer"].get("guidance_embeds"))
-    usual = usual_steps(found["transformer"], found["scheduler"])
     width, height = _sides(size) if size else _own_sides(name, found["vae"])
-    told = found["tokenizer"].get("model_max_length")
-    most = SCHNELL_TOKENS if usual == SCHNELL_STEPS else MOST_TOKENS
-    told = min(told, most) if isinstance(told, int) and 0 < told <= MOST_TOKENS else None
+    if kind == adapters.FLUX2.name:
+        index = config(name, _INDEX, local)
+        folders.check_pipeline(index, name)
+        pipeline = index["_class_name"]
+        told, distilled = flux2.TOKENS, not guided and bool(index.get("is_distilled"))
+        usual, guided = flux2.usual_steps(distilled), not distilled  # without an input for it in two passes a step
+    else:
+        pipeline, usual = Facts.pipeline, usual_steps(found["transformer"], found["scheduler"])
+        told = found["tokenizer"].get("model_max_length")
+        most = SCHNELL_TOKENS if usual == SCHNELL_STEPS else MOST_TOKENS
+        told = min(told, most) if isinstance(told, int) and 0 < told <= MOST_TOKENS else None
     return Facts(
         name, width, height,
         _number(name, TOKENS, tokens, told, MOST_TOKENS, "tokens a prompt has (T5's, max_sequence_length)"),
         _number(name, STEPS, steps, usual, MOST_STEPS, "steps an image takes"),
-        guided,
+        guided, pipeline,
     )  # fmt: skip
 
 
@@ -129,6 +174,21 @@ def usual_steps(transformer: Mapping, scheduler: Mapping) -> int | None:
 def takes_few(steps: int | None, guided: bool) -> bool:
     """Whether a model that takes so many steps is one like FLUX.1-schnell: few of them, and no guidance."""
     return steps is not None and steps <= FEW_STEPS and not guided
+
+
+def adapter_of(pipe) -> adapters.Adapter | None:
+    """What is known of the class of a pipeline's transformer; None for what nobody knows, or no pipeline."""
+    return adapters.find(getattr(pipe, "transformer", None))
+
+
+def loaded_takes_few(pipe) -> bool:
+    """The same of a pipeline's model, as far as its configurations say."""
+    with contextlib.suppress(AttributeError):
+        config, scheduler = pipe.transformer.config, pipe.scheduler.config
+        if type(pipe).__name__ in adapters.FLUX2.pipelines:
+            return bool(pipe.config.get("is_distilled"))
+        return takes_few(usual_steps(config, scheduler), bool(config.get("guidance_embeds")))
+    return False
 
 
 def is_folder(name: str) -> bool:

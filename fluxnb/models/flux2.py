@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from fluxnb.adapters import FLUX2
 from fluxnb.models import embedded
 
 TOKENS = 512  # of a prompt, in every size
+STEPS, DISTILLED_STEPS = 50, 4  # of an image, as published
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Size:
         return self.encoder is not None
 
     @property
+    def pipeline(self) -> str:
+        """Of diffusers."""
+        return FLUX2.pipelines[self.klein]
+
+    @property
     def config(self) -> dict:
         """The transformer's, with what diffusers needs to know of the guidance."""
         return {**self.transformer, "guidance_embeds": not self.klein}
@@ -70,19 +77,24 @@ QWEN3_4B: dict[str, Any] = {
 }
 _TINY = DEV | {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 2, "attention_head_dim": 32,
                "axes_dims_rope": (8, 8, 8, 8), "joint_attention_dim": 3 * 32}  # fmt: skip
-_TINY_QWEN3 = QWEN3_4B | {"vocab_size": 4096, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
+_TINY_QWEN3 = QWEN3_4B | {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2,
                           "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 28}  # fmt: skip
 _TINY_VAE = {"block_out_channels": (32,) * 4, "layers_per_block": 1, "sample_size": 64}
 SIZES = {
-    "flux2-klein-random": Size(KLEIN, 8.0e9, 4, QWEN3_4B, distilled=True),
-    "flux2-klein-base-random": Size(KLEIN, 8.0e9, 50, QWEN3_4B),
-    "flux2-dev-random": Size(DEV, 33e9, 50),
+    "flux2-klein-random": Size(KLEIN, 8.0e9, DISTILLED_STEPS, QWEN3_4B, distilled=True),
+    "flux2-klein-base-random": Size(KLEIN, 8.0e9, STEPS, QWEN3_4B),
+    "flux2-dev-random": Size(DEV, 33e9, STEPS),
     "flux2-klein-tiny": Size(_TINY, 1e6, 4, _TINY_QWEN3, distilled=True, vae=_TINY_VAE),
     "flux2-klein-base-tiny": Size(_TINY, 1e6, 8, _TINY_QWEN3, vae=_TINY_VAE),
     "flux2-dev-tiny": Size(_TINY, 1e6, 8, vae=_TINY_VAE),
 }
 NAMES = tuple(SIZES)
 _TEMPLATE = "{% for m in messages %}{{ m.content if m.content is string else m.content[0].text }} {% endfor %}"
+
+
+def usual_steps(distilled: bool) -> int:
+    """Steps of an image, as published."""
+    return DISTILLED_STEPS if distilled else STEPS
 
 
 def _token_table(tokens: int, width: int):
@@ -130,10 +142,8 @@ def load(name: str, dtype, device: str, seed: int):
     for part in parts.values():
         randomize(part.to(dtype).eval(), seed)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**embedded.SCHEDULER)
-    kind, more = (diffusers.Flux2KleinPipeline, {"is_distilled": size.distilled}) if size.klein else (
-        diffusers.Flux2Pipeline, {},
-    )  # fmt: skip
-    return kind(scheduler=scheduler, tokenizer=tokenizer, **parts, **more)
+    more = {"is_distilled": size.distilled} if size.klein else {}
+    return getattr(diffusers, size.pipeline)(scheduler=scheduler, tokenizer=tokenizer, **parts, **more)
 
 
 def noise(pipe, seeds: list[int], width: int, height: int):

@@ -7,16 +7,19 @@ import os
 import re
 from pathlib import Path
 
+from fluxnb import adapters
 from fluxnb.errors import LacksMemory, UserError, lacks_memory
 from fluxnb.models.request import check_channels
 
 SAFE = {"use_safetensors": True}  # of every from_pretrained: a pickle may run whatever it holds
 _WEIGHTS = re.compile(r"[^.]+?(-\d+-of-\d+)?(\.(?P<variant>[^.]+?)(-\d+-of-\d+)?)?\.(safetensors|bin)")
 
-
-PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
+PARTS = {  # of a model with a transformer of this class
+    adapters.FLUX1.name: ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"),
+    adapters.FLUX2.name: ("text_encoder", "tokenizer", "transformer", "vae"),
+}
 _NUMBERS = {  # settings that images are made with
-    "vae/config.json": ("scaling_factor", "shift_factor"),
+    "vae/config.json": ("scaling_factor", "shift_factor", "batch_norm_eps"),
     "scheduler/scheduler_config.json": (
         *("shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "num_train_timesteps"),
     ),
@@ -47,7 +50,9 @@ def check(folder: Path) -> None:
     if missing:
         raise UserError(f"The model in {folder} has no {', '.join(missing)}: copy or save it again.")
     check_safe(folder, *parts)
-    for name in ("scheduler", *PARTS):
+    named = index.get("transformer")
+    flux2 = isinstance(named, list) and named[-1:] == [adapters.FLUX2.name]
+    for name in ("scheduler", *PARTS[(adapters.FLUX2 if flux2 else adapters.FLUX1).name]):
         kind = index.get(name)
         if not (isinstance(kind, list) and len(kind) == 2 and all(isinstance(text, str) and text for text in kind)):
             raise UserError(
@@ -57,11 +62,13 @@ def check(folder: Path) -> None:
     for name in (name for name in parts if name.startswith("tokenizer")):
         if not any(all((folder / name / file).is_file() for file in files) for files in _TOKENIZERS):
             raise UserError(f"The model in {folder} has no words in its {name}: copy or save it again.")
-    if (kind := index["transformer"][1]) != "FluxTransformer2DModel":
+    if (kind := index["transformer"][1]) not in PARTS:
         raise UserError(
-            f"The model in {folder} has {kind}, not FLUX.1's FluxTransformer2DModel: give another "
-            "folder, or copy or save it again."
+            f"The model in {folder} has {kind}, not FLUX.1's {adapters.FLUX1.name} or FLUX.2's {adapters.FLUX2.name}: "
+            "give another folder, or copy or save it again."
         )
+    if flux2:
+        check_pipeline(index, f"The model in {folder}")
     config = read(folder, "transformer/config.json", f"The transformer's configuration of {folder}")
     check_channels(config, f"The model in {folder}")
     for part, names in _NUMBERS.items():
@@ -69,6 +76,15 @@ def check(folder: Path) -> None:
         for name in (name for name in names if name in settings):
             if isinstance(settings[name], bool) or not _is_number(settings[name]):
                 raise UserError(f"The model in {folder} has no number as {name} in {part}: copy or save it again.")
+
+
+def check_pipeline(index: dict, what: str) -> None:
+    """Raises UserError unless a FLUX.2 model's model_index.json names a pipeline that makes images from text."""
+    if (kind := index.get("_class_name")) not in adapters.FLUX2.pipelines:
+        raise UserError(
+            f"{what} is of {kind or 'no pipeline'}, not of FLUX.2's {' or '.join(adapters.FLUX2.pipelines)}: give one "
+            "of these, or copy or save it again."
+        )
 
 
 def check_safe(folder: Path, *parts: str) -> None:
@@ -89,6 +105,7 @@ def load(folder: Path, dtype, rest: Path | None = None):
     Args:
         rest: the folder of a whole model whose VAE and text encoders it shares; then it has no others.
     """
+    import diffusers
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 
@@ -107,7 +124,9 @@ def load(folder: Path, dtype, rest: Path | None = None):
                 folder, subfolder="transformer", dtype=dtype, **local, **SAFE
             )
         given = local | SAFE | ({"variant": variants.pop()} if variants else {})
-        pipe = FluxPipeline.from_pretrained(whole, dtype=dtype, **given, **own)
+        kind = read(whole, "model_index.json").get("_class_name")
+        made = getattr(diffusers, kind) if kind in adapters.FLUX2.pipelines else FluxPipeline
+        pipe = made.from_pretrained(whole, dtype=dtype, **given, **own)
     except Exception as error:  # whatever a damaged folder makes diffusers raise, it is the folder's fault
         raise unread(f"The model in {folder}", error, "copy or save it again") from error
     check_tokenizers(pipe, f"The model in {folder}")
@@ -181,9 +200,12 @@ def check_numbers(pipe, what: str) -> None:
 def check_tokenizers(pipe, what: str) -> None:
     """Raises UserError unless each tokenizer has about as many words as its text encoder knows."""
     for name, encoder in (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")):
+        if name not in pipe.config:  # FLUX.2 has one
+            continue
         if getattr(pipe, name, None) is None or getattr(pipe, encoder, None) is None:
             raise UserError(f"{what} has no {name} or no {encoder}: copy or save it again.")
-        words, known = len(getattr(pipe, name)), getattr(pipe, encoder).get_input_embeddings().num_embeddings
+        own = getattr(pipe, name)  # FLUX.2-dev's also takes pictures, and holds its tokenizer
+        words, known = len(getattr(own, "tokenizer", own)), getattr(pipe, encoder).get_input_embeddings().num_embeddings
         if not known * 0.9 <= words <= known:
             raise UserError(
                 f"{what} has a {name} of {words} words and a {encoder} that knows {known}: they don't belong together; "
@@ -192,11 +214,11 @@ def check_tokenizers(pipe, what: str) -> None:
 
 
 _BLOCK = re.compile(r"(^|\.)(layers?|blocks?|transformer_blocks|single_transformer_blocks)\.\d+\.")
-# a part -> the setting in its config.json, and the beginning of its weights' names before a block's number
+# a part -> the setting in its config.json, and a pattern of its weights' names before a block's number
 _LAYERS = {
     "transformer": {"num_layers": "transformer_blocks", "num_single_layers": "single_transformer_blocks"},
-    "text_encoder": {"num_hidden_layers": "encoder.layers"},
-    "text_encoder_2": {"num_layers": "encoder.block"},
+    "text_encoder": {"num_hidden_layers": r"(?:encoder|model)\.layers"},  # CLIP's or Qwen3's
+    "text_encoder_2": {"num_layers": r"encoder\.block"},
 }
 
 
@@ -222,7 +244,7 @@ def _check_layers(folder: Path) -> None:
             continue
         config = read(folder, f"{part}/config.json")
         for setting, before in settings.items():
-            matches = (re.search(rf"(?:^|\.){re.escape(before)}\.(\d+)\.", name) for name in names)
+            matches = (re.search(rf"(?:^|\.){before}\.(\d+)\.", name) for name in names)
             count = max((int(match[1]) + 1 for match in matches if match), default=0)
             told = config.get(setting, count)
             if told != count:

@@ -23,7 +23,6 @@ from fluxnb.errors import UserError
 from fluxnb.models import control, embedded, facts, flux2, folders, full_size, request
 from fluxnb.models.folders import first_line
 from fluxnb.models.use_cases import (
-    FLUX2_PIPELINES,
     NUMBER_FORMATS,
     TXT2IMG,
     USE_CASES,
@@ -50,7 +49,8 @@ class Model:
     height: int
     tokens: int  # T5 tokens of a prompt
     steps: int | None = None  # that an image takes, where that is the model's own and not params/'s
-    guided: bool = True  # whether guidance is an input of its transformer
+    guided: bool = True  # whether it takes guidance
+    pipeline: str = USE_CASES[TXT2IMG]  # of diffusers, for images from text
 
     @property
     def judged(self) -> bool:
@@ -70,7 +70,7 @@ class Model:
     @property
     def adapter(self) -> adapters.Adapter:
         """What is known of its class of transformers."""
-        return adapters.FLUX2 if self.name in flux2.NAMES else adapters.FLUX1
+        return adapters.FLUX2 if self.pipeline in adapters.FLUX2.pipelines else adapters.FLUX1
 
     @property
     def few(self) -> bool:
@@ -96,10 +96,10 @@ def describe(name: str) -> Model:
     if name in RANDOM_2:
         size = flux2.SIZES[name]
         steps = own.steps if own is not None and own.name == name else size.steps
-        return Model(name, "random", 1024, 1024, flux2.TOKENS, steps, not size.distilled)
+        return Model(name, "random", 1024, 1024, flux2.TOKENS, steps, not size.distilled, size.pipeline)
     if own is None or name != own.name:
         own = facts.read(name)
-    return Model(name, "trained", own.width, own.height, own.tokens, own.steps, own.guided)
+    return Model(name, "trained", own.width, own.height, own.tokens, own.steps, own.guided, own.pipeline)
 
 
 def check(name: str) -> None:
@@ -194,7 +194,7 @@ def as_use_case(pipe, use_case: str, controlnet=None):
     """
     if use_case not in USE_CASES:
         raise UserError(f"There is no use case {use_case!r}: choose one of {', '.join(USE_CASES)}.")
-    if type(pipe).__name__ in FLUX2_PIPELINES:
+    if type(pipe).__name__ in adapters.FLUX2.pipelines:
         raise UserError(f"FLUX.2 has {TXT2IMG} here, and {use_case} is of FLUX.1: give a pipeline of FLUX.1.")
     if takes_condition(use_case) and controlnet is None:
         raise UserError(f"{use_case} needs a ControlNet: give one of fluxnb.models.pipelines.load_controlnet.")
@@ -253,6 +253,13 @@ def load_controlnet(name: str, dtype: str | None = None, device: str | None = No
     except Exception as error:  # whatever a damaged folder or an absent hub makes diffusers raise
         advice = "check the folder, or the id and the connection to the hub"
         raise folders.unread(f"The ControlNet {source}", error, advice) from error
+
+
+def lacks(name: str, use_case: str) -> str:
+    """Why a model can't be used for a use case here; "" where it can, as far as can be said without loading it."""
+    if use_case != TXT2IMG and describe(name).adapter is not adapters.FLUX1:
+        return f"FLUX.2 has {TXT2IMG} here, and {use_case} is of FLUX.1"
+    return lacks_controlnet(name) if takes_condition(use_case) else ""
 
 
 def lacks_controlnet(name: str) -> str:
@@ -354,7 +361,7 @@ def generate(
 @torch.no_grad()
 def preview(pipe, latents: torch.Tensor, model: Model):
     """The first of half-made latents (n, tokens, 64) as a PIL image of the model's own size."""
-    if type(pipe).__name__ in FLUX2_PIPELINES:
+    if type(pipe).__name__ in adapters.FLUX2.pipelines:
         pixels = flux2.decoded(pipe, latents[:1], model.width, model.height)
         return pipe.image_processor.postprocess(pixels.float(), output_type="pil")[0]
     unpacked = pipe._unpack_latents(latents[:1], model.height, model.width, pipe.vae_scale_factor)
@@ -365,7 +372,7 @@ def preview(pipe, latents: torch.Tensor, model: Model):
 
 def noise(pipe, seeds: list[int], width: int, height: int) -> torch.Tensor:
     """Initial latents (n, width * height / 256, 64) as FLUX packs them: 2 x 2 patches, row by row (not FLUX.2's)."""
-    if type(pipe).__name__ in FLUX2_PIPELINES:
+    if type(pipe).__name__ in adapters.FLUX2.pipelines:
         return flux2.noise(pipe, seeds, width, height)
     channels = pipe.transformer.config.in_channels // 4
     rows, columns = height // pipe.vae_scale_factor, width // pipe.vae_scale_factor
@@ -404,12 +411,17 @@ def _warn_of_unknown_words(prompts: list[str]) -> None:
 
 
 def _from_hub(name: str, dtype):
+    import diffusers
     from diffusers import FluxPipeline, FluxTransformer2DModel
 
     with contextlib.suppress(OSError, ValueError):  # which loading will say better
         request.check_channels(FluxTransformer2DModel.load_config(name, subfolder="transformer"), name)
     try:
-        pipe = FluxPipeline.from_pretrained(name, dtype=dtype, **folders.SAFE)
+        kind = facts.config(name, "model_index.json", local=False).get("_class_name")
+        made = getattr(diffusers, kind) if kind in adapters.FLUX2.pipelines else FluxPipeline
+        pipe = made.from_pretrained(name, dtype=dtype, **folders.SAFE)
+    except UserError:
+        raise
     except Exception as error:  # whatever the hub's answer or a damaged cache makes diffusers raise
         raise facts.refused(name, error) from error
     folders.check_tokenizers(pipe, f"The model {name}")

@@ -8,8 +8,9 @@ import operator
 
 from PIL import Image
 
+from fluxnb import adapters
 from fluxnb.errors import UserError
-from fluxnb.models.use_cases import CONTROLNET_TXT2IMG, FLUX2_PIPELINES, TXT2IMG, USE_CASES
+from fluxnb.models.use_cases import CONTROLNET_TXT2IMG, TXT2IMG, USE_CASES
 
 _MODES = {"edges": 0, "depth": 2}  # control_mode of the published ControlNet for each kind of condition
 _OUTPUTS = ("pil", "np", "pt", "latent")
@@ -19,7 +20,7 @@ def use_case(pipe) -> str:
     """The use case that a pipeline is of. Raises UserError if it is of none, or has a transformer for another one."""
     names = [kind.__name__ for kind in type(pipe).__mro__]
     found = next((case for case, name in USE_CASES.items() if name in names), None)
-    if names[0] in FLUX2_PIPELINES:
+    if names[0] in adapters.FLUX2.pipelines:
         found = TXT2IMG
     if found is None:
         raise UserError(

@@ -15,14 +15,21 @@ USE_CASES = {  # name -> diffusers' pipeline
     CONTROLNET_IMG2IMG: "FluxControlNetImg2ImgPipeline",
     CONTROLNET_INPAINTING: "FluxControlNetInpaintPipeline",
 }
-FLUX2_PIPELINES = ("Flux2Pipeline", "Flux2KleinPipeline")  # of text-to-image, which also look at pictures
+KONTEXT, FILL, CONTROL, REDUX, IP_ADAPTER = "Kontext", "Fill", "Control", "Redux", "IP-Adapter"
+TIME_ONLY = {  # that no model here is trained for -> diffusers' pipeline
+    KONTEXT: "FluxKontextPipeline",
+    FILL: "FluxFillPipeline",
+    CONTROL: "FluxControlPipeline",
+    REDUX: "FluxPipeline",
+    IP_ADAPTER: "FluxPipeline",
+}
 CONDITIONS = ("edges", "depth")  # that a ControlNet may be given
 NUMBER_FORMATS = ("float32", "float16", "bfloat16")
 
 
 def takes_image(use_case: str) -> bool:
     """Whether a use case starts from an image."""
-    return not use_case.endswith(TXT2IMG)
+    return use_case not in TIME_ONLY and not use_case.endswith(TXT2IMG)
 
 
 def takes_condition(use_case: str) -> bool:

@@ -117,12 +117,12 @@ def choices(folder: Path | None = None) -> list[str]:
     return sorted(names, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
 
 
-def load(gpu: str, folder: Path | None = None, thorough: bool = False) -> Params:
+def load(gpu: str, folder: Path | None = None, thorough: bool = False, random: bool = False) -> Params:
     """The parameters of configuration `gpu`: base.yaml with the values of <gpu>.yaml put over it.
 
-    A thorough run has both files' sections `thorough` on top. Mappings are merged, lists are replaced. Raises
-    UserError, naming the file, the key, the value and what is allowed, when anything is unknown, missing, of the
-    wrong type or out of range.
+    A thorough run has both files' sections `thorough` on top, one about a model of random weights `random`. Mappings
+    are merged, lists are replaced. Raises UserError, naming the file, the key, the value and what is allowed, when
+    anything is unknown, missing, of the wrong type or out of range.
     """
     folder = Path(folder) if folder else find_folder()
     names = choices(folder)
@@ -131,10 +131,11 @@ def load(gpu: str, folder: Path | None = None, thorough: bool = False) -> Params
         raise UserError(f"GPU={gpu} is not known{reading.did_you_mean(gpu, names)}; {which}.")
     base_file, own_file = folder / "base.yaml", folder / f"{gpu}.yaml"
     base, own = _read(base_file), _read(own_file)
-    more = [
-        (file, f"{reading.THOROUGH}.", v.pop(reading.THOROUGH, {})) for file, v in ((base_file, base), (own_file, own))
-    ]
-    layers = [(base_file, "", base), (own_file, "", own)]
+    more, brief = (
+        [(file, f"{name}.", v.pop(name, {})) for file, v in ((base_file, base), (own_file, own))]
+        for name in (reading.THOROUGH, reading.RANDOM)
+    )
+    layers = [(base_file, "", base), (own_file, "", own), *(brief if random else [])]
     _check_complete(_merged(base, own), SCHEMA, base_file, own_file)
     short, full = (_laid(gpu, found) for found in (layers, layers + more))
     return replace(full if thorough else short, thorough=thorough, more=_more(short, full))
@@ -142,7 +143,8 @@ def load(gpu: str, folder: Path | None = None, thorough: bool = False) -> Params
 
 def chosen(gpu: str, folder: Path | None = None) -> Params:
     """The parameters of configuration `gpu`, for the model that `make report MODEL=…` asks for, if it asks for one."""
-    loaded, model = load(gpu, folder, _asked_thorough()), facts.asked()
+    model = facts.asked()
+    loaded = load(gpu, folder, _asked_thorough(), model is not None and model.random)
     if model is None:
         return loaded
     for name in ("models", "distilled"):  # the study's own

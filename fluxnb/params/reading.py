@@ -16,7 +16,8 @@ from fluxnb.params.schema import SCHEMA, Key
 
 THOROUGH = "thorough"  # the section of a file that holds sections again, laid over the others by THOROUGH=1
 _OVER = {name: keys for name, keys in SCHEMA.items() if name != "gpu"}  # which says what the machine is
-FILE = {**SCHEMA, THOROUGH: _OVER}
+RANDOM = "random"  # the same for a model of random weights that is asked for (MODEL=…), which shows time only
+FILE = {**SCHEMA, THOROUGH: _OVER, RANDOM: _OVER}
 _UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]")
 MOST_BYTES, MOST_VALUES, MOST_DEPTH = 4_000_000, 50_000, 50  # of a file, far more than any needs
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from fluxnb import notebooks as nb
 from fluxnb import stacks
 from fluxnb.families import PREDICTORS
-from fluxnb.models.use_cases import CONDITIONS, NUMBER_FORMATS, USE_CASES
+from fluxnb.models.use_cases import CONDITIONS, NUMBER_FORMATS, TIME_ONLY, USE_CASES
 from fluxnb.techniques import kinds, peers
 
 
@@ -249,6 +249,12 @@ NOTEBOOKS: dict[str, dict[str, Key]] = {
             choices=NUMBER_FORMATS,
         ),
         "full_size_formats_steps": Key(int, "steps of an image in these at full size", low=1, high=200),
+        "time_only": Key(
+            list[str] | None,
+            "use cases that are timed only: no model is trained for them; null = none",
+            choices=tuple(TIME_ONLY),
+        ),
+        "time_only_steps": Key(int, "steps of an image in these", low=2, high=200),
     },
     nb.PARALLEL: {
         "ranks": Key(int | None, "processes that share an image; null = gpu.count", low=2, high=64),

@@ -8,15 +8,10 @@ from pathlib import Path
 from fluxnb import findings, notebooks, params, recipes
 from fluxnb.findings.recommend import GOALS, Choice, quality_words, speed_words
 from fluxnb.findings.rows import is_baseline
-from fluxnb.models import pipelines
+from fluxnb.models import facts, pipelines
 from fluxnb.report import machine_of, write_changed
 from fluxnb.report.choices import named, takes_few
 from fluxnb.report.configurations import Configuration, configurations
-
-_STAND_FOR = {
-    "flux-dev-random": "black-forest-labs/FLUX.1-dev",
-    "flux-schnell-random": "black-forest-labs/FLUX.1-schnell",
-}
 
 
 def write(root: Path) -> Path:
@@ -54,7 +49,7 @@ def recipe(c: Configuration, choice: Choice) -> dict:
         "plain_steps": choice.base.steps,
         "computed_steps": row.computed_steps,
         "model": row.model,
-        "load": None if model.small else _STAND_FOR.get(row.model, row.model),
+        "load": None if model.small else facts.STAND_FOR.get(row.model, row.model),
         "width": row.width,
         "height": row.height,
         "tokens": model.tokens,
@@ -67,5 +62,6 @@ def recipe(c: Configuration, choice: Choice) -> dict:
         "speed": speed_words(row),
         "quality": quality_words(choice) + other,
         "guided": model.guided,
+        **({"pipeline": model.pipeline} if model.pipeline != recipes.Recipe.pipeline else {}),
         "rows": list(dict.fromkeys(r.id for r in (row, choice.base, seen) if r is not None)),
     }

@@ -84,6 +84,8 @@ def run(
     or if another run of the same configuration is going on.
     """
     chosen = _select(notebooks.sources(place.root, 1 if only else place.gpus, place.model), only)
+    random = bool(params.model and params.model.random and not only)
+    chosen = [source for source in chosen if not (random and source.stem in notebooks.JUDGING)]
     chosen.sort(key=lambda n: n.stem != notebooks.first(place.gpus))
     for notebook in chosen:
         check_parameters(notebook, params.for_notebook(notebook.stem))
@@ -100,8 +102,10 @@ def run(
         progress = Progress([n.stem for n in chosen], stream or sys.stdout, before)
         progress.skipped([n.stem for n in chosen if n not in due])
         if place.model and due:
-            left_out = ", ".join(notebooks.OF_EMBEDDED)
-            progress.note(f"about {params.model.name}, so without what is about the study's own models: {left_out}")
+            judging = notebooks.JUDGING if random else ()
+            left_out = ", ".join((*notebooks.OF_EMBEDDED, *judging))
+            what = "what is about the study's own models" + " or judges images" * random
+            progress.note(f"about {params.model.name}, so without {what}: {left_out}")
         if not due:
             return 0
         from fluxnb.report import kernel

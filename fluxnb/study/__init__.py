@@ -23,7 +23,7 @@ from fluxnb.study.candidate import (
     using,
 )
 from fluxnb.study.inferences import first_and_second
-from fluxnb.study.replays import replays
+from fluxnb.study.replays import replays, timed_cases
 from fluxnb.study.row import Row
 from fluxnb.study.serving import Load
 from fluxnb.study.study import Study, begin, need
@@ -46,6 +46,7 @@ __all__ = [
     "need",
     "plain",
     "replays",
+    "timed_cases",
     "stacked",
     "using",
 ]

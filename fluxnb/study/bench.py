@@ -6,12 +6,15 @@ import copy
 import inspect
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from fluxnb import adapters
 from fluxnb.models import embedded, pipelines
 
 SIDE, TOKENS = 64, 16  # pixels of an image, tokens of a prompt
+FLUX2 = "flux2-klein-tiny"
 PROMPTS = ("a red ball", "a blue house at night", "two green trees")
 
 
@@ -56,16 +59,26 @@ class Bench:
         self._pipe = pipe = pipelines.load(embedded.NAME, dtype, device)
         pipe.transformer = random(FluxTransformer2DModel, pipe, num_layers=1, num_single_layers=1)
         self.device, self.dtype = pipe.device, pipe.transformer.dtype
+        self._pipe2: Any = None
         self._nets: dict[int, torch.nn.Module] = {}
         with torch.no_grad():
             self.words = [pipe.encode_prompt(p, p, max_sequence_length=TOKENS)[:2] for p in PROMPTS]
 
     def fresh(self, whole: bool = False):
         """A pipeline of its own; encoders and VAE are shared unless what is tried touches them."""
-        own = ["transformer", "scheduler"]
+        return self._of(self._pipe, whole)
+
+    def flux2(self):
+        """The same of FLUX.2."""
+        if self._pipe2 is None:
+            self._pipe2 = pipelines.load(FLUX2, str(self.dtype).removeprefix("torch."), str(self.device))
+        return self._of(self._pipe2, False)
+
+    def _of(self, pipe, whole: bool):
+        own, parts = ["transformer", "scheduler"], pipe.components
         own += ["vae", "text_encoder", "text_encoder_2"] if whole or self.pixels or self.texts else []
-        parts = self._pipe.components
-        made = type(self._pipe)(**parts | {name: copy.deepcopy(parts[name]) for name in own})
+        more = {"is_distilled": True} if pipe is self._pipe2 else {}
+        made = type(pipe)(**parts | {name: copy.deepcopy(parts[name]) for name in own if name in parts}, **more)
         made.set_progress_bar_config(disable=True)
         return made
 
@@ -125,7 +138,8 @@ class Bench:
             others = self._prompts([(i + 1) % len(PROMPTS) for i in order], pipe, "negative_", ask.seen)
             given |= {**others, "true_cfg_scale": ask.true}
         pictures = torch.cat([self._picture(i, ask) for i in order])
-        given |= {"image": pictures} if "image" in takes else {}
+        two = type(pipe).__name__ in adapters.FLUX2.pipelines  # which looks at pictures where it is given some
+        given |= {"image": pictures} if "image" in takes and not two else {}
         given |= {"strength": ask.strength} if "strength" in takes else {}
         given |= {"max_area": ask.width * ask.height, "_auto_resize": False} if "max_area" in takes else {}
         given |= {"mask_image": (pictures[:, :1] > 0.5).float()} if "mask_image" in takes else {}
@@ -147,6 +161,10 @@ class Bench:
         return torch.rand(1, 3, ask.height, ask.width, generator=generator).to(self.device)
 
     def _prompts(self, order: list[int], pipe, kind: str = "", seen: int = 0) -> dict:
+        if type(pipe).__name__ in adapters.FLUX2.pipelines:
+            width = pipe.transformer.config.joint_attention_dim
+            text = torch.cat([self.drawn(1, TOKENS, width, seed=i) for i in order])
+            return {"prompt_embeds": text, "guidance_scale": 1.0}
         if self.texts and not seen:
             own = {f"{kind}prompt": [PROMPTS[i] for i in order]}
             return own if kind else {**own, "max_sequence_length": TOKENS}

@@ -104,7 +104,7 @@ class Pool:
     def _base(self, subject: Subject) -> str | None:
         """The loaded pipeline whose weights the subject can share: the same model's for text-to-image."""
         plain = replace(subject, use_case="txt2img").pipeline
-        return plain if subject.use_case != "txt2img" and not subject.built and plain in self._held else None
+        return plain if subject.use_case != "txt2img" and subject.shares and plain in self._held else None
 
     def _make_room(self, needed_gib: float, keep: str | None) -> None:
         room = (1 - SPARE) * self.capacity_gib - needed_gib

@@ -17,7 +17,8 @@ from PIL import Image
 
 from fluxnb.cache import planning, teacache
 from fluxnb.measure import latency
-from fluxnb.models import control, embedded, material, pipelines
+from fluxnb.models import control, embedded, material, pipelines, time_only
+from fluxnb.models.use_cases import IP_ADAPTER, TIME_ONLY
 from fluxnb.params.schema import StudyParams
 from fluxnb.study.results import canonical
 from fluxnb.technique import Technique, attribute
@@ -55,9 +56,12 @@ class Subject:
         return replace(self, use_case=use_case, kind=kind, strength=strength)
 
     def able(self, use_cases: list[str]) -> list[str]:
-        """Those of some use cases that the model can be used for: some have no ControlNet."""
-        lacks = any(map(pipelines.takes_condition, use_cases)) and pipelines.lacks_controlnet(self.model.name)
-        return [case for case in use_cases if not (lacks and pipelines.takes_condition(case))]
+        """Those of some use cases that the model can be used for."""
+        return [case for case in use_cases if not pipelines.lacks(self.model.name, case)]
+
+    def for_time(self, use_case: str) -> Subject:
+        """The same weights in a use case that they weren't trained for: images mean nothing, as of random ones."""
+        return replace(self, use_case=use_case, model=replace(self.model, weights="random"), rounds=min(3, self.rounds))
 
     def part(self, prompts: int, rounds: int | None = None) -> Subject:
         """The same with the first few prompts and the first seed, and fewer rounds: for wide surveys."""
@@ -96,6 +100,11 @@ class Subject:
         return {"dtype": self.dtype, "inputs": self.digest} | ({"condition": self.kind} if other else {})
 
     @property
+    def shares(self) -> bool:
+        """Whether it can have its weights of a text-to-image pipeline that is in use: an IP-Adapter changes them."""
+        return not self.built and self.use_case != IP_ADAPTER
+
+    @property
     def digest(self) -> str:
         """Changes when prompts, seeds, guidance, weights, what the use case starts from or a CLIP that judges do."""
         determines = [self.prompts, self.seeds, self.guidance, fingerprint(self.model.name)]
@@ -123,7 +132,9 @@ class Subject:
         """
         started = time.perf_counter()
         pipe = base or pipelines.load(self.model.name, self.dtype)
-        if self.use_case != "txt2img":
+        if self.use_case in TIME_ONLY:
+            pipe = time_only.made(pipe, self.use_case)
+        elif self.use_case != "txt2img":
             pipe = pipelines.as_use_case(pipe, self.use_case, self._load_controlnet())
         for technique in self.built:
             technique.apply(pipe)
@@ -177,6 +188,8 @@ class Loaded:
         """One image for each prompt and seed, made at once; or their latents, (n, tokens, channels), with "latent"."""
         own = self.subject
         prompts, seeds = map(list, zip(*inputs, strict=True))
+        if own.use_case in TIME_ONLY:
+            return self._for_time(prompts, seeds, steps)
         return pipelines.generate(
             self.pipe,
             prompts,
@@ -189,6 +202,16 @@ class Loaded:
             output_type=output_type,
             **self._start(inputs),
         )
+
+    def _for_time(self, prompts: list[str], seeds: list[int], steps: int) -> list[Image.Image]:
+        own, found = self.subject, [self.subject.material(*given) for given in zip(prompts, seeds, strict=True)]
+        images, masks = [m.image for m in found], [m.mask for m in found]
+        return self.pipe(
+            width=own.width, height=own.height, num_inference_steps=steps, guidance_scale=own.guidance,
+            max_sequence_length=own.model.tokens,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            **time_only.given(self.pipe, own.use_case, prompts, own.model.tokens, images, masks),
+        ).images  # fmt: skip
 
     def _start(self, inputs: list[Input]) -> dict:
         own = self.subject

@@ -144,6 +144,10 @@ def _as(name: str, channels: int = 0) -> Callable:
     return made
 
 
+def _flux2(bench, pipe):
+    return bench.flux2()
+
+
 def _as_txt2img(bench, pipe):
     return pipelines.as_use_case(pipe, TXT2IMG)
 
@@ -317,6 +321,7 @@ CASES = (
         Moment("with a picture", ask=Ask(seen=9)), Moment("another picture", ask=Ask(which=1, seen=9)),
         Moment("under CFG", ask=Ask(true=2.0, seen=9)), BACK,
     )),
+    Case("FLUX.2", "FLUX.2-klein's pipeline instead of FLUX.1's; put on and taken off", (), _flux2),
     Case("interrupt", "an image is interrupted; then the same, and one of fewer steps", (
         Moment("interrupted", _interrupt, alone=nothing), Moment("with fewer steps", _interrupt, Ask(fewer=1), nothing),
         BACK,
