@@ -1,6 +1,7 @@
 """What several test files share: the embedded pipeline, and a copy of the project to run things in."""
 
 import dataclasses
+import gc
 import os
 import shutil
 import sys
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items):
     if "PYTEST_XDIST_WORKER" in os.environ:
         place = {ROOT / f"tests/test_{name}.py": number for number, name in enumerate(LONGEST)}
         items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish():
+    """What is imported by now is no garbage: to look through it takes half a second whenever the study frees memory."""
+    gc.freeze()
+    gc.freeze = gc.unfreeze = lambda: None  # it stays so: after a comparison the study would let go of that, too
 
 
 @pytest.fixture(scope="session")
