@@ -232,16 +232,17 @@ def sleeping(mark):
 
 
 def test_a_run_that_hangs_is_ended_and_nothing_is_left(monkeypatch):
-    started, pids = time.monotonic(), []
+    pids = []
 
     def fast():  # once they hang
-        return time.monotonic() * (20 if pids else 1)
+        return time.monotonic() * (100 if pids else 1)
 
     monkeypatch.setattr(ranks, "time", SimpleNamespace(sleep=time.sleep, monotonic=fast))
-    with pytest.raises(ranks.RankError, match="^The 2 ranks said nothing for 60 s and were ended"):
-        for result in ranks.run("ending_ranks:hangs", 2, limit_s=60):  # also until they are up
+    with pytest.raises(ranks.RankError, match="^The 2 ranks said nothing for 300 s and were ended"):
+        for result in ranks.run("ending_ranks:hangs", 2, limit_s=300):  # also until they are up
             pids += result["pids"]
-    assert time.monotonic() - started < 90 and len(pids) == 2
+            hanging = time.monotonic()
+    assert time.monotonic() - hanging < 60 and len(pids) == 2
     assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
 
