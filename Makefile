@@ -147,7 +147,7 @@ explore: $(READY) ## open the live explorer in JupyterLab (ARGS=… is passed on
 	$(FIT) -m jupyterlab notebooks/explore.ipynb
 
 test: $(READY) ## run the tests, two files at a time (ARGS=… is passed on to pytest)
-	$(FIT) -m pytest -n 2 --dist loadfile
+	$(FIT) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(READY) ## kill, fuzz and fill the disk for up to 20 minutes: the long forms of what the tests try shortly
 	$(FIT) -m pytest -n 2 --dist loadfile -m soak

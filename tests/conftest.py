@@ -1,6 +1,7 @@
 """What several test files share: the embedded pipeline, and a copy of the project to run things in."""
 
 import dataclasses
+import gc
 import os
 import shutil
 import sys
@@ -18,6 +19,23 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network
 
 ROOT = Path(__file__).resolve().parents[1]
 GPU = {"index": 0, "uuid": "abc", "name": "NVIDIA H200", "memory": 140 * 2**30, "compute_capability": "9.0"}
+
+# The longest files, a minute and more each. They go first, else one process is left alone with one of them in the end;
+# and those that start processes of their own go apart, for they watch the clock.
+LONGEST = "notebooks survive lora single_gpu parallel study train use_cases load pool own_model".split()
+
+
+def pytest_collection_modifyitems(items):
+    """With --no-loadscope-reorder this is the order in which files are given to the processes that run tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = {ROOT / f"tests/test_{name}.py": number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
+def pytest_collection_finish():
+    """What is imported by now is no garbage: to look through it takes half a second whenever the study frees memory."""
+    gc.freeze()
+    gc.freeze = gc.unfreeze = lambda: None  # it stays so: after a comparison the study would let go of that, too
 
 
 @pytest.fixture(scope="session")

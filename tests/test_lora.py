@@ -65,7 +65,7 @@ def test_a_lora_loaded_before_acts_is_scaled_and_comes_off(pipe, plain, weights,
     if name.startswith("FusedQKV"):
         with pytest.raises(Unavailable, match="^needs layers without a LoRA"):
             TECHNIQUES[name]().apply(pipe)
-        assert not differences(before, state(pipe))
+        assert not differences(before, pipe)
         return
     undo = TECHNIQUES[name]().apply(pipe)
     assert near(name, image(pipe), with_lora[1.0], plain)
@@ -90,7 +90,7 @@ def test_a_lora_loaded_inside_acts_or_is_a_sentence(pipe, plain, weights, with_l
         for target in (lambda: load(pipe, weights), lambda: pipe.transformer.load_lora_adapter(dict(weights))):
             with pytest.raises(UserError, match="take .* off and load it first"):
                 target()
-        assert not differences(before, state(pipe))
+        assert not differences(before, pipe)
         assert torch.equal(image(pipe), own)
         undo()
         return
@@ -209,7 +209,7 @@ def test_every_kind_of_adapter_acts_or_is_a_sentence(plain, kind):
             assert torch.equal(image(first), expected), name
         except Unavailable as error:
             assert str(error).startswith("needs ")
-            assert not differences(before, state(first)), name
+            assert not differences(before, first), name
         with applied(pipe, TECHNIQUES[name]()):
             own, before = image(pipe), state(pipe)
             try:
@@ -220,7 +220,7 @@ def test_every_kind_of_adapter_acts_or_is_a_sentence(plain, kind):
                 pipe.unload_lora_weights()
             except UserError as error:
                 assert "can't go around layers that are" in str(error)
-                assert not differences(before, state(pipe)), name
+                assert not differences(before, pipe), name
             left = ROUNDED if kind == "saved layers" else 0  # around which diffusers leaves peft's wrapper
             assert torch.allclose(image(pipe), own, rtol=0, atol=left), name
         assert torch.equal(image(pipe), plain), name
@@ -390,7 +390,7 @@ def test_peft_s_own_way_in_is_a_sentence_until_the_technique_is_off(pipe, name):
     ):
         with pytest.raises(UserError, match="take .* off and load it first"):
             way()
-    assert not differences(before, state(pipe))
+    assert not differences(before, pipe)
     with applied(small.load(), TECHNIQUES[name]()):
         undo()
         inject_adapter_in_model(config, pipe.transformer)

@@ -114,7 +114,7 @@ def test_variables_become_options(fresh):
     assert taken == "'p' -m fluxnb reference --gpu h100\n"
     assert "--force" not in make("-n", "report", "FORCE=0", "PYTHON=p", folder=fresh).stdout
     tests = make("-n", "test", "ARGS=-k make", "PYTHON=p", folder=fresh).stdout
-    assert tests == "'p' -m fluxnb.report.preflight test -m pytest -n 2 --dist loadfile\n"
+    assert tests == "'p' -m fluxnb.report.preflight test -m pytest -n 2 --dist loadfile --no-loadscope-reorder\n"
     written = make("-n", "params", "GPU=4090", "PYTHON=p", folder=fresh).stdout
     assert written == "'p' -m fluxnb params --new='4090'\n"
     priced = make("-n", "analysis", "PRICES=h200=3.5 cpu=0.1", "PYTHON=p", folder=fresh).stdout

@@ -21,7 +21,6 @@ from fluxnb.errors import UserError
 from fluxnb.measure import ranks
 from fluxnb.technique import ROUNDING, Unavailable
 from fluxnb.techniques import symmetric
-from fluxnb.techniques.compilation import Regional
 from fluxnb.techniques.parallel import ContextParallel, FullyShard, Replicas
 from fluxnb.techniques.parallel_vae import ParallelVAE
 from fluxnb.techniques.xdit import PipeFusion, XDiT
@@ -34,8 +33,8 @@ CACHES += [Cache(Cascade(TeaCache(0.2, teacache.coefficients("embedded")), First
 GATHERED, SWAPPED = ContextParallel(gather=2), ContextParallel(ulysses=2)
 PULLED, WAITING = ContextParallel(gather=2, pull=True), ContextParallel(gather=2, overlap=False)
 DIVIDED = {
-    2: [(SWAPPED,), (SWAPPED, Regional()), (PULLED, Regional())],
-    4: [(ContextParallel(*degrees),) for degrees in ((4, 1), (2, 2), (1, 4), (1, 4, True))],
+    2: [SWAPPED, PULLED],
+    4: [ContextParallel(*degrees) for degrees in ((4, 1), (2, 2), (1, 4), (1, 4, True))],
 }
 CALLS = {
     2: {
@@ -89,9 +88,9 @@ def test_the_image_and_the_decisions_of_several_ranks_are_those_of_one(emitted, 
 @pytest.mark.parametrize("world", [2, 4])
 def test_tokens_and_heads_are_exchanged_without_a_difference(emitted, world):
     found = emitted(on_ranks.divided, world)
-    assert [made["label"] for made in found] == [way.label for way, *_ in DIVIDED[world]]
+    assert [made["label"] for made in found] == [way.label for way in DIVIDED[world]]
     for made in found:
-        assert made["difference"] < 1e-5 and made["after"] and made["breaks"] == 0, made["label"]
+        assert made["difference"] < 1e-5 and made["after"], made["label"]
         assert made["divided"] == f"2 attention layers over {world} ranks"
 
 
@@ -134,10 +133,15 @@ def test_a_layer_that_is_pulled_writes_where_the_layer_before_did_not(monkeypatc
     assert places == [1, 0, 1, 0, 1, 0]
 
 
-def test_it_composes_with_fused_parts_compilation_and_sharded_weights(emitted):
-    fused, compiled, sharded = emitted(on_ranks.composed, 2)
-    for made in (fused, compiled, sharded):
-        assert made["difference"] < 1e-3 and made["breaks"] == 0, made["label"]
+def test_it_composes_with_fused_parts_and_sharded_weights(emitted):
+    fused, sharded = emitted(on_ranks.composed, 2)
+    for made in (fused, sharded):
+        assert made["difference"] < 1e-3, made["label"]
+
+
+def test_it_composes_with_compiled_blocks(emitted):
+    for made in emitted(on_ranks.order_of_the_blocks, 2):
+        assert made["difference"] < 1e-5 and made["after"] and made["breaks"] == 0, made["label"]
 
 
 def test_a_divided_decoder_makes_the_picture_of_a_whole_one(emitted):
@@ -227,12 +231,18 @@ def sleeping(mark):
     return found
 
 
-def test_a_run_that_hangs_is_ended_and_nothing_is_left():
-    started, pids = time.monotonic(), []
-    with pytest.raises(ranks.RankError, match="^The 2 ranks said nothing for 20 s and were ended"):
-        for result in ranks.run("ending_ranks:hangs", 2, limit_s=20):  # also until they are up
+def test_a_run_that_hangs_is_ended_and_nothing_is_left(monkeypatch):
+    pids = []
+
+    def fast():  # once they hang
+        return time.monotonic() * (100 if pids else 1)
+
+    monkeypatch.setattr(ranks, "time", SimpleNamespace(sleep=time.sleep, monotonic=fast))
+    with pytest.raises(ranks.RankError, match="^The 2 ranks said nothing for 300 s and were ended"):
+        for result in ranks.run("ending_ranks:hangs", 2, limit_s=300):  # also until they are up
             pids += result["pids"]
-    assert time.monotonic() - started < 90 and len(pids) == 2
+            hanging = time.monotonic()
+    assert time.monotonic() - hanging < 60 and len(pids) == 2
     assert not [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
 

@@ -282,7 +282,7 @@ def test_annealing_asks_for_the_last_latents_of_cached_images(loaded):
 def test_planning_leaves_the_pipeline_as_it_was(loaded):
     before = small.state(loaded.pipe)
     planning.make(loaded, INPUTS[:1], 3, (2,))
-    assert not small.differences(before, small.state(loaded.pipe))
+    assert not small.differences(before, loaded.pipe)
 
 
 def test_what_steps_are_exact_combinations_of_costs_nothing_to_leave_out():

@@ -86,7 +86,7 @@ def test_a_quarter_of_the_tokens_is_seen_at_first_and_everything_is_put_back(pip
         hook.remove()
     tokens = (small.MODEL.width // 16) ** 2
     assert seen == [tokens // 4] * 2 + [tokens] * 3
-    assert not small.differences(before, small.state(pipe))
+    assert not small.differences(before, pipe)
 
 
 def test_a_cache_keeps_the_small_steps_apart(pipe):

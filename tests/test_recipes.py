@@ -51,7 +51,7 @@ def untouched(pipe):
     """The small pipeline; whatever a test put on it has to be gone afterwards, to the last attribute."""
     before = small.state(pipe)
     yield pipe
-    assert small.differences(before, small.state(pipe)) == []
+    assert small.differences(before, pipe) == []
 
 
 def remade(cache):
@@ -248,7 +248,7 @@ def test_a_recipe_is_put_on_and_taken_off(embedded_pipe):
     cached = image()
     undo()
     undo()  # again, it does nothing
-    assert small.differences(before, small.state(embedded_pipe)) == []
+    assert small.differences(before, embedded_pipe) == []
     with fluxnb.applied(embedded_pipe, *recipes.find("cpu/near-lossless").techniques):
         assert torch.equal(image(), cached) and not torch.equal(plain, cached)
     assert torch.equal(image(), plain)
@@ -319,7 +319,7 @@ def test_what_stands_on_top_is_said_and_everything_below_stays(untouched):
     with pytest.raises(UserError, match="can't be taken off while modulation ahead is on top"):
         undo()
     above()
-    assert small.differences(before, small.state(untouched)) == []
+    assert small.differences(before, untouched) == []
     undo()
 
 

@@ -159,7 +159,7 @@ def test_layers_whose_tensors_cannot_be_exchanged_refuse_group_offloading_whiche
         for way in ways:
             with pytest.raises(UserError, match="can't be offloaded in groups while Quanto INT8 is on"):
                 way()
-            assert not differences(before, state(pipe))
+            assert not differences(before, pipe)
         weight = pipe.transformer.single_transformer_blocks[0].proj_mlp.weight
         inside = weight._data.data_ptr()
         weight.data = weight.data.clone()  # as diffusers would
@@ -175,7 +175,7 @@ def test_layers_offloaded_in_groups_already_are_not_exchanged(name):
     before = state(pipe)
     with pytest.raises(Unavailable, match="^needs layers that"):
         TECHNIQUES[name]().apply(pipe)
-    assert not differences(before, state(pipe))
+    assert not differences(before, pipe)
 
 
 @pytest.mark.parametrize("name", ["ModulationAhead", "Quanto", "SVDQuant", "NF4"])
@@ -302,7 +302,7 @@ def test_a_technique_comes_off_without_a_trace_and_only_once(pipe, plain, name):
     image(pipe)
     for _ in range(2):
         undo()
-        assert not differences(before, state(pipe))
+        assert not differences(before, pipe)
     assert torch.equal(image(pipe), plain)
 
 
@@ -310,7 +310,7 @@ def test_a_technique_comes_off_without_a_trace_and_only_once(pipe, plain, name):
 def test_what_compiles_comes_off_without_a_trace(pipe, name):
     before = state(pipe)
     ALL[name]().apply(pipe)()
-    assert not differences(before, state(pipe))
+    assert not differences(before, pipe)
 
 
 @pytest.mark.parametrize("first", ALL)
@@ -323,7 +323,7 @@ def test_two_techniques_come_off_in_any_order(pipe, plain, first):
             try:
                 undo.append(ALL[second]().apply(pipe))
             except (Unavailable, UserError):
-                assert not differences(on_one, state(pipe)), second
+                assert not differences(on_one, pipe), second
                 continue
             on_both = state(pipe)
             try:  # the first comes off alone, or says what is on top of it
@@ -332,11 +332,11 @@ def test_two_techniques_come_off_in_any_order(pipe, plain, first):
                     image(pipe, steps=2)
             except UserError as error:
                 assert "take that off first" in str(error), second
-                assert not differences(on_both, state(pipe)), second
+                assert not differences(on_both, pipe), second
         finally:
             for one in reversed(undo):
                 one()
-        assert not differences(before, state(pipe)), second
+        assert not differences(before, pipe), second
     assert torch.equal(image(pipe), plain)
 
 
@@ -350,7 +350,7 @@ def test_whatever_fails_half_way_leaves_the_pipeline_as_it_was(least, name):
         for nth in {1 if name not in QUANTIZED else count, count}:  # the first and the last time that it runs
             with pytest.raises((_Injected, Unavailable)):
                 _failing(lambda: ALL[name]().apply(pipe), line, nth)
-            assert not differences(before, state(pipe)), f"{line[0].name}:{line[1]}"
+            assert not differences(before, pipe), f"{line[0].name}:{line[1]}"
 
 
 class _Injected(RuntimeError):
@@ -544,7 +544,7 @@ def test_layers_that_cannot_be_taken_apart_say_so_whichever_way_accelerate_comes
         for way in ways:
             with pytest.raises(UserError, match="offload whole models"):
                 way()
-            assert not differences(before, state(pipe))
+            assert not differences(before, pipe)
         cpu_offload_with_hook(pipe.transformer, cpu)
         with pytest.raises(UserError, match="offload whole models"):
             cpu_offload(pipe.transformer, cpu)
@@ -804,7 +804,7 @@ def test_layers_stored_in_fp8_are_a_sentence_or_right(name):
     before = state(pipe)
     with pytest.raises(Unavailable, match="^needs .*layerwise casting"):
         TECHNIQUES[name]().apply(pipe)
-    assert not differences(before, state(pipe)) and torch.equal(image(pipe), cast)
+    assert not differences(before, pipe) and torch.equal(image(pipe), cast)
 
 
 def test_layers_of_a_package_that_cannot_be_cast_say_so_whichever_way_it_comes(pipe, plain):
@@ -818,7 +818,7 @@ def test_layers_of_a_package_that_cannot_be_cast_say_so_whichever_way_it_comes(p
         ):
             with pytest.raises(UserError, match="can't be cast one by one while Quanto INT8 is on"):
                 cast(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-            assert not differences(before, state(pipe))
+            assert not differences(before, pipe)
     assert torch.equal(image(pipe), plain)
 
 
@@ -844,7 +844,7 @@ def test_a_lora_that_widens_the_model_is_a_sentence_whichever_pipeline_loads_it(
         before = state(pipe)
         with pytest.raises(UserError, match="can't be loaded while .* is on"):
             other.load_lora_weights(weights)
-        assert not differences(before, state(pipe))
+        assert not differences(before, pipe)
     other.load_lora_weights(weights)
     assert pipe.transformer.x_embedder.in_features == 128
 
@@ -877,7 +877,7 @@ def test_several_controlnets_are_looked_at_one_by_one(pipe):
     for name in ("Regional", "TorchAO int8", "Attention", "GGUF", "FusedQKV"):
         with applied(many, ALL[name]()):
             pass
-        assert not differences(before, state(many)), name
+        assert not differences(before, many), name
 
 
 def test_every_technique_is_tried():
