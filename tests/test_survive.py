@@ -292,6 +292,18 @@ def test_a_technique_that_goes_wrong_is_found(bench, how, verdict):
     assert (cell["status"] == "error") == (verdict != survival.RIGHT) == bool(cell["reason"])
 
 
+def test_an_image_that_nothing_can_judge_is_not_called_right(bench):
+    class Particular(Broken):
+        def apply(self, pipe):
+            if getattr(pipe.transformer, "peft_config", None):
+                raise Unavailable("needs layers without a LoRA")
+            return super().apply(pipe)
+
+    cell = bench.tried(Stack("particular", (Particular("fine"),)), survival.LORA)
+    assert (cell["proof"]["verdict"], cell["proof"]["when"]) == (survival.WRONG, "LoRA loaded")
+    assert cell["reason"] == "nothing shows that the image is right: put on afterwards, it needs layers without a LoRA"
+
+
 # --- on and off -------------------------------------------------------------------------------------------
 
 
