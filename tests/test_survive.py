@@ -837,11 +837,14 @@ def test_layers_of_a_package_that_cannot_be_cast_say_so_whichever_way_it_comes(p
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized_weights_are_frozen_and_not_trained(least, name):
     with applied(least, TECHNIQUES[name]()):
-        least.transformer.requires_grad_(False)
-        try:
-            least.transformer.requires_grad_(True)
-        except UserError as error:
-            assert "can't be trained while its layers are" in str(error)
+        whole, (block, *_) = least.transformer, least.transformer.single_transformer_blocks
+        for part in (whole, whole.single_transformer_blocks, block, block.proj_mlp):
+            part.requires_grad_(False)
+            try:
+                part.requires_grad_(True)
+            except UserError as error:
+                assert "can't be trained while its layers are" in str(error)
+                assert not any(parameter.requires_grad for parameter in part.parameters())
     least.transformer.requires_grad_(True)
 
 

@@ -206,17 +206,16 @@ def refuse_merging(pipe, changes: Changes) -> None:
     for network in networks(pipe):
         changes.refuse(network, ("fuse_lora", "unfuse_lora"), why)
         changes.refuse(network, ("fuse_qkv_projections", "unfuse_qkv_projections"), fusing)
-        training = functools.partial(_of_floats, network, network.requires_grad_, f"Weights can't be trained {doing}.")
-        changes.put(network, "requires_grad_", training)
+    refused = functools.partial(_check_floats, f"Weights can't be trained {doing}.")
+    _watch(nn.Module, "requires_grad_", networks(pipe), refused, changes, lambda module, *_, **__: module)
     why = f"What is quantized can't be saved {doing}: take that off, save it, and quantize what is loaded again."
     for owner in (pipe, *networks(pipe)):
         changes.refuse(owner, ("save_pretrained",), why)
 
 
-def _of_floats(network, original: Callable, why: str, requires_grad: bool = True):
-    if requires_grad and not all(parameter.is_floating_point() for parameter in network.parameters()):
+def _check_floats(why: str, module, requires_grad: bool = True) -> None:
+    if requires_grad and not all(parameter.is_floating_point() for parameter in module.parameters()):
         raise UserError(why)
-    return original(requires_grad)
 
 
 def refuse_sequential(pipe, changes: Changes) -> None:
