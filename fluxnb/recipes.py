@@ -24,7 +24,7 @@ from pathlib import Path
 from fluxnb import rebuilt, stacks
 from fluxnb.errors import UserError
 from fluxnb.models import facts
-from fluxnb.technique import Technique, Unavailable
+from fluxnb.technique import Technique, Unavailable, take_all_back
 from fluxnb.techniques import kinds
 
 FILE = Path(__file__).with_suffix(".json")
@@ -198,12 +198,7 @@ def accelerate(
     if recipe and recipe.steps != recipe.plain_steps:
         warnings.warn(f"{recipe.name}: ask the pipeline for {recipe.asked(steps)} steps.", stacklevel=2)
     on: list[Callable[[], None]] = []
-
-    def undo() -> None:
-        while on:  # what can't be taken off says what stands on top of it, and stays
-            on[-1]()
-            on.pop()
-
+    undo = functools.partial(take_all_back, on)
     for part in parts:
         try:
             on.append(part.apply(pipe))
