@@ -166,6 +166,10 @@ def _on(pipe) -> str:
     """The configuration of the GPU that a pipeline is on, or will run on where it is offloaded; else the GPU's name."""
     import torch
 
+    if isinstance(pipe, type) or not hasattr(pipe, "device"):
+        raise UserError(
+            f"{pipe!r:.80} is no pipeline: give one that is loaded, such as FluxPipeline.from_pretrained does."
+        )
     device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return next((gpu for gpu, own in known().items() if fits(own["match"], name)), name)

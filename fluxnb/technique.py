@@ -47,7 +47,19 @@ class Technique:
     exact: str  # one of EXACTNESS
     terms: dict = {}  # made-up words of its label, each with half a sentence
     part: str = ""  # of `fluxnb.adapters.PARTS`: what a class of transformers has to have for it
+    needed: tuple[str, ...] = ("transformer",)  # the pipeline's parts without which it can't be put on
     proof: dict  # what shows that it did something, filled in by `apply` or while images are made; may be missing
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if apply := vars(cls).get("apply"):
+
+            @functools.wraps(apply)
+            def checked(self, pipe):
+                check_parts(pipe, self.needed)
+                return apply(self, pipe)
+
+            cls.apply = checked  # type: ignore[method-assign]
 
     @property
     def mark(self) -> str:
@@ -66,6 +78,13 @@ class Technique:
 
 class Unavailable(Exception):
     """A technique can't run here. The message says what it needs; it becomes the row's reason."""
+
+
+def check_parts(pipe, names: tuple[str, ...]) -> None:
+    """Raises Unavailable where a pipeline hasn't got all of these parts, or is none."""
+    for name in names:
+        if isinstance(pipe, type) or getattr(pipe, name, None) is None:
+            raise Unavailable(f"needs a pipeline with a part {name!r}, and this {type(pipe).__name__} has none")
 
 
 def least_exact(*techniques: Technique) -> str:

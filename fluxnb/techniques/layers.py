@@ -30,6 +30,14 @@ def plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and type(weight.data) is torch.Tensor and weight.is_floating_point()
 
 
+def blocks(network) -> list[nn.Module]:
+    """A network's blocks of both kinds. Raises Unavailable where it isn't made of them."""
+    lists = [getattr(network, name, None) for name in ("transformer_blocks", "single_transformer_blocks")]
+    if None in lists:
+        raise Unavailable(f"needs a transformer of blocks as FLUX has them, and this is {type(network).__name__}")
+    return [block for blocks in lists for block in blocks]
+
+
 def adapted(layer: nn.Module) -> bool:
     """Whether it is peft's: a layer with LoRAs around it, which have a weight to show as well."""
     return hasattr(layer, "base_layer")
@@ -270,7 +278,7 @@ def refuse_copying(pipe, changes: Changes) -> None:
     """Layers whose package can't copy or pickle them say so."""
     why = f"Layers that are {changes.name} can't be copied or pickled: take that off, copy, and put it on each."
     for network in networks(pipe):
-        for owner in (network, *network.transformer_blocks, *network.single_transformer_blocks):
+        for owner in (network, *blocks(network)):
             changes.refuse(owner, ("__reduce_ex__",), why)
 
 
