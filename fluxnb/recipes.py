@@ -2,8 +2,7 @@
 
     undo = accelerate(pipe, "near-lossless")    # the recipe of the GPU that the pipeline is on
     undo = accelerate(pipe, "h100/balanced")    # one by name
-    # of a pipeline of few steps without guidance, as FLUX.1-schnell's, either is h100/schnell/balanced, or a sentence;
-    # of FLUX.2's it is what fits of FLUX.1's, and a warning that says so
+    # of few steps, as FLUX.1-schnell: h100/schnell/balanced, or a sentence; of FLUX.2: what fits of them, with a warning
     undo = accelerate(pipe, Regional(), Cache(FirstBlock(0.1)))    # techniques, which go on in the right order
 
 `recipes.json` is made from the committed rows by `python -m fluxnb site`: a recipe is the stack of a row.
@@ -24,7 +23,7 @@ from pathlib import Path
 from fluxnb import adapters, rebuilt, stacks
 from fluxnb.errors import UserError
 from fluxnb.models import facts
-from fluxnb.technique import Technique, Unavailable
+from fluxnb.technique import Technique, Unavailable, take_all_back
 from fluxnb.techniques import kinds
 
 FILE = Path(__file__).with_suffix(".json")
@@ -187,6 +186,10 @@ def _on(pipe) -> str:
     """The configuration of the GPU that a pipeline is on, or will run on where it is offloaded; else the GPU's name."""
     import torch
 
+    if isinstance(pipe, type) or not hasattr(pipe, "device"):
+        raise UserError(
+            f"{pipe!r:.80} is no pipeline: give one that is loaded, such as FluxPipeline.from_pretrained does."
+        )
     device = torch.device(getattr(pipe, "_execution_device", None) or pipe.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return next((gpu for gpu, own in known().items() if fits(own["match"], name)), name)
@@ -221,12 +224,7 @@ def accelerate(
     if recipe and recipe.family:
         warnings.warn(f"{recipe.name}: {recipe.elsewhere}", stacklevel=2)
     on: list[Callable[[], None]] = []
-
-    def undo() -> None:
-        while on:  # what can't be taken off says what stands on top of it, and stays
-            on[-1]()
-            on.pop()
-
+    undo = functools.partial(take_all_back, on)
     for part in parts:
         try:
             on.append(part.apply(pipe))

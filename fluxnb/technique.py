@@ -12,7 +12,7 @@ import functools
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 
 from fluxnb.errors import UserError
@@ -47,7 +47,19 @@ class Technique:
     exact: str  # one of EXACTNESS
     terms: dict = {}  # made-up words of its label, each with half a sentence
     part: str = ""  # of `fluxnb.adapters.PARTS`: what a class of transformers has to have for it
+    needed: tuple[str, ...] = ("transformer",)  # the pipeline's parts without which it can't be put on
     proof: dict  # what shows that it did something, filled in by `apply` or while images are made; may be missing
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if apply := vars(cls).get("apply"):
+
+            @functools.wraps(apply)
+            def checked(self, pipe):
+                check_parts(pipe, self.needed)
+                return apply(self, pipe)
+
+            cls.apply = checked  # type: ignore[method-assign]
 
     @property
     def mark(self) -> str:
@@ -68,6 +80,13 @@ class Unavailable(Exception):
     """A technique can't run here. The message says what it needs; it becomes the row's reason."""
 
 
+def check_parts(pipe, names: tuple[str, ...]) -> None:
+    """Raises Unavailable where a pipeline hasn't got all of these parts, or is none."""
+    for name in names:
+        if isinstance(pipe, type) or getattr(pipe, name, None) is None:
+            raise Unavailable(f"needs a pipeline with a part {name!r}, and this {type(pipe).__name__} has none")
+
+
 def least_exact(*techniques: Technique) -> str:
     """How far the image is from the one without any of the techniques: as far as the furthest of them takes it."""
     return max((t.exact for t in techniques), key=EXACTNESS.index, default=IDENTICAL)
@@ -77,6 +96,22 @@ def networks(pipe) -> list:
     """The networks that run at every step: the transformer and, where there are some, the ControlNets."""
     controlnet = getattr(pipe, "controlnet", None)
     return [pipe.transformer, *([] if controlnet is None else getattr(controlnet, "nets", [controlnet]))]
+
+
+def take_all_back(undo: list[Callable[[], None]]) -> None:
+    """Takes techniques back that were put on one after the other, the latest first; each leaves the list.
+
+    Raises:
+        UserError: something else is on top of one of them, or is running; nothing has been taken back.
+    """
+    gone: list[Changes] = []
+    for changes in (getattr(one, "__self__", None) for one in reversed(undo)):
+        if isinstance(changes, Changes):
+            changes.check_top(gone)
+            gone.append(changes)
+    while undo:
+        undo[-1]()
+        undo.pop()
 
 
 @contextmanager
@@ -169,13 +204,18 @@ class Changes:
             UserError: something stands on top of one of them, or is running; nothing has been taken back.
         """
         with self.lock:
+            self.check_top()
+            self._undo()
+
+    def check_top(self, gone: Sequence[Changes] = ()) -> None:
+        """Raises UserError where these can't be taken back, once those of `gone` have been; nothing is changed."""
+        with self.lock:
             for change in reversed(self._made):
                 self._check_idle(change.owner, change.name)
-                if above := change.above():
+                if above := change.above(gone):
                     raise UserError(
                         f"{self.name} can't be taken off while {above} is on top of it: take that off first."
                     )
-            self._undo()
 
     def _check_idle(self, owner, name: str = "") -> None:
         """Raises UserError while another thread runs the owner of a change, or this one a pipeline's scheduler."""
@@ -216,7 +256,10 @@ class _Step:
     owner, name = None, ""
 
     def __init__(self, undo=lambda: None, above=lambda: None):
-        self.undo, self.above = undo, above
+        self.undo, self._above = undo, above
+
+    def above(self, gone: Sequence[Changes]) -> str | None:
+        return None if gone else self._above()  # which may look at what will be gone
 
 
 class _Put:
@@ -227,14 +270,17 @@ class _Put:
         self.before = getattr(owner, name) if _owns(owner, name) else _NOTHING
         _changed.setdefault(owner, {}).setdefault(name, []).append(weakref.ref(self))
 
-    def above(self) -> str | None:
-        """What stands on top of it."""
-        *_, top = self._later() or [self]
+    def above(self, gone: Sequence[Changes]) -> str | None:
+        """What stands on top of it, once other changes will have been taken back."""
+        theirs, later = [changes._whose for changes in gone], self._later()
+        *_, top = [change for change in later if change.whose not in theirs] or [self]
         if self.yields or top is not self and top.whose is self.whose:
             return None
         if top is not self:
             return top.whose[0]
-        return f"what has changed its {self.name} since" if self._there() and not self._mine() else None
+        return (
+            f"what has changed its {self.name} since" if not later and self._there() and not self._mine(gone) else None
+        )
 
     def _later(self) -> list[_Put]:
         """The changes of the same attribute that came later."""
@@ -244,8 +290,8 @@ class _Put:
     def _there(self) -> bool:
         return _owns(self.owner, self.name)
 
-    def _mine(self) -> bool:
-        return getattr(self.owner, self.name, _NOTHING) is self.value
+    def _mine(self, gone: Sequence[Changes] = ()) -> bool:
+        return _under(getattr(self.owner, self.name, _NOTHING), gone) is self.value
 
     def undo(self) -> None:
         later, made = self._later(), _changed[self.owner][self.name]
@@ -275,7 +321,7 @@ class _Wrap(_Put):
     def _there(self) -> bool:
         return bool(_forwards(self.owner))
 
-    def _mine(self) -> bool:
+    def _mine(self, gone: Sequence[Changes] = ()) -> bool:
         return any(holder[name] is self.value for holder, name in _forwards(self.owner))
 
     def _write_back(self) -> None:
@@ -305,16 +351,25 @@ class _Layers:
         owns = [module._modules for module in self.network.modules()]
         return [(own, name) for own in owns for name, child in own.items() if child in self.exchanged]
 
-    def above(self) -> str | None:
-        found = {own[name] for own, name in self._places()}
+    def above(self, gone: Sequence[Changes]) -> str | None:
+        there = {_under(child, gone) for module in self.network.modules() for child in module._modules.values()}
+        found = there & self.exchanged.keys()
         if len(found) < len(self.exchanged):
             return "what has replaced its layers since"
-        hooked = any(map(_wrapped, found)) or any(map(_places, self.network.modules()))
+        wrapped = [layer for layer in found if _wrapped(layer) and not (gone and "forward" in _changed.get(layer, {}))]
+        hooked = wrapped or any(map(_places, self.network.modules()))
         return "what offloads or casts its layers one by one" if hooked else None
 
     def undo(self) -> None:
         for own, name in self._places():
             own[name] = self.exchanged[own[name]]
+
+
+def _under(module, gone: Sequence[Changes]):
+    """The layer that will be in a layer's place, once changes will have been taken back, the latest of them first."""
+    for layers in (layers for changes in gone for layers in changes._layers.values()):
+        module = layers.exchanged.get(module, module) if isinstance(module, Hashable) else module
+    return module
 
 
 def _follow(modules: weakref.WeakSet, function) -> None:

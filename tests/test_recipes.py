@@ -312,15 +312,29 @@ def test_what_fails_leaves_nothing_on(untouched):
         accelerate(untouched, techniques.FusedQKV(), Cache(FirstBlock(0.1)), Cache(FirstBlock(0.2)))
 
 
-def test_what_stands_on_top_is_said_and_everything_below_stays(untouched):
-    undo = accelerate(untouched, techniques.FusedQKV(), Cache(FirstBlock(0.2)))
-    before = small.state(untouched)
-    above = techniques.ModulationAhead().apply(untouched)
-    with pytest.raises(UserError, match="can't be taken off while modulation ahead is on top"):
+T = techniques
+MIXED = (  # parts that stand on one another, and what goes on top of the lower ones only
+    ((T.FusedQKV(), Cache(FirstBlock(0.2))), T.ModulationAhead, "modulation ahead"),
+    ((T.FusedQKV(), T.FusedGELU(), T.FusedRoPE(), T.Regional(), T.Tiled(64)), T.FusedRoPE, "fused RoPE"),
+    ((T.FusedQKV(), T.FusedGELU(), T.FusedRoPE(), T.Regional()), lambda: T.TorchAO("int8"), "TorchAO INT8"),
+    ((T.TorchAO("int8"), T.FusedRoPE(), T.ModulationAhead(), T.Regional()), T.FusedRoPE, "fused RoPE"),
+)
+
+
+@pytest.mark.parametrize("parts, above, said", MIXED)
+def test_what_stands_on_top_of_a_part_is_said_and_all_of_the_recipe_stays(untouched, parts, above, said):
+    plain = small.state(untouched)
+    undo = accelerate(untouched, *parts)
+    alone = small.state(untouched)
+    off = above().apply(untouched)
+    on = small.state(untouched)
+    with pytest.raises(UserError, match=f"can't be taken off while {said} is on top"):
         undo()
-    above()
-    assert small.differences(before, untouched) == []
+    assert small.differences(on, untouched) == []
+    off()
+    assert small.differences(alone, untouched) == []
     undo()
+    assert small.differences(plain, untouched) == []
 
 
 def test_what_cannot_be_taken_off_is_refused_before_anything_changes(untouched):

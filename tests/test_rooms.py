@@ -163,7 +163,7 @@ WORDS = {
     "stack": {"report.recipes", "study.candidate", "study.kept", "study.study", "study.trials"},  # a column
     "transformer": {  # a part of a pipeline
         "cache.engine", "findings.trained", "models.facts", "models.flux2", "models.folders", "models.full_size",
-        "models.pipelines", "study.bench", "training.train", "training.train_schnell",
+        "models.pipelines", "study.bench", "technique", "training.train", "training.train_schnell",
     },
     "VAE": {"findings.parallel"},  # a stage
 }  # fmt: skip

@@ -292,6 +292,71 @@ def test_a_technique_that_goes_wrong_is_found(bench, how, verdict):
     assert (cell["status"] == "error") == (verdict != survival.RIGHT) == bool(cell["reason"])
 
 
+def test_an_image_that_nothing_can_judge_is_not_called_right(bench):
+    class Particular(Broken):
+        def apply(self, pipe):
+            if getattr(pipe.transformer, "peft_config", None):
+                raise Unavailable("needs layers without a LoRA")
+            return super().apply(pipe)
+
+    cell = bench.tried(Stack("particular", (Particular("fine"),)), survival.LORA)
+    assert (cell["proof"]["verdict"], cell["proof"]["when"]) == (survival.WRONG, "LoRA loaded")
+    assert cell["reason"] == "nothing shows that the image is right: put on afterwards, it needs layers without a LoRA"
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "text_encoder_2", "scheduler", "a pipeline"])
+def test_a_pipeline_without_a_part_is_as_it_should_be_or_a_sentence(part):
+    from diffusers import FluxPipeline
+
+    refused = set()
+    for given in (None, "a name", FluxPipeline) if part == "a pipeline" else (bench_parts() | {part: None},):
+        pipe = FluxPipeline(**given) if isinstance(given, dict) else given
+        for name, make in [*ALL.items(), ("CudaGraph", t.CudaGraph)]:
+            try:
+                make().apply(pipe)()
+            except Unavailable as error:
+                refused.add(name)
+                assert str(error).startswith("needs ")
+        with pytest.raises(UserError):
+            fluxnb.accelerate(pipe, "h100/nothing") if isinstance(given, dict) else fluxnb.accelerate(pipe)
+    most = {"transformer": "FusedQKV", "vae": "Sliced", "scheduler": "DPMSolver", "a pipeline": "Attention"}
+    assert most.get(part, "TextEncoders") in refused
+
+
+@functools.cache
+def bench_parts() -> dict:
+    return small.load(1).components
+
+
+def test_a_transformer_of_other_blocks_is_a_sentence(least):
+    from types import SimpleNamespace
+
+    from diffusers import SD3Transformer2DModel
+
+    few = {"sample_size": 8, "patch_size": 1, "in_channels": 4, "num_layers": 1, "attention_head_dim": 8}
+    few |= {"num_attention_heads": 4, "caption_projection_dim": 32, "joint_attention_dim": 32, "out_channels": 4}
+    other = SimpleNamespace(transformer=SD3Transformer2DModel(pooled_projection_dim=64, **few))
+    for name in ("FusedQKV", "FusedGELU", "FusedRoPE", "ModulationAhead", "Regional", *QUANTIZED):
+        with pytest.raises(Unavailable, match="^needs "):
+            ALL[name]().apply(other)
+    for name in CACHES:
+        with pytest.raises(UserError, match="needs a transformer that it knows"):
+            ALL[name]().apply(other)
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_two_caches_are_a_sentence_whichever_comes_first(least, name):
+    from diffusers import FirstBlockCacheConfig
+
+    with applied(least, TECHNIQUES[name]()), pytest.raises(UserError, match="has a cache already"):
+        least.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    assert not least.transformer.is_cache_enabled
+    least.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(UserError, match="has a cache already"):
+        TECHNIQUES[name]().apply(least)
+    least.transformer.disable_cache()
+
+
 # --- on and off -------------------------------------------------------------------------------------------
 
 
@@ -825,11 +890,14 @@ def test_layers_of_a_package_that_cannot_be_cast_say_so_whichever_way_it_comes(p
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_quantized_weights_are_frozen_and_not_trained(least, name):
     with applied(least, TECHNIQUES[name]()):
-        least.transformer.requires_grad_(False)
-        try:
-            least.transformer.requires_grad_(True)
-        except UserError as error:
-            assert "can't be trained while its layers are" in str(error)
+        whole, (block, *_) = least.transformer, least.transformer.single_transformer_blocks
+        for part in (whole, whole.single_transformer_blocks, block, block.proj_mlp):
+            part.requires_grad_(False)
+            try:
+                part.requires_grad_(True)
+            except UserError as error:
+                assert "can't be trained while its layers are" in str(error)
+                assert not any(parameter.requires_grad for parameter in part.parameters())
     least.transformer.requires_grad_(True)
 
 

@@ -35,6 +35,8 @@ from fluxnb.errors import UserError
 from fluxnb.families import Family
 from fluxnb.technique import ANOTHER, BLOCKS, CACHED, HALVED, IDENTICAL, RECORDED, SHARED, Changes, Technique, attribute
 
+ALREADY = "The transformer has a cache already: remove that one first, two can't share it."
+
 
 class Cache(Technique):
     """A gate and a predictor: reuses what the transformer's blocks added at an earlier step.
@@ -105,6 +107,7 @@ class Cache(Technique):
         with Changes(self.label) as changes:
             around(pipe, self._run(transformer, running), self._new, changes)
             changes.put(transformer, CACHED, self)
+            changes.refuse(transformer, ("enable_cache",), ALREADY)  # diffusers' own
             controlnet = getattr(pipe, "controlnet", None)
             (first, *_) = getattr(controlnet, "nets", [controlnet])
             if self.hold_controlnet and hasattr(first, "controlnet_blocks"):
@@ -311,7 +314,7 @@ def cacheable(pipe):
             "The first steps are at half size, which a cache has to see: put the cache on first, then those."
         )
     if getattr(transformer, CACHED, None) or getattr(transformer, "is_cache_enabled", False):
-        raise UserError("The transformer has a cache already: remove that one first, two can't share it.")
+        raise UserError(ALREADY)
     return transformer
 
 

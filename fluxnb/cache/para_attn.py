@@ -14,7 +14,7 @@ from importlib import metadata
 import torch
 
 from fluxnb import adapters
-from fluxnb.cache.engine import cacheable
+from fluxnb.cache.engine import ALREADY, cacheable
 from fluxnb.cache.gates.base import RESIDUAL, checked_threshold
 from fluxnb.cache.passes import CONTROL, around
 from fluxnb.cache.trace import Step, Trace
@@ -110,6 +110,7 @@ class ParaAttention(Technique):
         with Changes(self.label) as changes:
             around(pipe, run, new, changes)
             changes.put(transformer, CACHED, self)
+            changes.refuse(transformer, ("enable_cache",), ALREADY)
         return changes.take_back
 
 

@@ -333,7 +333,9 @@ CASES = (
     Case("model offload", "diffusers' model offloading; two images", (
         Moment("offloaded", _offload, rounded=True), BACK,
     ), whole=True),
-    Case("group offload", "diffusers' group offloading, layer by layer", (Moment("offloaded", _offload_groups),)),
+    Case("group offload", "diffusers' group offloading, layer by layer", (
+        Moment("offloaded", _offload_groups, alone=nothing),
+    )),
     Case("inference_mode", "an image under torch.inference_mode, and one without", (
         Moment("inference_mode", made=_inferring, right=Bench.image), BACK,
     )),

@@ -35,7 +35,7 @@ from fluxnb.study.survival import (
     Moment,
     nothing,
 )
-from fluxnb.technique import IDENTICAL, ROUNDING, Unavailable, least_exact
+from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING, Unavailable, least_exact
 from fluxnb.techniques import compilation
 
 LEAST = 16  # units in the last place, of an image's norm, that rounding elsewhere may be off
@@ -56,7 +56,7 @@ class Trials:
     """Techniques in cases, on one bench; the right images are kept, as many cells share them."""
 
     def __init__(self, bench: Bench):
-        self.bench, self._right = bench, dict[tuple, torch.Tensor | None]()
+        self.bench, self._right = bench, dict[tuple, torch.Tensor]()
 
     def tried(self, stack: Stack, case: Case, real: bool = False) -> dict:
         """The columns of a cell's row: what became of the image.
@@ -128,20 +128,17 @@ class Trials:
             self.spent["lost_s"] += max(0.0, took - (time.perf_counter() - began))
         return made
 
-    def _right_image(self, stack: Stack | None, case: Case, moment: Moment) -> torch.Tensor | None:
-        """That of a fresh pipeline; None where the technique can't be put on one in that state."""
+    def _right_image(self, stack: Stack | None, case: Case, moment: Moment) -> torch.Tensor:
+        """That of a fresh pipeline. Raises UserError or Unavailable if the technique can't be put on in that state."""
         make = moment.right or moment.made or Bench.image
         of = stack and (stack.name, self.real)
         key = (of, case.start, moment.state, make, moment.ask, moment.plain, self.bench.pixels, self.bench.texts)
         if key not in self._right:
             pipe = self._started(case)
             pipe = moment.state(self.bench, pipe) or pipe
-            try:
-                if stack and not moment.plain:
-                    put_on(stack, pipe, contextlib.ExitStack())
-                self._right[key] = make(self.bench, pipe, moment.ask)
-            except (UserError, Unavailable):
-                self._right[key] = None
+            if stack and not moment.plain:
+                put_on(stack, pipe, contextlib.ExitStack())
+            self._right[key] = make(self.bench, pipe, moment.ask)
         return self._right[key]
 
     def _check(self, stack: Stack, case: Case, moment: Moment, made: torch.Tensor, alike: bool) -> None:
@@ -149,10 +146,13 @@ class Trials:
         plain = self._right_image(None, case, moment)
         exact = IDENTICAL if moment.plain else least_exact(*stack.techniques)
         compiled = self.real and exact != IDENTICAL  # another graph rounds elsewhere, and takes long
-        right = None if compiled and exact == ROUNDING else self._right_image(stack, case, moment)
-        if right is not None:
+        if not (compiled and exact == ROUNDING):
             rounds = compiled or any(part.exact == ROUNDING for part in stack.techniques)
-            self._same(made, right, "the image", moment.rounded or rounds)
+            try:
+                self._same(made, self._right_image(stack, case, moment), "the image", moment.rounded or rounds)
+            except (UserError, Unavailable) as error:
+                if exact == ANOTHER:  # else the plain image judges it
+                    raise Wrong(f"nothing shows that the image is right: put on afterwards, it {error}") from error
         if exact in (IDENTICAL, ROUNDING):
             self._same(made, plain, "the image that is the same without it", exact == ROUNDING)
         elif alike and moment.state is not nothing and not self.bench.pixels:  # a tile changes more than a LoRA

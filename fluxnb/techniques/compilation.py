@@ -20,6 +20,7 @@ from fluxnb.technique import (
     Technique,
     Unavailable,
     attribute,
+    check_parts,
     networks,
 )
 from fluxnb.techniques import layers
@@ -54,7 +55,7 @@ class Regional(Technique):
 
     def apply(self, pipe):
         """Compiles the blocks at their first call; returns the function that makes them eager again."""
-        blocks = [b for n in networks(pipe) for b in (*n.transformer_blocks, *n.single_transformer_blocks)]
+        blocks = [block for network in networks(pipe) for block in layers.blocks(network)]
         with Changes(self.label) as changes:
             compile_each(blocks, changes, self.mode, not self.breaks)
             self.proof = {"compiled": f"{len(blocks)} blocks"}
@@ -91,6 +92,7 @@ class TextEncoders(Technique):
     def apply(self, pipe):
         """Compiles or records at the first call; returns the function that makes them eager again."""
         adapters.check(pipe.transformer, self.part)
+        check_parts(pipe, ("text_encoder", "text_encoder_2"))
         encoders = {"text_encoder": pipe.text_encoder, "text_encoder_2": pipe.text_encoder_2}
         self.proof = {}
         with Changes(self.label) as changes:
@@ -360,9 +362,8 @@ class FusedQKV(Technique):
     def apply(self, pipe):
         """Fuses what isn't fused already; returns the function that puts the separate layers back."""
         transformer = pipe.transformer
-        double = transformer.transformer_blocks if self.double else ()
-        attentions = [block.attn for block in (*double, *transformer.single_transformer_blocks)]
-        attentions = [attention for attention in attentions if attention._supports_qkv_fusion]
+        chosen = layers.blocks(transformer)[0 if self.double else len(transformer.transformer_blocks) :]
+        attentions = [block.attn for block in chosen if block.attn._supports_qkv_fusion]
         if not attentions:  # FLUX.2's single blocks
             raise Unavailable("needs queries, keys and values apart, and these blocks have one product for all of them")
         apart = [attention for attention in attentions if not attention.fused_projections]

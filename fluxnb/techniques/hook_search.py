@@ -23,6 +23,7 @@ class NoHookSearch(Technique):
     """
 
     family, exact = HOST, IDENTICAL
+    needed = ("components",)
     name = label = "no search for hooks"
     settings = {"hooks": "none"}
     terms = {

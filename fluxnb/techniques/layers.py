@@ -30,6 +30,14 @@ def plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and type(weight.data) is torch.Tensor and weight.is_floating_point()
 
 
+def blocks(network) -> list[nn.Module]:
+    """A network's blocks of both kinds. Raises Unavailable where it isn't made of them."""
+    lists = [getattr(network, name, None) for name in ("transformer_blocks", "single_transformer_blocks")]
+    if None in lists:
+        raise Unavailable(f"needs a transformer of blocks as FLUX has them, and this is {type(network).__name__}")
+    return [block for blocks in lists for block in blocks]
+
+
 def adapted(layer: nn.Module) -> bool:
     """Whether it is peft's: a layer with LoRAs around it, which have a weight to show as well."""
     return hasattr(layer, "base_layer")
@@ -206,17 +214,16 @@ def refuse_merging(pipe, changes: Changes) -> None:
     for network in networks(pipe):
         changes.refuse(network, ("fuse_lora", "unfuse_lora"), why)
         changes.refuse(network, ("fuse_qkv_projections", "unfuse_qkv_projections"), fusing)
-        training = functools.partial(_of_floats, network, network.requires_grad_, f"Weights can't be trained {doing}.")
-        changes.put(network, "requires_grad_", training)
+    refused = functools.partial(_check_floats, f"Weights can't be trained {doing}.")
+    _watch(nn.Module, "requires_grad_", networks(pipe), refused, changes, lambda module, *_, **__: module)
     why = f"What is quantized can't be saved {doing}: take that off, save it, and quantize what is loaded again."
     for owner in (pipe, *networks(pipe)):
         changes.refuse(owner, ("save_pretrained",), why)
 
 
-def _of_floats(network, original: Callable, why: str, requires_grad: bool = True):
-    if requires_grad and not all(parameter.is_floating_point() for parameter in network.parameters()):
+def _check_floats(why: str, module, requires_grad: bool = True) -> None:
+    if requires_grad and not all(parameter.is_floating_point() for parameter in module.parameters()):
         raise UserError(why)
-    return original(requires_grad)
 
 
 def refuse_sequential(pipe, changes: Changes) -> None:
@@ -271,7 +278,7 @@ def refuse_copying(pipe, changes: Changes) -> None:
     """Layers whose package can't copy or pickle them say so."""
     why = f"Layers that are {changes.name} can't be copied or pickled: take that off, copy, and put it on each."
     for network in networks(pipe):
-        for owner in (network, *network.transformer_blocks, *network.single_transformer_blocks):
+        for owner in (network, *blocks(network)):
             changes.refuse(owner, ("__reduce_ex__",), why)
 
 

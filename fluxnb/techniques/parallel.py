@@ -36,6 +36,7 @@ class Replicas(Technique):
     """Every rank makes images of its own: nothing is divided, nothing is sooner. Source: the usual control."""
 
     family, exact = REPLICAS, IDENTICAL
+    needed = ()
     name = label = "replicas"
     settings = {"replicas": True}
 

@@ -26,6 +26,7 @@ class ParallelVAE(Technique):
     """Every rank decodes its share of the latents' rows, exactly. Source: DistVAE (xDiT), for the idea."""
 
     family, exact = PARALLEL, ROUNDING
+    needed = ("vae",)
     name = label = "parallel VAE"
     settings = {"vae": "parallel"}
 

@@ -99,7 +99,7 @@ def block_layers(transformer) -> list[tuple[nn.Module, str, nn.Linear, bool]]:
     Of a layer with a LoRA it is the one inside; a LoRA's own matrices and an IP-Adapter's are none of the model's.
     """
     found = []
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+    for block in layers.blocks(transformer):
         for path, parent in list(block.named_modules()):
             for name, child in list(parent.named_children()):
                 others = path.rpartition(".")[2].startswith("lora_") or "processor" in path.split(".")

@@ -38,6 +38,7 @@ class Progressive(Technique):
     """
 
     family, exact = PROGRESSIVE, ANOTHER
+    needed = ("transformer", "scheduler")
     name = "progressive resolution"
     terms = {"at half size": "the transformer sees a quarter of the image tokens, of half the width and height"}
 

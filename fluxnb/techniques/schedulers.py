@@ -21,6 +21,7 @@ class DPMSolver(Technique):
     """
 
     family, exact = SECOND_ORDER, ANOTHER
+    needed = ("scheduler",)
     name = label = "DPM-Solver++"
     settings = {"scheduler": "dpm-solver++ 2M"}
 

@@ -22,6 +22,7 @@ class ChannelsLast(Technique):
     """Convolutions on channels-last memory, which GPU kernels prefer. Source: PyTorch's memory formats."""
 
     family, exact = VAE, ROUNDING
+    needed = ("vae",)
     name = label = "VAE channels-last"
     settings = {"vae": "channels-last"}
 
@@ -56,6 +57,7 @@ class Compiled(Technique):
     """
 
     family, exact = VAE, ROUNDING
+    needed = ("vae",)
     name = "VAE compiled"
 
     mode: str | None = None
@@ -81,6 +83,7 @@ class Sliced(Technique):
     """One image of a batch at a time: less memory for batches, nothing for one image. Source: diffusers."""
 
     family, exact = VAE, ROUNDING  # a batch of another size is rounded elsewhere
+    needed = ("vae",)
     name = label = "VAE sliced"
     settings = {"vae": "sliced"}
 
@@ -103,6 +106,7 @@ class Tiled(Technique):
     """
 
     family, exact = VAE, ANOTHER
+    needed = ("vae",)
     name = "VAE tiled"
 
     side: int
@@ -141,6 +145,7 @@ class BytesOnDevice(Technique):
     """
 
     family, exact = HOST, IDENTICAL
+    needed = ("image_processor",)
     notebook = VAE.notebook
     name = label = "bytes on the device"
     settings = {"pixels": "bytes on the device"}
