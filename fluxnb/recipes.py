@@ -2,7 +2,7 @@
 
     undo = accelerate(pipe, "near-lossless")    # the recipe of the GPU that the pipeline is on
     undo = accelerate(pipe, "h100/balanced")    # one by name
-    # of few steps, as FLUX.1-schnell: h100/schnell/balanced, or a sentence; of FLUX.2: what fits of them, with a warning
+    # of few steps, as FLUX.1-schnell: h100/schnell/balanced, or a sentence; of FLUX.2: what fits, and a warning
     undo = accelerate(pipe, Regional(), Cache(FirstBlock(0.1)))    # techniques, which go on in the right order
 
 `recipes.json` is made from the committed rows by `python -m fluxnb site`: a recipe is the stack of a row.

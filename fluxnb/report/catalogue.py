@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fluxnb import cache, families, stacks
 from fluxnb import techniques as switched
-from fluxnb.cache import gates, para_attn, planning, predictors
+from fluxnb.cache import gates, para_attn, predictors
 from fluxnb.families import Family
 from fluxnb.report import html, terms, write_atomic
 from fluxnb.technique import ANOTHER, EXACT_TERMS, EXACTNESS
@@ -65,7 +65,6 @@ def classes() -> list[type]:
     found += [libraries.DiffusersCache, libraries.CacheDiT]
     for module in pkgutil.iter_modules(gates.__path__, f"{gates.__name__}."):
         found += _own(importlib.import_module(module.name), "family")
-    found.append(planning.Planned)
     return found + _own(predictors, "predict")
 
 
