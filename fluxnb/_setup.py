@@ -26,8 +26,6 @@ STAMP = ".ready"
 TORCH_BRINGS = re.compile(r"^(nvidia-(?!ml-py\b)|cuda-|triton\b|pytorch-triton).*\n(    .*\n)+", re.MULTILINE)
 # Every build of torch (for CPUs, for each CUDA) has files of its own, and most come from an index of their own.
 TORCH_HASHES = re.compile(r"^(torch==\S+) \\\n(    --hash=.*\n)+", re.MULTILINE)
-# What Jupyter writes into a notebook that is run, besides outputs and counts, which nbstripout takes out by itself.
-OF_JUPYTER = "codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version"
 LOCK_HEADER = """\
 # Every package of the environment, for Python 3.11 and newer on Linux and macOS. Re-made by `make lock`.
 # Install with: uv pip install -r requirements.lock
@@ -207,28 +205,18 @@ def make_environment(folder):
 def clean_notebooks(python):
     """Have git look past what running a notebook leaves in it, in this clone: a notebook run by hand is no change.
 
-    .gitattributes names the filter, and this says what it is. Nothing is done outside a clone, without git or
-    nbstripout, and where the user has a filter of that name.
+    .gitattributes names the filter, and this says what it is. Nothing is done outside a clone or without git.
     """
     if not os.path.exists(os.path.join(ROOT, ".git")):
         return
     local = os.path.join(ROOT, ".venv", "bin", "python")
     runs = ".venv/bin/python" if os.path.abspath(python) == local else "'%s'" % python.replace("'", "'\\''")
-    keys = " ".join("metadata.language_info." + key for key in OF_JUPYTER.split())
-    clean = '%s -m nbstripout --keep-id --extra-keys "%s" | sed \'s/"Python 3 (ipykernel)"/"Python 3"/\'' % (runs, keys)
-
-    def git(*arguments):
-        command = ["git", "-C", ROOT, "config", "--local"] + list(arguments)
-        return subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-    try:
-        there = git("--get", "filter.nbstripout.clean").stdout.decode().strip()
-        has = subprocess.run([python, "-c", "import nbstripout"], stderr=subprocess.DEVNULL).returncode == 0
-        if has and there != clean and (not there or "--keep-id" in there):
-            git("filter.nbstripout.clean", clean)
-            git("filter.nbstripout.smudge", "cat")
-    except OSError:
-        pass  # no git: nothing is there to be changed
+    for key, value in (("clean", runs + " -m fluxnb.report.saving"), ("smudge", "cat")):
+        command = ["git", "-C", ROOT, "config", "--local", "filter.fluxnb.%s" % key, value]
+        try:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        except OSError:
+            return  # no git: nothing is there to be changed
 
 
 def make_lock(upgrade):

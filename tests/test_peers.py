@@ -101,6 +101,10 @@ def test_what_a_plan_predicts_stands_beside_what_was_measured(monkeypatch):
     unsure = findings.predicted_sentence([near, far], COUNTS)
     assert f"{plans[8].predicted_db:.1f} dB predicted, " in unsure and "in brackets, at 0: at 12" in unsure
     monkeypatch.undo()
+    brief = replace(near, settings={**near.settings, "dtype": "bfloat16"})
+    assert "rounding" not in said and findings.predicted_sentence([brief, far], COUNTS).endswith(
+        "(mean PSNR). These are images of bfloat16, whose rounding no plan foretells."
+    )
     assert "no planned cache that there still is was judged" in findings.predicted_sentence(ROWS, COUNTS)
     older = replace(near, settings={"mask": plans[8].mask})  # of a plan that was made anew since
     assert "no planned cache" in findings.predicted_sentence([older], COUNTS)

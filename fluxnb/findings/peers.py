@@ -152,10 +152,12 @@ def predicted_sentence(rows: list[Row], counts: Sequence[int]) -> str:
         + f"predicted, {found:.1f} dB measured"
         for plan, ends, found in told
     )
+    formats = sorted({r.setting("dtype") for _, r in own} - {None, "float32"})
+    rounded = f" These are images of {' and '.join(formats)}, whose rounding no plan foretells." if formats else ""
     return (
         f"The predicted frontier is within {PREDICTED_DB:g} dB of the measured one at {near} of {len(told)} "
         f"number{'s' * (len(told) != 1)} of steps, and what was measured lies within two standard errors of the mean "
-        f"of as many other images, in brackets, at {likely}: {words} (mean PSNR)."
+        f"of as many other images, in brackets, at {likely}: {words} (mean PSNR).{rounded}"
     )
 
 
