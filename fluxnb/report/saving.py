@@ -1,8 +1,8 @@
 """What is saved of the study's notebooks, and what git sees of them: what was written, not what was run.
 
-So the files stay as git has them, whatever is run: JupyterLab, as `make explore` starts it, saves them so, and for other
-editors this module is git's filter. What is shown stays in the browser until it is closed; `make report ONLY=…` makes a
-page to keep.
+So the files stay as git has them, whatever is run: JupyterLab, as `make explore` starts it, saves them so, and for
+other editors this module is git's filter. What is shown stays in the browser until it is closed; `make report ONLY=…`
+makes a page to keep.
 """
 
 from __future__ import annotations
