@@ -9,6 +9,7 @@ import pytest
 from measured import FULL_SIZE, row
 
 from fluxnb import families, findings, notebooks
+from fluxnb.findings.rows import unlike_itself
 from fluxnb.measure import stats
 from fluxnb.study import judging
 from fluxnb.technique import ANOTHER, IDENTICAL, ROUNDING
@@ -227,6 +228,20 @@ def test_heat_and_a_warm_up_that_was_not_over_make_no_recommendation(which):
     figures = {**stats.summary(again), **stats.compared(BASE.samples, again), "samples": again}
     assert of(stable=1, **figures).label == "lean, cached" and of(stable=0, **figures).label == "lean"
     assert "not steady: its later rounds are told from its earlier ones" in of(stable=0, **figures).unconfirmed
+
+
+def test_a_machine_that_changes_its_pace_in_all_rounds_alike_is_no_reason():
+    def paced(row):
+        pace = [1.0 if i < 5 else 0.9 for i in range(row.n)]  # seconds of a processor that clocks up half-way
+        own, base = ([s * p for s, p in zip(r.samples, pace, strict=True)] for r in (row, BASE))
+        told = {**stats.summary(own), **({} if row is BASE else stats.compared(base, own))}
+        again = {"again": [s * 1.001 for s in own]} if row is BASE else {}
+        return replace(row, **told, **again, samples=own, stable=0)
+
+    rows = [paced(BASE), *(paced(r) if r is LEAN_CACHED else r for r in TIMED if r is not BASE)]
+    assert unlike_itself(rows[0]) == "" and "not steady" in unlike_itself(replace(rows[0], again=None))
+    found = {c.goal.key: c.label for c in findings.choices(rows + SEEN, rows[0])}
+    assert found["near-lossless"] == "lean, cached"
 
 
 def test_a_missing_sample_of_the_baseline_is_found():

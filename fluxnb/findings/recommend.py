@@ -130,7 +130,7 @@ class Choice:
             return None
         figure = f"{row.memory_peak_gib:.1f} GiB" if self.goal.smallest else f"{row.speedup:.2f}×"
         steps = "" if row.total_steps == self.row.total_steps or not self.goal.smallest else f", {row.steps} steps"
-        why = unlike_itself(row) or unlike_itself(self.base)
+        why = _unsteady(row, self.base)
         return f"{row.label}: {figure}, n = {row.n}{steps}{f', {why}' if why else ''}"
 
 
@@ -165,7 +165,7 @@ def choices(rows: Iterable[Row], reference: Row) -> list[Choice]:
     own = [r for r in rows if r.id in timed]
     whole = [r for r in own if timed[r.id].steps == reference.steps]
     sure = [r for r in whole if r.n >= stats.HEADLINE and stack_of(r, timed[r.id]) is not None]
-    sure = [r for r in sure if not any(map(unlike_itself, (r, timed[r.id])))]
+    sure = [r for r in sure if not _unsteady(r, timed[r.id])]
     if not any(map(is_baseline, sure)):
         return []
 
@@ -290,7 +290,9 @@ def no_headline(rows: Iterable[Row]) -> str:
     own = [r for r in rows if r.n and r.speedup is not None]
     own = [r for r in own if r.weights == "random"] or own
     if (most := max((r.n for r in own), default=0)) >= stats.HEADLINE:
-        why = next(filter(None, map(unlike_itself, own)), "no plain baseline was timed in turn with so many")
+        bases = {r.id: r for r in own if is_baseline(r)}
+        why = next(filter(None, (_unsteady(r, bases.get(r.baseline, r)) for r in own)), "")
+        why = why or "no plain baseline was timed in turn with so many"
         return f"no headline: n = {most}, but {why}"
     return f"no headline: n = {most}, and {stats.HEADLINE} rounds in one session are needed"
 
@@ -346,6 +348,11 @@ def _set(row: Row) -> set[tuple[str, str]]:
 def _inputs(row: Row) -> tuple:
     """What its images are of."""
     return row.setting("inputs"), row.width, row.height
+
+
+def _unsteady(row: Row, base: Row) -> str:
+    """Why its times or those of the baseline that was timed in turn with it don't stand for others."""
+    return unlike_itself(base) or ("" if row.id == base.id else unlike_itself(row, base))
 
 
 def _one_image(row: Row) -> bool:

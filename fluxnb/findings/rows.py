@@ -147,15 +147,22 @@ def alike(one: Row, other: Row) -> bool:
     return overlap(*spans)
 
 
-def unlike_itself(row: Row) -> str:
+def unlike_itself(row: Row, base: Row | None = None) -> str:
     """Why its times don't stand for what it takes for hours: heat held the clocks down, or they still changed.
 
-    A warm-up that ended by its limit says nothing by itself; that no later round was like an earlier one does.
+    A warm-up that ended by its limit says nothing by itself; that no later round was like an earlier one does. A
+    machine that goes faster or slower as a whole does so for the baseline in the same rounds, too, and says nothing.
+
+    Args:
+        base: the baseline that was timed in turn with it; None for a baseline, which was timed twice.
     """
     if heat := sorted(set((row.telemetry or {}).get("throttle_reasons") or ()) - telemetry.POWER):
         return f"clocks held down by {', '.join(heat)}"
-    half = (row.n or 0) // 2
-    halves = [replace(row, samples=(row.samples or [])[part]) for part in (slice(half), slice(half, None))]
+    own, beside = row.samples or [], (row.again if base is None else base.samples) or []
+    if len(own) == len(beside):
+        own = [mine / theirs for mine, theirs in zip(own, beside, strict=True)]
+    half = len(own) // 2
+    halves = [replace(row, samples=own[part]) for part in (slice(half), slice(half, None))]
     return "" if row.stable != 0 or alike(*halves) else "not steady: its later rounds are told from its earlier ones"
 
 
