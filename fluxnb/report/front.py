@@ -81,7 +81,7 @@ def onward(folder: Path, found: list[Configuration]) -> list[tuple[str, str]]:
     """(address, title) of what lies behind the front page, as far as it is there."""
     there = [(f"Explore {c.name}", c.folder / "explorer.html") for c in found]
     there += [("Compare GPUs", folder / "analysis" / "index.html")]
-    there += [("Survives?", c.folder / f"{notebooks.SURVIVAL}.html") for c in found]
+    there += [(f"Survives? {c.name}", c.folder / f"{notebooks.SURVIVAL}.html") for c in found]
     kept = [(_link(folder, path.parent, path.name), text) for text, path in there if path.is_file()]
     always = (
         ("ledger.html", "Claims"),
