@@ -109,8 +109,8 @@ def _look(module, name: str, found: dict, seen: set[int], copied: bool) -> None:
     for key, tensor in (*tensors.items(), *buffers.items()):
         if tensor is not None:
             value = tensor.detach() if type(tensor.data) is torch.Tensor else torch.empty(0)
-            value = value.clone() if copied else value
-            found[f"{name}.{key} weight"] = (id(tensor), tensor.dtype, value.stride(), value)
+            stride = value.stride()  # a copy's may be another
+            found[f"{name}.{key} weight"] = (id(tensor), tensor.dtype, stride, value.clone() if copied else value)
     for key, child in children.items():
         if child is not None and id(child) not in seen:
             _look(child, f"{name}.{key}", found, seen, copied)
