@@ -38,8 +38,10 @@ from fluxnb.techniques.compilation import Whole as Whole
 from fluxnb.techniques.fp8_attention import FP8Attention as FP8Attention
 from fluxnb.techniques.fused import FusedGELU as FusedGELU
 from fluxnb.techniques.fused import FusedRoPE as FusedRoPE
+from fluxnb.techniques.fused import LateScales as LateScales
 from fluxnb.techniques.hook_search import NoHookSearch as NoHookSearch
 from fluxnb.techniques.modulation import ModulationAhead as ModulationAhead
+from fluxnb.techniques.norms import FusedNorm as FusedNorm
 from fluxnb.techniques.precision import GGUF as GGUF
 from fluxnb.techniques.precision import BitsAndBytes as BitsAndBytes
 from fluxnb.techniques.precision import Nunchaku as Nunchaku

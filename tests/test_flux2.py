@@ -13,6 +13,7 @@ from PIL import Image
 
 from fluxnb import accelerate, adapters, recipes
 from fluxnb.__main__ import main
+from fluxnb.cache import Cache, FirstBlock
 from fluxnb.errors import UserError
 from fluxnb.models import facts, flux2, pipelines
 from fluxnb.technique import Unavailable
@@ -148,8 +149,8 @@ def test_a_printed_script_runs(folders, tmp_path, monkeypatch):
 def test_a_recipe_is_put_on_in_one_call_and_says_what_it_left_out(pipes):
     pipe, model = pipes[KLEINS[1]], pipelines.describe(KLEINS[1])
     plain = latents(pipe, model)
-    with pytest.warns(UserWarning, match="cpu/near-lossless: On FLUX.2, it wasn't measured: the figures are FLUX.1's"):
-        undo = accelerate(pipe, "cpu/near-lossless")
+    with pytest.warns(UserWarning, match="On FLUX.2, without fused .*, it wasn't measured: the figures are FLUX.1's"):
+        undo = accelerate(pipe, "h100/lossless")
     undo()
     assert torch.equal(latents(pipe, model), plain)
     found = recipes.find("h100/near-lossless", pipe)
@@ -170,7 +171,7 @@ def test_where_the_adapters_end_is_one_sentence():
         transformer = torch.nn.Linear(2, 2)
 
     with pytest.raises(UserError) as error:
-        accelerate(Flux3(), recipes.find("cpu/near-lossless").techniques[0])
+        accelerate(Flux3(), Cache(FirstBlock(0.2)))
     said = str(error.value)
     assert said.count(". ") == 0 and "Linear" in said and "fluxnb.adapters" in said
     with pytest.raises(Unavailable, match="needs a transformer of FluxTransformer2DModel or Flux2"):

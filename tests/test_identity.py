@@ -77,9 +77,9 @@ def test_two_checkouts_on_machines_of_one_specification_are_two_hosts(tmp_path, 
 def test_a_checkout_has_a_host_for_each_kind_of_machine_that_works_in_it(tmp_path, monkeypatch):
     monkeypatch.setattr(telemetry, "gpu_uuids", lambda: [])
     first = identity.host(tmp_path)
-    monkeypatch.setattr(identity, "kind", lambda: "another")
-    assert identity.host(tmp_path) != first
-    monkeypatch.undo()
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(identity, "kind", lambda: "another")
+        assert identity.host(tmp_path) != first
     assert identity.host(tmp_path) == first
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fluxnb.errors import UserError
 from fluxnb.measure import clip
-from fluxnb.models import embedded, full_size, pipelines
+from fluxnb.models import embedded, facts, full_size, pipelines
 
 GATED = "black-forest-labs/FLUX.1-dev"
 
@@ -181,6 +181,7 @@ def test_what_the_hub_answers_becomes_a_sentence(no_hub, monkeypatch):
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "hf_secret")
+    monkeypatch.setattr(facts, "config", lambda *_, **__: {"_class_name": "FluxPipeline"})  # of the model's index
     wrapped = OSError("cannot reach it")
     wrapped.__cause__ = hub_error(GatedRepoError, "403")
     answers = [
